@@ -1,0 +1,1 @@
+"""llm_jax: build a large language model from scratch in JAX."""

@@ -1,0 +1,181 @@
+"""Every field of an experiment's configuration: its default, its type, its meaning.
+
+`config.py` turns an experiment file into these frozen dataclasses.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+# A part of the model: a name the library knows, 'package.module:Name', or a callable.
+Part = str | Callable
+# A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
+Duration = int | str
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for; the message says what and how to fix it."""
+
+
+def _field(default: Any, meaning: str) -> Any:
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={'meaning': meaning})
+    return dataclasses.field(default=default, metadata={'meaning': meaning})
+
+
+def _section(cls: type, meaning: str) -> Any:
+    return dataclasses.field(default_factory=cls, metadata={'meaning': meaning})
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    vocab_size: int = _field(0, "rows V of the embedding; 0 takes the tokenizer's size")
+    d_model: int = _field(256, 'width D of the residual stream')
+    n_layers: int = _field(6, 'number of blocks')
+    n_heads: int = _field(4, 'query heads H')
+    n_kv_heads: int = _field(0, 'key/value heads G of "gqa"; 0 means n_heads')
+    d_head: int = _field(0, 'width K of a head; 0 means d_model / n_heads')
+    d_ff: int = _field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated')
+    max_seq_len: int = _field(0, 'longest context in tokens; 0 means data.seq_len')
+    position: Part = _field('rope', 'none, learned, sinusoidal, rope, or a callable')
+    rope_theta: float = _field(10_000.0, 'base wavelength of rope')
+    norm: Part = _field('rmsnorm', 'layernorm, rmsnorm, or a callable')
+    norm_eps: float = _field(1e-5, 'added to the variance inside the norm')
+    norm_bias: bool = _field(False, 'whether norms add a learned bias')
+    attention: Part = _field('mha', 'mha, gqa, mqa, or a callable')
+    feed_forward: Part = _field('swiglu', 'gelu, relu2, swiglu, geglu, or a callable')
+    residual: Part = _field('sequential', 'sequential, parallel, or a callable block')
+    bias: bool = _field(False, 'whether the linear maps of the blocks add a learned bias')
+    dropout: float = _field(0.0, 'rate on embeddings, attention weights and branch outputs')
+    tie_embeddings: bool = _field(True, 'whether the output head is the embedding, transposed')
+    init: Part = _field('gpt2', 'initialisation scheme: gpt2, or a callable')
+    init_std: float = _field(0.02, 'standard deviation of the initial weights')
+    dtype: str = _field('float32', 'dtype of the computation; parameters are always float32')
+    remat: str = _field('none', 'what the backward pass recomputes: none, dots, full')
+    scan: bool = _field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
+    rules: tuple = _field((), 'filled from mesh.rules by validate()')
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads G after `attention` has had its say."""
+        return {'mha': self.n_heads, 'mqa': 1}.get(self.attention, self.n_kv_heads or self.n_heads)
+
+    @property
+    def head_size(self) -> int:
+        """Width K of one head."""
+        return self.d_head or self.d_model // self.n_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    kind: str = _field('sentencepiece', 'sentencepiece')
+    path: str = _field('', 'an existing tokenizer file to use; empty trains one')
+    algorithm: str = _field('bpe', 'bpe or unigram')
+    vocab_size: int = _field(4096, 'number of tokens to train')
+    sample_bytes: int = _field(50_000_000, 'bytes of training text the tokenizer is trained on')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    sources: dict | str = _field(
+        {'stdlib': 'stdlib'},
+        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME" or "tfds:DIR"',
+    )
+    mixture: dict = _field({}, 'name -> weight of its rows in training; empty means by size')
+    validation_sources: dict | str = _field({}, 'held-out sources; empty holds out documents of `sources`')
+    validation_fraction: float = _field(0.05, 'share of documents held out for validation')
+    test_fraction: float = _field(0.05, 'share of documents held out for the final test')
+    text_field: str = _field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
+    max_document_chars: int = _field(0, 'cut longer documents at line ends; 0 never cuts')
+    seq_len: int = _field(256, 'tokens L that one row trains on')
+    tokenizer: Tokenizer = _section(Tokenizer, 'how text becomes tokens')
+    cache_dir: str = _field('.cache/data', 'where tokenizers and packed rows are kept between runs')
+    prefetch: int = _field(16, 'batches prepared ahead of the training step')
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    duration: Duration = _field('1000 steps', 'how long to train')
+    batch_size: int = _field(16, 'rows of one optimizer step, over all devices')
+    grad_accumulation: int = _field(1, 'micro-batches that one optimizer step is split into')
+    log_every: Duration = _field(10, 'between lines of metrics.jsonl')
+    eval_every: Duration = _field('10 %', 'between evaluations on the validation split')
+    eval_batches: int = _field(0, 'validation batches in one evaluation; 0 means the whole split')
+    sample_every: Duration = _field('25 %', 'between sample completions')
+    sample_prompts: tuple = _field(('def ', 'import ', 'class '), 'what the samples complete')
+    sample_tokens: int = _field(64, 'new tokens in one sample')
+    z_loss: float = _field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
+    loss_chunk: int = _field(4096, 'tokens per device whose logits are in memory at once')
+    ema_decay: float = _field(0.0, 'decay of the averaged parameters; 0 keeps none')
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    name: Part = _field('adamw', 'adamw, or a callable')
+    learning_rate: float = _field(3e-4, 'peak learning rate')
+    b1: float = _field(0.9, 'decay of the first moment')
+    b2: float = _field(0.95, 'decay of the second moment')
+    eps: float = _field(1e-8, 'added to the root of the second moment')
+    weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only')
+    decay_mask: tuple = _field(
+        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias)', False)),
+        '(regex, decays) pairs; the first that matches a whole parameter path decides',
+    )
+    clip: float = _field(1.0, 'largest global gradient norm; 0 never clips')
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    name: Part = _field('cosine', 'constant, linear, cosine, wsd, inverse_sqrt, or a callable')
+    warmup: Duration = _field('2 %', 'linear rise from 0 to the peak')
+    decay: Duration = _field('20 %', 'the final fall of "wsd"')
+    floor: float = _field(0.1, 'final learning rate as a fraction of the peak')
+
+
+DEFAULT_RULES = {
+    # Weights.
+    'layers': None,
+    'vocab': 'tensor',
+    'position': None,
+    'd_model': 'fsdp',
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
+    'd_head': None,
+    'd_ff': 'tensor',
+    # Activations.
+    'batch': ('data', 'fsdp'),
+    'length': None,
+    'residual': None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    data: int = _field(1, 'devices that hold whole copies; -1 means the rest')
+    fsdp: int = _field(-1, 'devices the batch and the parameters are split over')
+    tensor: int = _field(1, 'devices that heads, d_ff and vocabulary are split over')
+    rules: dict = _field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
+    distributed: bool = _field(False, 'whether to start jax.distributed (several hosts)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    every: Duration = _field('10 %', 'between checkpoints')
+    keep: int = _field(2, 'how many of the newest to keep')
+    keep_best: bool = _field(True, 'also keep the best by validation loss')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment, complete and validated."""
+
+    name: str = _field('', "the run directory is runs/<name>; empty takes the file's name")
+    seed: int = _field(0, 'seed of the initial weights, data order, dropout and samples')
+    init_from: str = _field('', 'run directory whose parameters this run starts from')
+    model: Model = _section(Model, 'the Transformer and its parts')
+    data: Data = _section(Data, 'text, tokenizer and rows')
+    train: Train = _section(Train, 'how long, how much, how often')
+    optimizer: Optimizer = _section(Optimizer, 'how gradients become updates')
+    schedule: Schedule = _section(Schedule, 'the learning rate over time')
+    mesh: Mesh = _section(Mesh, 'how the devices are arranged')
+    checkpoint: Checkpoint = _section(Checkpoint, 'when state is saved, and what is kept')
