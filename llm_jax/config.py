@@ -271,7 +271,7 @@ def _typed(value: Any, expected: Any, path: str) -> Any:
     """`value` as `expected`; accepts an int for a float and a list for a tuple."""
     options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     if isinstance(value, ml_collections.ConfigDict):
-        value = value.to_dict()
+        value = {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
     if options == (dict, str) and isinstance(value, str):
         return {value.partition(':')[0]: value}  # one source, named after its kind
     if tuple in options and isinstance(value, (list, tuple)):
