@@ -65,6 +65,12 @@ class Model:
         """Width K of one head."""
         return self.d_head or self.d_model // self.n_heads
 
+    @property
+    def ff_size(self) -> int:
+        """Hidden width F; three matrices of 8/3 D cost what two of 4 D do."""
+        gated = self.feed_forward in ('swiglu', 'geglu')
+        return self.d_ff or (-(-8 * self.d_model // 3 // 64) * 64 if gated else 4 * self.d_model)
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:

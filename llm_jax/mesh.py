@@ -1,0 +1,141 @@
+"""The device mesh, and the table that says what is split over it.
+
+Weights and activations carry *logical* axis names ('d_model', 'heads', 'batch', ...);
+`mesh.rules` of the config maps each to a mesh axis. The mesh is in explicit mode
+(`jax.sharding.AxisType.Explicit`): an array's sharding is part of its type, so that
+`jax.eval_shape` shows where everything lies and nothing is resharded unasked.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from llm_jax import schema
+from llm_jax.schema import Config, ConfigError
+
+AXES = ('data', 'fsdp', 'tensor')
+# The logical axes of a batch of tokens [B, L].
+TOKENS = ('batch', 'length')
+
+
+def start_processes(config: schema.Mesh) -> None:
+    """Joins the other hosts of this job, where the config asks for it.
+
+    On Cloud TPU, GKE and Slurm the coordinator is found automatically; elsewhere set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if config.distributed and not jax.distributed.is_initialized():
+        jax.distributed.initialize()
+
+
+def axis_sizes(config: schema.Mesh, n_devices: int) -> dict[str, int]:
+    """Mesh axis -> size, with -1 filled in.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    fixed = math.prod(n for n in sizes.values() if n != -1)
+    written = ' × '.join(f'{axis} {n}' for axis, n in sizes.items())
+    if n_devices % fixed or (-1 not in sizes.values() and fixed != n_devices):
+        raise ConfigError(
+            f'mesh = {written} does not fit {n_devices} device(s): the axes must multiply to {n_devices}; '
+            'set one of them to -1 to take the rest'
+        )
+    return {axis: n_devices // fixed if n == -1 else n for axis, n in sizes.items()}
+
+
+def make_mesh(config: schema.Mesh, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of the config over `devices` (default: all of them)."""
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(config, len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
+    )
+
+
+def check_fit(config: Config, sizes: dict[str, int]) -> None:
+    """Checks that every split dimension divides, before anything is compiled.
+
+    Args:
+      config: the experiment.
+      sizes: mesh axis -> size, from `axis_sizes`.
+
+    Raises:
+      ConfigError: naming the field, its value, and the axes that must divide it.
+    """
+    model, micro_batch = config.model, config.train.batch_size // config.train.grad_accumulation
+    dimensions = [
+        ('train.batch_size / train.grad_accumulation', micro_batch, 'batch'),
+        ('data.seq_len', config.data.seq_len, 'length'),
+        ('model.d_model', model.d_model, 'd_model'),
+        ('model.n_heads', model.n_heads, 'heads'),
+        ('model.n_kv_heads', model.kv_heads, 'kv_heads'),
+        ('model.d_ff', model.ff_size, 'd_ff'),
+        ('model.vocab_size', model.vocab_size, 'vocab'),
+        ('model.n_layers', model.n_layers, 'layers'),
+    ]
+    for field, value, logical in dimensions:
+        axes = mesh_axes(dict(model.rules)[logical])
+        for axis in axes:
+            if axis not in sizes:
+                raise ConfigError(
+                    f'mesh.rules.{logical} = {axis!r} is no mesh axis; there are {", ".join(AXES)}'
+                )
+        n = math.prod(sizes[axis] for axis in axes)
+        if value % n:
+            axes_text = ' × '.join(f'{axis} {sizes[axis]}' for axis in axes)
+            raise ConfigError(
+                f'{field} = {value} cannot be split over mesh {axes_text}: it must be a multiple of {n}. '
+                f'Change it (e.g. to {math.ceil(value / n) * n}) or the mesh'
+            )
+
+
+def spec(rules: tuple, axes: tuple[str | None, ...]) -> PartitionSpec | None:
+    """The sharding of an array with these logical axes on the current mesh; None without one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    table = dict(rules)
+    return PartitionSpec(*(None if axis is None else table[axis] for axis in axes))
+
+
+def shard(x: jax.Array, rules: tuple, axes: tuple[str | None, ...]) -> jax.Array:
+    """`x` laid out by its logical axes on the current mesh; `x` itself without one."""
+    out = spec(rules, axes)
+    return x if out is None else jax.sharding.reshard(x, out)
+
+
+def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:
+    """How token batches [B, ...] lie on the mesh: split by rows."""
+    return NamedSharding(mesh, PartitionSpec(dict(rules)['batch']))
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process's devices hold, ascending."""
+    rows = np.zeros(batch_size, bool)
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        rows[index[0]] = True
+    return np.flatnonzero(rows)
+
+
+def global_batch(local: np.ndarray, rows: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax.Array:
+    """A global array [batch_size, ...] from the rows that this process read.
+
+    Args:
+      local: [len(rows), ...], the rows that `local_rows` named.
+      rows: their indices in the global batch.
+      sharding: from `batch_sharding`.
+      batch_size: rows of the global batch.
+    """
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        wanted = np.arange(batch_size)[index[0]]
+        return local[np.searchsorted(rows, wanted)]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, read)
+
+
+def mesh_axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

@@ -1,0 +1,1 @@
+"""The modules of the Transformer, one kind per file."""

@@ -1,0 +1,90 @@
+"""Self-attention with its projections, over whole sequences or over a cache."""
+
+from typing import Any
+
+from flax import linen as nn
+import flax.struct
+import jax
+
+from llm_jax.nn.attend import attend
+from llm_jax.nn.einsum import Einsum
+from llm_jax.nn.positions import POSITIONS
+from llm_jax.parts import resolve_part
+from llm_jax.schema import Model
+
+
+@flax.struct.dataclass
+class Tokens:
+    """What every block knows of the tokens besides their vectors.
+
+    Attributes:
+      positions_BL: int, from 0 within each document; in cached decoding also the cache slot.
+      segments_BL: int, the document of each token; None means one document per row.
+      tables: of the position part.
+    """
+
+    positions_BL: jax.Array
+    segments_BL: jax.Array | None
+    tables: Any
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens so far, slot = position: [B, S, G, K] each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Attention(nn.Module):
+    """Multi-head attention; with fewer key/value heads, grouped-query or multi-query.
+
+    MHA: Vaswani et al. 2017, arXiv:1706.03762. MQA: Shazeer 2019, arXiv:1911.02150.
+    GQA: Ainslie et al. 2023, arXiv:2305.13245.
+    """
+
+    config: Model
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+        """dtype[B, L, D] -> the same, and the cache with these tokens in it."""
+        config = self.config
+        D, H, G, K = config.d_model, config.n_heads, config.kv_heads, config.head_size
+        rotate = resolve_part('model.position', config.position, POSITIONS).rotate
+
+        def project(name: str, heads: int, axis: str) -> jax.Array:
+            axes = ('d_model', axis, 'd_head')
+            return Einsum('BLD,DHK->BLHK', (D, heads, K), axes, config, use_bias=config.bias, name=name)(x_BLD)
+
+        q_BLHK = rotate(project('q', H, 'heads'), tokens.tables)
+        k_BLGK = rotate(project('k', G, 'kv_heads'), tokens.tables)
+        v_BLGK = project('v', G, 'kv_heads')
+        if cache is not None:
+            cache = Cache(*(_write(old, new, tokens.positions_BL) for old, new in
+                            ((cache.k, k_BLGK), (cache.v, v_BLGK))))  # fmt: skip
+            k_BLGK, v_BLGK = cache.k, cache.v
+        drop = config.dropout if self.has_rng('dropout') else 0.0
+        y_BLHK = attend(
+            q_BLHK,
+            k_BLGK,
+            v_BLGK,
+            rules=config.rules,
+            segments_BL=tokens.segments_BL,
+            slots_BL=None if cache is None else tokens.positions_BL,
+            dropout=drop,
+            dropout_key=self.make_rng('dropout') if drop else None,
+        )
+        out = Einsum(
+            'BLHK,HKD->BLD', (H, K, D), ('heads', 'd_head', 'd_model'), config,
+            use_bias=config.bias, writes_residual=True, name='out',
+        )  # fmt: skip
+        return out(y_BLHK), cache
+
+
+def _write(slots_BSGK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
+    """The cache with `new` at `positions`; each row's positions are consecutive."""
+    write_row = lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=0)
+    return jax.vmap(write_row)(slots_BSGK, new_BLGK.astype(slots_BSGK.dtype), positions_BL[:, 0])
+
+
+ATTENTIONS = {'mha': Attention, 'gqa': Attention, 'mqa': Attention}

@@ -1,0 +1,42 @@
+"""Token vectors: the embedding, and the logits against it when it is tied."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax import mesh
+from llm_jax.init import Weight, initializer
+from llm_jax.nn.einsum import reshape
+from llm_jax.schema import Model
+
+
+class Embed(nn.Module):
+    """A table of `size` vectors of width d_model."""
+
+    config: Model
+    size: int
+    axis: str = 'vocab'
+
+    def setup(self) -> None:
+        config = self.config
+        weight = Weight('embedding', fan_in=1, fan_out=config.d_model)
+        spec = mesh.spec(config.rules, (self.axis, 'd_model'))
+        init = initializer(config, weight)
+        self.embedding = self.param('embedding', init, (self.size, config.d_model), jnp.float32, spec)
+
+    def __call__(self, ids_BL: jax.Array) -> jax.Array:
+        """int[B, L] -> dtype[B, L, D]."""
+        config = self.config
+        # The width is gathered first: rows are then looked up where they lie.
+        table_VD = mesh.shard(self.embedding.astype(config.dtype), config.rules, (self.axis, 'residual'))
+        spec = mesh.spec(config.rules, (*mesh.TOKENS, 'residual'))
+        return table_VD.at[ids_BL].get(out_sharding=spec)
+
+    def attend(self, x_BLD: jax.Array) -> jax.Array:
+        """Logits [B, L, V] against every row."""
+        config, rules = self.config, self.config.rules
+        B, L, D = x_BLD.shape
+        x_TD = reshape(x_BLD.astype(config.dtype), (B * L, D), rules, ('batch', None))
+        table_DV = self.embedding.astype(config.dtype).T
+        logits = jnp.dot(x_TD, table_DV, out_sharding=mesh.spec(rules, ('batch', self.axis)))
+        return reshape(logits, (B, L, self.size), rules, (*mesh.TOKENS, self.axis))
