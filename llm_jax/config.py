@@ -229,8 +229,8 @@ def _check(config: Config) -> None:
                  f'attention {model.attention!r} has {model.kv_heads}; use attention = "gqa"')  # fmt: skip
     if model.position == 'rope':
         _require(model.head_size % 2 == 0, 'model.d_head', model.head_size, 'rope needs an even head width')
-    _require(model.dtype in ('float32', 'bfloat16', 'float16'), 'model.dtype', model.dtype,
-             'use float32, bfloat16 or float16')  # fmt: skip
+    _require(model.dtype in ('float32', 'bfloat16'), 'model.dtype', model.dtype,
+             'use float32 or bfloat16')  # fmt: skip
     _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
              model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
     _require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,

@@ -81,9 +81,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
         axes = mesh_axes(dict(model.rules)[logical])
         for axis in axes:
             if axis not in sizes:
-                raise ConfigError(
-                    f'mesh.rules.{logical} = {axis!r} is no mesh axis; there are {", ".join(AXES)}'
-                )
+                raise ConfigError(f'mesh.rules.{logical} = {axis!r} is no mesh axis; there are {", ".join(AXES)}')
         n = math.prod(sizes[axis] for axis in axes)
         if value % n:
             axes_text = ' × '.join(f'{axis} {sizes[axis]}' for axis in axes)
@@ -105,6 +103,12 @@ def shard(x: jax.Array, rules: tuple, axes: tuple[str | None, ...]) -> jax.Array
     """`x` laid out by its logical axes on the current mesh; `x` itself without one."""
     out = spec(rules, axes)
     return x if out is None else jax.sharding.reshard(x, out)
+
+
+def batch_shards(rules: tuple) -> int:
+    """Into how many pieces the current mesh splits a batch; 1 without a mesh."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(sizes.get(axis, 1) for axis in mesh_axes(dict(rules)['batch'])) if sizes else 1
 
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:
@@ -138,4 +142,5 @@ def global_batch(local: np.ndarray, rows: np.ndarray, sharding: NamedSharding, b
 
 
 def mesh_axes(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """One entry of the rules table as a tuple of mesh axes."""
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

@@ -1,0 +1,1 @@
+"""Pre-training: losses, optimizer, state, step and loop."""

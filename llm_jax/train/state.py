@@ -1,0 +1,36 @@
+"""What training carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax.nn.transformer import Transformer, init_params
+
+
+@flax.struct.dataclass
+class State:
+    """A plain pytree. The data order and dropout are functions of (seed, step), so this is all.
+
+    Attributes:
+      step: int32[], optimizer steps taken.
+      params: nested dict, float32.
+      opt_state: of optax.
+      ema: averaged parameters, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def init_state(
+    model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool
+) -> State:
+    """A fresh state on the current mesh. Jit it, or take its shapes with `jax.eval_shape`."""
+    params = init_params(model, key)
+    ema = jax.tree.map(jnp.copy, params) if with_ema else None
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)

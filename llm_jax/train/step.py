@@ -1,0 +1,127 @@
+"""One optimizer step, and one evaluation batch, as pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax import mesh
+from llm_jax.nn.transformer import Transformer
+from llm_jax.schema import Config
+from llm_jax.train.losses import chunk_length, cross_entropy, unpack
+from llm_jax.train.state import State
+
+Metrics = dict[str, jax.Array]
+
+
+def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """`loss(params, tokens int[B, L+1], dropout_key=None) -> (objective, sums)`.
+
+    The objective and the sums `nll` and `weight` are totals over the batch's tokens, not
+    means, so that micro-batches, evaluation batches and hosts add up exactly.
+    """
+    head_names = ('embed',) if model.config.tie_embeddings else ('unembed',)
+
+    def head(params: Any, x_BLD: jax.Array) -> jax.Array:
+        return model.apply({'params': params}, x_BLD, method='head')
+
+    def loss(params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
+        rows = unpack(tokens, bos_id)
+        x_BLD, _ = model.apply(
+            {'params': params},
+            rows.inputs,
+            rows.positions,
+            rows.segments,
+            method='features',
+            rngs=None if dropout_key is None else {'dropout': dropout_key},
+        )
+        B, L = rows.inputs.shape
+        chunk = chunk_length(L, B // mesh.batch_shards(model.config.rules), config.train.loss_chunk)
+        head_params = {name: params[name] for name in head_names}
+        objective, nll = cross_entropy(head, head_params, x_BLD, rows, z_loss=config.train.z_loss, chunk=chunk)
+        return objective, {'nll': nll, 'weight': jnp.sum(rows.weights)}
+
+    return loss
+
+
+def make_train_step(
+    model: Transformer,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    bos_id: int,
+) -> Callable[[State, jax.Array], tuple[State, Metrics]]:
+    """`step(state, tokens int[B, L+1]) -> (state, metrics)`, to be jitted with the state donated.
+
+    The gradient is that of the mean loss over all weighted tokens of the batch, however
+    many micro-batches it is split into.
+    """
+    loss = make_loss(model, config, bos_id=bos_id)
+    n_micro = config.train.grad_accumulation
+    uses_dropout = config.model.dropout > 0
+
+    def gradients(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[Any, Metrics]:
+        (objective, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens, key)
+        return grads, {'objective': objective, **sums}
+
+    def accumulate(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[Any, Metrics]:
+        # Rows stay on the devices that hold them: micro-batch i takes every n-th row.
+        micro = tokens.reshape(tokens.shape[0] // n_micro, n_micro, -1, out_sharding=mesh.spec(
+            model.config.rules, ('batch', None, None)))  # fmt: skip
+
+        def body(total: Any, i: jax.Array) -> tuple[Any, None]:
+            part_key = None if key is None else jax.random.fold_in(key, i)
+            rows = jax.lax.dynamic_index_in_dim(micro, i, axis=1, keepdims=False)
+            return jax.tree.map(jnp.add, total, gradients(params, rows, part_key)), None
+
+        zeros = {name: jnp.zeros(()) for name in ('objective', 'nll', 'weight')}
+        start = (jax.tree.map(jnp.zeros_like, params), zeros)
+        return jax.lax.scan(body, start, jnp.arange(n_micro))[0]
+
+    def step(state: State, tokens: jax.Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step) if uses_dropout else None
+        grads, sums = (gradients if n_micro == 1 else accumulate)(state.params, tokens, key)
+        grads = jax.tree.map(lambda g: g / sums['weight'], grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = config.train.ema_decay
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+        metrics = {
+            'loss': sums['nll'] / sums['weight'],
+            'grad_norm': optax.global_norm(grads),
+            'param_norm': optax.global_norm(state.params),
+            'learning_rate': schedule(state.step),
+        }
+        if config.train.z_loss:
+            metrics['z_loss'] = (sums['objective'] - sums['nll']) / sums['weight']
+        return State(state.step + 1, params, opt_state, ema), metrics
+
+    return step
+
+
+def make_eval_step(
+    model: Transformer, config: Config, *, bos_id: int, token_bytes: jax.Array
+) -> Callable[[Any, jax.Array], Metrics]:
+    """`evaluate(params, tokens int[B, L+1]) -> {'nll', 'weight', 'bytes'}`, sums over the batch.
+
+    Args:
+      model: the Transformer.
+      config: the experiment.
+      bos_id: the token that begins every document.
+      token_bytes: int[V], how many bytes of text each token stands for.
+    """
+    loss = make_loss(model, config, bos_id=bos_id)
+
+    def evaluate(params: Any, tokens: jax.Array) -> Metrics:
+        _, sums = loss(params, tokens)
+        rows = unpack(tokens, bos_id)
+        spec = mesh.spec(model.config.rules, mesh.TOKENS)
+        sizes = jnp.asarray(token_bytes, jnp.float32).at[rows.targets].get(out_sharding=spec)
+        return {**sums, 'bytes': jnp.sum(sizes * rows.weights)}
+
+    return evaluate
