@@ -22,9 +22,7 @@ def overrides(arguments: list[str]) -> dict[str, str]:
     while i < len(arguments):
         key, equals, value = arguments[i].partition('=')
         if not key.startswith('--config.'):
-            raise ConfigError(
-                f'unknown argument {arguments[i]!r}; fields of the config are set as --config.a.b=value'
-            )
+            raise ConfigError(f'unknown argument {arguments[i]!r}; fields of the config are set as --config.a.b=value')
         if not equals:
             i += 1
             if i == len(arguments):

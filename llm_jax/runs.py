@@ -95,9 +95,7 @@ def read_config(run_dir: epath.Path) -> Config:
     """
     file = run_dir / 'config.json'
     if not file.exists():
-        near = (
-            sorted(p.parent.name for p in run_dir.parent.glob('*/config.json')) if run_dir.parent.exists() else []
-        )
+        near = sorted(p.parent.name for p in run_dir.parent.glob('*/config.json')) if run_dir.parent.exists() else []
         hint = f'; {run_dir.parent} has {", ".join(near)}' if near else ''
         raise ConfigError(f'{run_dir} is not a run directory: it has no config.json{hint}')
     try:

@@ -19,9 +19,7 @@ def main(argv: list[str]) -> None:
     config = config_lib.load_experiment(known.experiment)
     config_lib.apply_overrides(config, cli.overrides(rest))
     defaults = {name: value for name, value, _ in config_lib.describe(Config())}
-    table = rich.table.Table(
-        'field', 'value', 'meaning', title=f'{config.name}: * differs from the default', box=None
-    )
+    table = rich.table.Table('field', 'value', 'meaning', title=f'{config.name}: * differs from the default', box=None)
     for name, value, meaning in config_lib.describe(config_lib.validate(config)):
         mark = '' if value == defaults[name] else '* '
         table.add_row(mark + name, rich.markup.escape(repr(value)), rich.markup.escape(meaning))

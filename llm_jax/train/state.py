@@ -27,9 +27,7 @@ class State:
     ema: Any
 
 
-def init_state(
-    model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool
-) -> State:
+def init_state(model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool) -> State:
     """A fresh state on the current mesh. Jit it, or take its shapes with `jax.eval_shape`."""
     params = init_params(model, key)
     ema = jax.tree.map(jnp.copy, params) if with_ema else None
