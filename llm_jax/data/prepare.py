@@ -9,7 +9,6 @@ holds a TFDS directory per source and `manifest.json`, which counts what is in i
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -53,22 +52,13 @@ class Prepared:
     manifest: dict[str, Any]
 
     def rows(self, split: str) -> dict[str, records.Rows]:
-        """Rows of 'train', 'validation' or 'test' by name of their source, in order of the names."""
-        return self._rows(split)
+        """Opens the rows of 'train', 'validation' or 'test': name of the source -> rows, in order of the names."""
+        entries = sorted(self.manifest['splits'][split].items())
+        return {name: records.Rows(self.directory / e['directory'], split) for name, e in entries if e['rows']}
 
     def count(self, split: str, what: str = 'rows') -> int:
         """How many 'documents', 'bytes', 'tokens' or 'rows' a split has over all sources."""
         return sum(entry[what] for entry in self.manifest['splits'][split].values())
-
-    @functools.cached_property
-    def _rows(self) -> Callable[[str], dict[str, records.Rows]]:
-        @functools.cache
-        def opened(split: str) -> dict[str, records.Rows]:
-            entries = sorted(self.manifest['splits'][split].items())
-            found = {name: self.directory / e['directory'] for name, e in entries if e['rows']}
-            return {name: records.Rows(directory, split) for name, directory in found.items()}
-
-        return opened
 
 
 def prepare(config: schema.Data, seed: int, progress: Progress | None = None) -> Prepared:
@@ -106,7 +96,7 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None) ->
 def _prepare(config: schema.Data, seed: int, progress: Progress | None) -> Prepared:
     report = progress or (lambda stage, done: None)
     parts = _parts(config)
-    inputs = [[part.split, *dataclasses.astuple(part.source)[:2], part.source.fractions] for part in parts]
+    inputs = [[part.split, part.source.name, part.source.fingerprint, part.source.fractions] for part in parts]
     common = [_FORMAT, inputs, config.max_document_chars]
     if config.tokenizer.path:
         tok = tokenizer.load(config.tokenizer.path)
@@ -174,8 +164,8 @@ def _require_documents(config: schema.Data, split: str, found: bool) -> None:
         raise ConfigError(f'data.validation_sources = {dict(config.validation_sources)} hold no text')
     cause = {'validation': f', data.validation_fraction = {config.validation_fraction}'}.get(split, '')
     raise ConfigError(
-        f'no document of data.sources = {dict(config.sources)} is in the {split} split{cause}. With so few documents, '
-        'cut them with data.max_document_chars (such as 10000), add sources, change the fractions, '
+        f'no document of data.sources = {dict(config.sources)} is in the {split} split{cause}. Cut the documents '
+        'with data.max_document_chars (such as 10000), add sources, change the fractions, '
         'or name data.validation_sources'
     )
 

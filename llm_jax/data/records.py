@@ -11,11 +11,11 @@ import os
 import pathlib
 
 from array_record.python import array_record_module
+from etils import epath
 import numpy as np
 
 PADDING = -1
 _SHARD_BYTES = 1 << 30
-_GROUP_ROWS = 1000
 
 
 def write(
@@ -24,17 +24,14 @@ def write(
     *,
     seq_len: int,
     dtype: type[np.unsignedinteger],
-) -> dict[str, int]:
-    """Writes rows in the order they come, holding a thousand of them.
+) -> None:
+    """Writes rows in the order they come, holding one at a time.
 
     Args:
       directory: where; made if needed.
       splits: (tokens [L+1], length) per split. A split without rows is left out.
       seq_len: L.
       dtype: np.uint16 or np.uint32.
-
-    Returns:
-      rows written per split.
     """
     import tensorflow_datasets as tfds
 
@@ -46,20 +43,43 @@ def write(
         name='rows', version=tfds.core.Version('1.0.0'), data_dir=os.fspath(directory), module_name='llm_jax.data'
     )
     info = tfds.core.DatasetInfo(builder=identity, features=features, description='Packed rows of tokens.')
-    record_bytes = (seq_len + 1) * np.dtype(dtype).itemsize
-    writer = tfds.core.SequentialWriter(info, max(1, _SHARD_BYTES // record_bytes), file_format='array_record')
-    counts = {}
+    info.set_file_format('array_record')
+    shard_rows = max(1, _SHARD_BYTES // ((seq_len + 1) * np.dtype(dtype).itemsize))
+    infos = []
     for split, rows in splits.items():
+        template = tfds.core.ShardedFileTemplate(
+            template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}',
+            data_dir=epath.Path(directory),
+            dataset_name='rows',
+            split=split,
+            filetype_suffix='array_record',
+        )
         examples = ({'tokens': tokens, 'length': np.int32(length)} for tokens, length in rows)
-        counts[split] = 0
-        # In groups, because the writer rewrites its metadata after each.
-        while group := list(itertools.islice(examples, _GROUP_ROWS)):
-            if not counts[split]:
-                writer.initialize_splits([split])
-            writer.add_examples({split: group})
-            counts[split] += len(group)
-    writer.close_all()
-    return counts
+        encoded = map(features.serialize_example, examples)
+        lengths, size = [], 0
+        while (first := next(encoded, None)) is not None:
+            path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
+            shard = itertools.chain([first], itertools.islice(encoded, shard_rows - 1))
+            length, written = _write_shard(os.fspath(path), shard)
+            lengths.append(length)
+            size += written
+        if lengths:
+            infos.append(tfds.core.SplitInfo(split, lengths, size, filename_template=template))
+    info.set_splits(tfds.core.SplitDict(infos))
+    info.write_to_directory(directory)
+
+
+def _write_shard(path: str, encoded: Iterable[bytes]) -> tuple[int, int]:
+    """(records, bytes) written to one file."""
+    # One record per group makes access random; tokens hardly compress, and reading is faster without.
+    writer = array_record_module.ArrayRecordWriter(path, 'group_size:1,uncompressed')
+    count = size = 0
+    for record in encoded:
+        writer.write(record)
+        count += 1
+        size += len(record)
+    writer.close()
+    return count, size
 
 
 class Rows:
@@ -92,17 +112,17 @@ class Rows:
         """int32[n, L+1] of the rows at `indices` (any order, repeats allowed)."""
         indices = np.asarray(indices, np.int64)
         records = self._records(indices)
-        size = len(self._prefix) + self._shape[0] * self._dtype.itemsize + len(self._suffix)
+        start = len(self._prefix)
+        stop = start + self._shape[0] * self._dtype.itemsize
+        size = stop + len(self._suffix)
+        full = np.fromiter(map(len, records), np.int64, len(records)) == size
+        places = np.flatnonzero(full)
+        raw = np.frombuffer(b''.join(records if full.all() else [records[i] for i in places]), np.uint8)
+        raw = raw.reshape(len(places), size)
+        full[places] = (raw[:, :start] == self._prefix).all(1) & (raw[:, stop:] == self._suffix).all(1)
         out = np.empty((len(indices), *self._shape), np.int32)
-        slow = np.array([len(record) != size for record in records], bool)
-        raw = np.frombuffer(b''.join(r for r, s in zip(records, slow, strict=True) if not s), np.uint8)
-        raw = raw.reshape(-1, size)
-        start, stop = len(self._prefix), size - len(self._suffix)
-        same = (raw[:, :start] == self._prefix).all(1) & (raw[:, stop:] == self._suffix).all(1)
-        fast = np.flatnonzero(~slow)
-        out[fast] = np.ascontiguousarray(raw[:, start:stop]).view(self._dtype)
-        slow[fast] = ~same
-        for i in np.flatnonzero(slow):
+        out[places] = np.ascontiguousarray(raw[:, start:stop]).view(self._dtype)
+        for i in np.flatnonzero(~full):
             out[i] = self._decoded(int(indices[i]))
         return out
 
