@@ -52,12 +52,10 @@ def all_charts(run: Run) -> list[Chart]:
     made = [
         _loss(run),
         _bits_per_byte(run),
-        _simple(run, 'learning_rate', 'Learning rate', '', fmt.learning_rate),
-        _simple(
-            run, 'tokens_per_second', 'Throughput', 'Tokens per second, over all devices.', fmt.count, zero=True
-        ),
+        _simple(run, 'learning_rate', 'Learning rate', 'After warmup and decay.', fmt.learning_rate),
+        _simple(run, 'tokens_per_second', 'Throughput', 'Tokens per second, over all devices.', _tick, zero=True),
         _simple(run, 'grad_norm', 'Gradient norm', 'Before clipping.', None, smooth=True),
-        _simple(run, 'param_norm', 'Parameter norm', '', None),
+        _simple(run, 'param_norm', 'Parameter norm', 'Over all parameters.', None),
     ]
     return [chart for chart in made if chart]
 
@@ -142,10 +140,16 @@ def _figure() -> tuple[figure.Figure, axes.Axes]:
     fig = figure.Figure(figsize=_SIZE, layout='constrained')  # not pyplot, which keeps global state
     ax = fig.subplots()
     ax.set_xlabel('step')
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: fmt.count(v)))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: _tick(v)))
     ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     ax.tick_params(length=0)
     return fig, ax
+
+
+def _tick(value: float) -> str:
+    """A round number without the digits that a measured one would show: 1.5 k, not 1.50 k."""
+    number, space, unit = fmt.count(value).partition(' ')
+    return (number.rstrip('0').rstrip('.') if '.' in number else number) + space + unit
 
 
 def _line(ax: axes.Axes, steps: Sequence[int], values: Sequence[float], **style) -> None:
@@ -169,7 +173,7 @@ def _svg(fig: figure.Figure, name: str) -> str:
     svg = svg[svg.index('<svg') :]
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"|\s(width|height)="[\d.]+pt"', '', svg)
-    svg = re.sub(r'\bid="(\w+_\d+)"', '', svg)  # group names, which repeat from chart to chart
+    svg = re.sub(r'\sid="[\w.]+_\d+"', '', svg)  # group names, which repeat from chart to chart
     svg = re.sub(r'font: ([\d.]+)px [^;"]*', r'font-size: \1px', svg)
     for placeholder, css in _CSS.items():
         svg = svg.replace(placeholder, css)

@@ -76,7 +76,7 @@ def cards(run: Run) -> list[Card]:
     tokens = run.last('tokens')
     devices = run.info.get('n_devices')
     rows = [
-        ('validation perplexity', fmt.decimal(perplexity, 2), f'best loss {fmt.decimal(best)}' if best else ''),
+        ('perplexity', fmt.decimal(perplexity, 2), f'validation, best loss {fmt.decimal(best)}' if best else ''),
         ('training loss', fmt.decimal(run.last('loss')), 'last logged step'),
         ('training time', fmt.duration(run.seconds()), f'{run.last_step:,} steps'),
         ('tokens seen', fmt.count(tokens), _epochs(run, tokens)),
