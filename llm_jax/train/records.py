@@ -162,7 +162,7 @@ class Record:
                 'Try next:\n'
                 f'  ./tools/run sample {self._run_dir} --prompt {shlex.quote(prompt)}\n'
                 f'  open {self._run_dir / "report.html"}\n'
-                '  the same experiment with one part swapped, e.g. --config.model.feed_forward=relu2 --workdir runs/relu2'
+                '  the same file with a part swapped: --config.model.feed_forward=relu2 --workdir runs/relu2'
             )
 
     def _write_info(self) -> None:
