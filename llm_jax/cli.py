@@ -34,10 +34,10 @@ def overrides(arguments: list[str]) -> dict[str, str]:
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a tool: a mistake of the user's is one line and exit code 2, Ctrl-C is 130."""
+    """Runs a tool: what the user can put right is one line and exit code 2, Ctrl-C is 130."""
     try:
         main(argv)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:  # OSError: a full disk, a missing permission; it names the file
         if '--debug' in argv:
             raise
         print(f'error: {error}', file=sys.stderr)

@@ -149,9 +149,7 @@ def train(config: schema.Tokenizer, texts: Iterable[str], seed: int) -> Sentence
         ('data.tokenizer.algorithm', config.algorithm, ('bpe', 'unigram')),
     ):
         if value not in known:
-            raise ConfigError(
-                f'{field} = {value!r} is unknown{parts.nearest(value, known)} Known: {", ".join(known)}'
-            )
+            raise ConfigError(f'{field} = {value!r} is unknown{parts.nearest(value, known)} Known: {", ".join(known)}')
     chunks = _sample(texts, config.sample_bytes, seed)
     if not chunks:
         raise ConfigError('there is no text to train the tokenizer on; look at data.sources')

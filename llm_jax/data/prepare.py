@@ -282,6 +282,4 @@ def _require_rows(config: schema.Data, splits: Mapping[str, Mapping[str, Mapping
             f'data.seq_len = {config.seq_len} + 1; lower data.seq_len or add text to data.sources'
         )
     if not total('validation', 'rows'):
-        raise ConfigError(
-            'the validation split has no token to predict; add text or raise data.validation_fraction'
-        )
+        raise ConfigError('the validation split has no token to predict; add text or raise data.validation_fraction')

@@ -59,9 +59,7 @@ class Source:
             try:
                 found = split_of(text, *self.fractions)
             except UnicodeEncodeError as error:
-                raise ConfigError(
-                    f'{where}: {error.reason} ({error.object[error.start]!r}); it is not text'
-                ) from error
+                raise ConfigError(f'{where}: {error.reason} ({error.object[error.start]!r}); it is not text') from error
             if found == split:
                 yield text
 

@@ -82,9 +82,7 @@ class Console:
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Prints a table of names and values, such as the results at the end."""
-        table = rich.table.Table(
-            title=self._clean(title), box=rich.box.ROUNDED, show_header=False, title_style='bold'
-        )
+        table = rich.table.Table(title=self._clean(title), box=rich.box.ROUNDED, show_header=False, title_style='bold')
         table.add_column(style='dim')
         table.add_column(justify='right')
         for name, text in rows.items():

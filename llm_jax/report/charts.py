@@ -91,9 +91,7 @@ def _loss(run: Run) -> Chart | None:
             _line(ax, steps, smoothed(steps, loss), color=_MAIN, label='training, smoothed')
         if val_steps:
             ax.plot(val_steps, val_loss, 'o-', color=_SECOND, markersize=3.5, linewidth=1, label='validation')
-        shown = [
-            v for v in [*loss[len(loss) // 20 :], *val_loss[1 if len(val_loss) > 2 else 0 :]] if np.isfinite(v)
-        ]
+        shown = [v for v in [*loss[len(loss) // 20 :], *val_loss[1 if len(val_loss) > 2 else 0 :]] if np.isfinite(v)]
         highest = max([v for v in loss if np.isfinite(v)], default=0)
         if shown and len(loss) >= 40 and highest > max(shown):
             low, high = min(shown), max(shown)

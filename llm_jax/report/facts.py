@@ -57,13 +57,9 @@ def headline(run: Run) -> Headline:
     if not gzip:
         sentence = f'{where}. The size of the same text under gzip -9 is not recorded.'
     elif bits <= gzip:
-        sentence = (
-            f'{where}, {100 * (1 - bits / gzip):.1f} % below gzip -9, which needs {gzip:.3f} for the same text.'
-        )
+        sentence = f'{where}, {100 * (1 - bits / gzip):.1f} % below gzip -9, which needs {gzip:.3f} for the same text.'
     else:
-        sentence = (
-            f'{where}, {100 * (bits / gzip - 1):.1f} % above gzip -9, which needs {gzip:.3f} for the same text.'
-        )
+        sentence = f'{where}, {100 * (bits / gzip - 1):.1f} % above gzip -9, which needs {gzip:.3f} for the same text.'
     return Headline(status, text, f'{bits:.3f}', 'bits per byte', sentence)
 
 

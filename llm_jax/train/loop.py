@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_jax import mesh as mesh_lib
 from llm_jax import runs
+from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import prepare
 from llm_jax.data.source import TrainRows, loader
@@ -66,6 +67,14 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
         runs.write_config(run_dir, config, experiment and epath.Path(experiment))
         tokenizer.save(run_dir / 'tokenizer')
     checkpoints = Checkpoints(run_dir, config.checkpoint)
+    if (checkpoints.latest_step or 0) >= steps.total:
+        with Console(0, enabled=is_main) as console:
+            console.event(
+                f'{run_dir} is done: {checkpoints.latest_step} of {steps.total} steps are trained. '
+                'A longer --config.train.duration goes on from here'
+            )
+        checkpoints.close()
+        return Result('finished', steps.total, {})
 
     with jax.set_mesh(mesh), Interrupt() as interrupt:
         state, origin = setup.start_state(plan, checkpoints, prepared)
@@ -76,17 +85,22 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
         record = records.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)
-        if start >= steps.total:
-            record.console.event(f'{run_dir} is done: {start} of {steps.total} steps are trained')
-            checkpoints.close()
-            record.close()
-            return Result('finished', start, {})
 
-        def evaluated(split: str, params: Any) -> dict[str, float]:
-            most = config.train.eval_batches if split == 'validation' else 0
-            values = evaluate(plan, eval_step, params, prepared, split, max_batches=most)
-            prefix = 'val' if split == 'validation' else split
-            return {f'{prefix}/{name}': value for name, value in values.items()}
+        def evaluated(step: int, params: Any) -> dict[str, float]:
+            held_out = {'val': ('validation', config.train.eval_batches)}
+            if step == steps.total and prepared.count('test'):
+                held_out['test'] = ('test', 0)
+            values = {}
+            for prefix, (split, most) in held_out.items():
+                part = evaluate(plan, eval_step, params, prepared, split, max_batches=most)
+                values |= {f'{prefix}/{name}': value for name, value in part.items()}
+            record.evaluation(step, values)
+            return values
+
+        def sampled(params: Any) -> list[tuple[str, str]]:
+            prompts, sampler = list(config.train.sample_prompts), Sampler(temperature=0.8, top_k=50)
+            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed}
+            return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
 
         def finish(step: int, metrics: dict[str, jax.Array], tokens: jax.Array) -> None:
             """Fetches the metrics of a step, which by now the device has computed."""
@@ -109,40 +123,25 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
                     finish(*pending)
                 pending = (step, metrics, tokens)
 
+                # Asked to stop, nothing comes before the checkpoint: grace periods are short.
                 stop = interrupt.asked(step)
-                evaluates, samples = steps.due(steps.eval, step), steps.due(steps.sample, step)
+                evaluates = steps.due(steps.eval, step) and not stop
+                samples = steps.due(steps.sample, step) and not stop
                 saves = steps.due(steps.checkpoint, step) or stop
                 if not (evaluates or samples or saves):
                     continue
                 finish(*pending)  # nothing is evaluated or saved after a bad step
                 pending = None
                 with record.paused():
-                    params = state.params if state.ema is None else state.ema
-                    if evaluates and not stop:
-                        results = evaluated('validation', params)
-                        record.evaluation(step, results)
+                    results = evaluated(step, state.averaged) if evaluates else {}
+                    if samples:
+                        record.samples(step, sampled(state.averaged))
                     if saves:
-                        meta = {
-                            'step': step,
-                            'tokenizer': tokenizer.fingerprint,
-                            'data': prepared.manifest['digest'],
-                        }
-                        losses = results if evaluates and not stop else {}
-                        checkpoints.save(step, setup.to_items(state), meta, losses)
-                    if samples and not stop:
-                        prompts = list(config.train.sample_prompts)
-                        texts = complete(
-                            plan.model, params, tokenizer, prompts,
-                            max_new_tokens=config.train.sample_tokens, sampler=Sampler(temperature=0.8, top_k=50),
-                            seed=config.seed,
-                        )  # fmt: skip
-                        record.samples(step, prompts, texts)
+                        meta = {'tokenizer': tokenizer.fingerprint, 'data': prepared.manifest['digest']}
+                        checkpoints.save(step, setup.to_items(state), meta, results)
                 if stop:
                     status = 'stopped'
                     break
-            if status == 'finished' and prepared.count('test'):
-                results |= evaluated('test', state.params if state.ema is None else state.ema)
-                record.evaluation(step, {name: v for name, v in results.items() if name.startswith('test/')})
             checkpoints.close()
         except BaseException:
             record.end('failed', clock)
@@ -155,7 +154,9 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
 
 
 def _expected_vocab(config: Config) -> int:
-    return config.model.vocab_size or config.data.tokenizer.vocab_size
+    tokenizer = config.data.tokenizer
+    size = tokenizer_lib.load(tokenizer.path).vocab_size if tokenizer.path else tokenizer.vocab_size
+    return config.model.vocab_size or size
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:

@@ -124,9 +124,9 @@ class Record:
         """Validation or test metrics."""
         self._writer.write(step, {'tokens': step * self._tokens_per_step, **values})
 
-    def samples(self, step: int, prompts: list[str], texts: list[str]) -> None:
-        """Completions of the prompts."""
-        for prompt, text in zip(prompts, texts, strict=True):
+    def samples(self, step: int, completions: list[tuple[str, str]]) -> None:
+        """(prompt, text after it) pairs."""
+        for prompt, text in completions:
             self.console.sample(step, prompt, text)
             if self._samples:
                 self._samples.write(step, {'prompt': prompt, 'text': text})

@@ -132,12 +132,18 @@ def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tup
     """
     config = plan.config
     if (step := checkpoints.latest_step) is not None:
-        fingerprint = checkpoints.meta(step)['tokenizer']
-        if fingerprint != prepared.tokenizer.fingerprint:
+        meta = checkpoints.meta(step)
+        if meta['tokenizer'] != prepared.tokenizer.fingerprint:
             raise ConfigError(
-                f'the checkpoint of step {step} was trained with another tokenizer ({fingerprint}) than the '
+                f'the checkpoint of step {step} was trained with another tokenizer ({meta["tokenizer"]}) than the '
                 f'data is now prepared with ({prepared.tokenizer.fingerprint}); set data.tokenizer.path to the '
                 "run directory's tokenizer, or train elsewhere with --workdir"
+            )
+        if meta['data'] != prepared.manifest['digest']:
+            raise ConfigError(
+                f'data.sources = {config.data.sources} holds other text than up to the checkpoint of step {step}, so '
+                'going on would repeat some rows and skip others; bring the text back, or start a new run from these '
+                'parameters with --config.init_from=RUN --workdir=ANOTHER'
             )
         items = checkpoints.restore(step, to_items(plan.shapes), plan.mesh)
         return from_items(items), f'resumed at step {step}'

@@ -26,6 +26,11 @@ class State:
     opt_state: Any
     ema: Any
 
+    @property
+    def averaged(self) -> Any:
+        """The parameters to evaluate and to sample from: the averaged ones where there are any."""
+        return self.params if self.ema is None else self.ema
+
 
 def init_state(model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool) -> State:
     """A fresh state on the current mesh. Jit it, or take its shapes with `jax.eval_shape`."""
