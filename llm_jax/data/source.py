@@ -18,6 +18,8 @@ from llm_jax.schema import ConfigError
 # Positions after which the mixture repeats its pattern: weights are exact to 1 in 10,000.
 _PERIOD = 10_000
 _READ_THREADS = 2
+# grain's shuffle needs no memory, but for so few rows it takes up to a millisecond a row.
+_SMALL = 1024
 
 
 class TrainRows:
@@ -102,7 +104,7 @@ class _Mixture:
         counts = _quotas(shares / shares.sum(), _PERIOD)
         if lost := [name for name, n, w in zip(sizes, counts, shares, strict=True) if w and not n]:
             raise ConfigError(
-                f'data.mixture = {dict(weights)}: the weight of {lost} is below 1 in {_PERIOD}; raise it'
+                f'data.mixture = {dict(weights)}: raise the weight of {lost} to 1 in {_PERIOD} or more'
             )
         self._names, self._sizes, self._counts, self._seed = list(sizes), list(sizes.values()), counts, seed
         self._source = _pattern(counts)
@@ -145,8 +147,12 @@ def _shuffled(positions: np.ndarray, size: int, seed: int, name: str) -> np.ndar
     for epoch in np.unique(epochs):
         digest = hashlib.blake2b(f'{seed} {name} {epoch}'.encode(), digest_size=4).digest()
         key = int.from_bytes(digest, 'little')
-        for i in np.flatnonzero(epochs == epoch):
-            out[i] = index_shuffle(int(places[i]), size - 1, key, 4)
+        mine = epochs == epoch
+        if size <= _SMALL:
+            # The raw bits of PCG64 never change between versions of numpy; its permutation() may.
+            out[mine] = np.argsort(np.random.PCG64(key).random_raw(size), kind='stable')[places[mine]]
+        else:
+            out[mine] = [index_shuffle(int(place), size - 1, key, 4) for place in places[mine]]
     return out
 
 
