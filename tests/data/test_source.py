@@ -128,10 +128,12 @@ def test_mixtures_that_are_wrong(prepared, weights, says):
 
 
 @pytest.mark.parametrize('mixture', [{}, {'a': 0.3, 'b': 0.7}])
-def test_resume_at_every_step_is_exact(prepared, mixture):
+def test_resume_at_every_step_is_exact(prepared, mixture, monkeypatch):
+    monkeypatch.setattr(source, '_READ_ROWS', 20)  # several reads
     rows = source.TrainRows(prepared, mixture, seed=0, batch_size=6)
     straight = list(source.loader(rows, 0, 25, prefetch=4))
-    assert len(straight) == 25
+    assert len(straight) == 25 and rows.steps_per_read == 4
+    assert all((batch == rows[step]).all() for step, batch in enumerate(straight))
     for start in range(26):
         again = source.TrainRows(prepared, mixture, seed=0, batch_size=6)
         rest = list(source.loader(again, start, 25, prefetch=4))
@@ -141,9 +143,11 @@ def test_resume_at_every_step_is_exact(prepared, mixture):
 
 def test_loader_counts_the_wait():
     class Slow:
-        def __getitem__(self, step):
+        steps_per_read = 1
+
+        def read(self, start, stop):
             time.sleep(0.02)
-            return np.full((1, 2), step)
+            return np.arange(start, stop).reshape(-1, 1, 1)
 
     batches = source.loader(Slow(), 0, 20, prefetch=2)
     for _ in range(10):
@@ -157,7 +161,7 @@ def test_loader_counts_the_wait():
 
 
 def test_errors_of_the_reader_reach_the_consumer():
-    broken = type('Broken', (), {'__getitem__': lambda self, step: 1 // 0})()
+    broken = type('Broken', (), {'steps_per_read': 1, 'read': lambda self, start, stop: 1 // 0})()
     with pytest.raises(ZeroDivisionError):
         next(source.loader(broken, 0, 2, prefetch=1))
 
