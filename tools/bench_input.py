@@ -43,8 +43,10 @@ def read_speeds(prepared: prepare.Prepared, path: pathlib.Path) -> tuple[float, 
     memory = np.load(path, mmap_mode='r')
     order = np.random.default_rng(0).permutation(len(memory))
     gather = lambda i: memory[np.take(order, range(i * _BATCH, (i + 1) * _BATCH), mode='wrap')].astype(np.int32)
-    tokens = _BATCH * prepared.manifest['seq_len'] / 1e6
-    return _alternating(lambda i: rows[i], gather, tokens)
+    group = rows.steps_per_read
+    ours = lambda i: rows.read(i * group, (i + 1) * group)
+    limit = lambda i: [gather(step) for step in range(i * group, (i + 1) * group)]
+    return _alternating(ours, limit, group * _BATCH * prepared.manifest['seq_len'] / 1e6)
 
 
 def prepare_speeds(prepared: prepare.Prepared, config: schema.Data) -> tuple[float, float]:

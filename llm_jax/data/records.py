@@ -103,7 +103,7 @@ class Rows:
         ]
         tokens = self._builder.info.features['tokens']
         self._shape, self._dtype = tokens.shape, np.dtype(tokens.np_dtype)
-        self._prefix, self._suffix = self._layout()
+        self._around = self._layout()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -112,19 +112,26 @@ class Rows:
         """int32[n, L+1] of the rows at `indices` (any order, repeats allowed)."""
         indices = np.asarray(indices, np.int64)
         records = self._records(indices)
-        start = len(self._prefix)
-        stop = start + self._shape[0] * self._dtype.itemsize
-        size = stop + len(self._suffix)
-        full = np.fromiter(map(len, records), np.int64, len(records)) == size
-        places = np.flatnonzero(full)
-        raw = np.frombuffer(b''.join(records if full.all() else [records[i] for i in places]), np.uint8)
-        raw = raw.reshape(len(places), size)
-        full[places] = (raw[:, :start] == self._prefix).all(1) & (raw[:, stop:] == self._suffix).all(1)
         out = np.empty((len(indices), *self._shape), np.int32)
-        out[places] = np.ascontiguousarray(raw[:, start:stop]).view(self._dtype)
-        for i in np.flatnonzero(~full):
+        done = self._read_full(records, out)
+        for i in np.flatnonzero(~done):
             out[i] = self._decoded(int(indices[i]))
         return out
+
+    def _read_full(self, records: list[bytes], out: np.ndarray) -> np.ndarray:
+        """Decodes the records of full rows into `out` as one array; says which those are, bool[n]."""
+        if self._around is None:
+            return np.zeros(len(records), bool)
+        before, after = self._around
+        start = len(before)
+        stop = start + self._shape[0] * self._dtype.itemsize
+        size = stop + len(after)
+        full = np.fromiter(map(len, records), np.int64, len(records)) == size
+        raw = np.frombuffer(b''.join(records if full.all() else itertools.compress(records, full)), np.uint8)
+        raw = raw.reshape(-1, size)
+        out[full] = np.ascontiguousarray(raw[:, start:stop]).view(self._dtype)
+        full[full] = (raw[:, :start] == before).all(1) & (raw[:, stop:] == after).all(1)
+        return full
 
     def _records(self, indices: np.ndarray) -> list[bytes]:
         if not len(indices):
@@ -142,15 +149,18 @@ class Rows:
                 records[place] = record
         return records
 
-    def _layout(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bytes around the tokens in a full row's record, found in the first row.
+    def _layout(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The bytes before and after the tokens in a full row's record, found in the first row.
 
-        Records of full rows differ in their tokens alone, so a batch of them is decoded
-        as one array. `read` compares these bytes in every record, and decodes those
-        where they differ (a row that is not full) through TFDS.
+        Records of full rows differ in their tokens alone, so that a batch of them can be
+        decoded as one array. `read` compares these bytes in every record, and decodes
+        through TFDS where they differ (a row that is not full). None if the first row is
+        not full: then there is nothing to go by, and usually no other row.
         """
-        record = self._records(np.array([0]))[0]
-        payload = self._examples[0]['tokens'].tobytes()
+        example = self._examples[0]
+        if example['length'] != self._shape[0]:
+            return None
+        record, payload = self._records(np.array([0]))[0], example['tokens'].tobytes()
         start = record.index(payload)
         around = record[:start], record[start + len(payload) :]
         return np.frombuffer(around[0], np.uint8), np.frombuffer(around[1], np.uint8)

@@ -18,6 +18,9 @@ from llm_jax.schema import ConfigError
 # Positions after which the mixture repeats its pattern: weights are exact to 1 in 10,000.
 _PERIOD = 10_000
 _READ_THREADS = 2
+_READ_ROWS = 512
+# grain's shuffle needs no memory, but for so few rows it takes up to a millisecond a row.
+_SMALL = 1024
 
 
 class TrainRows:
@@ -64,12 +67,22 @@ class TrainRows:
         self._sources = list(opened.values())
 
     def __getitem__(self, step: int) -> np.ndarray:
-        sources, indices = self._order.at(step * self.batch_size + self._rows)
-        batch = np.empty((len(self._rows), self._width), np.int32)
+        return self.read(step, step + 1)[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """int32[stop - start, B, L+1]: the batches of several steps, at less cost than one by one."""
+        steps = np.arange(start, stop)[:, None]
+        sources, indices = self._order.at((steps * self.batch_size + self._rows).ravel())
+        batches = np.empty((len(indices), self._width), np.int32)
         for k in np.unique(sources):
             places = sources == k
-            batch[places] = self._sources[k].read(indices[places])
-        return batch
+            batches[places] = self._sources[k].read(indices[places])
+        return batches.reshape(stop - start, len(self._rows), self._width)
+
+    @property
+    def steps_per_read(self) -> int:
+        """How many steps make a read large enough that its fixed cost does not show."""
+        return -(-_READ_ROWS // max(1, len(self._rows)))
 
 
 class _Pile:
@@ -101,7 +114,9 @@ class _Mixture:
             raise ConfigError(f'data.mixture = {dict(weights)}: weights are at least 0, and one is above 0')
         counts = _quotas(shares / shares.sum(), _PERIOD)
         if lost := [name for name, n, w in zip(sizes, counts, shares, strict=True) if w and not n]:
-            raise ConfigError(f'data.mixture = {dict(weights)}: the weight of {lost} is below 1 in {_PERIOD}; raise it')
+            raise ConfigError(
+                f'data.mixture = {dict(weights)}: raise the weight of {lost} to 1 in {_PERIOD} or more'
+            )
         self._names, self._sizes, self._counts, self._seed = list(sizes), list(sizes.values()), counts, seed
         self._source = _pattern(counts)
         self._rank = np.empty(_PERIOD, np.int64)  # how often the source came before, within the pattern
@@ -143,8 +158,12 @@ def _shuffled(positions: np.ndarray, size: int, seed: int, name: str) -> np.ndar
     for epoch in np.unique(epochs):
         digest = hashlib.blake2b(f'{seed} {name} {epoch}'.encode(), digest_size=4).digest()
         key = int.from_bytes(digest, 'little')
-        for i in np.flatnonzero(epochs == epoch):
-            out[i] = index_shuffle(int(places[i]), size - 1, key, 4)
+        mine = epochs == epoch
+        if size <= _SMALL:
+            # The raw bits of PCG64 never change between versions of numpy; its permutation() may.
+            out[mine] = np.argsort(np.random.PCG64(key).random_raw(size), kind='stable')[places[mine]]
+        else:
+            out[mine] = [index_shuffle(int(place), size - 1, key, 4) for place in places[mine]]
     return out
 
 
@@ -156,11 +175,14 @@ class Loader:
     """
 
     def __init__(self, source: TrainRows, start_step: int, stop_step: int, prefetch: int):
-        """Args: prefetch: how many batches are read ahead."""
-        options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=prefetch)
-        # Not `MapDataset.source`: the order is endless and has no length.
-        steps = grain.MapDataset.range(start_step, max(start_step, stop_step))
-        self._batches = iter(steps.map(source.__getitem__).to_iter_dataset(options))
+        """Args: prefetch: how many batches are read ahead, at least."""
+        group = source.steps_per_read
+        starts = grain.MapDataset.range(start_step, max(start_step, stop_step), group)
+        read = lambda start: source.read(start, min(start + group, stop_step))
+        ahead = max(_READ_THREADS, -(-prefetch // group))
+        options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=ahead)
+        self._groups = iter(starts.map(read).to_iter_dataset(options))
+        self._batches: Iterator[np.ndarray] = iter(())
         self._waited = 0.0
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -169,7 +191,11 @@ class Loader:
     def __next__(self) -> np.ndarray:
         start = time.perf_counter()
         try:
-            return next(self._batches)
+            batch = next(self._batches, None)
+            if batch is None:
+                self._batches = iter(next(self._groups))
+                batch = next(self._batches)
+            return batch
         finally:
             self._waited += time.perf_counter() - start
 
