@@ -1,16 +1,21 @@
 """Self-attention with its projections, over whole sequences or over a cache."""
 
+import functools
 from typing import Any
 
 from flax import linen as nn
 import flax.struct
 import jax
 
+from llm_jax import mesh
 from llm_jax.nn.attend import attend
 from llm_jax.nn.einsum import Einsum
 from llm_jax.nn.positions import POSITIONS
 from llm_jax.parts import resolve_part
 from llm_jax.schema import Model
+
+# The logical axes of cached keys and values [B, G, S, K].
+CACHE = ('batch', 'kv_heads', 'length', 'd_head')
 
 
 @flax.struct.dataclass
@@ -30,7 +35,11 @@ class Tokens:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, slot = position: [B, S, G, K] each."""
+    """Keys and values of the tokens so far, slot = position: [B, G, S, K] each.
+
+    Heads stand before slots, so that a decoding step reads each head's slots in one
+    contiguous run; slots before heads made its products ten times slower on CPU.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -60,9 +69,9 @@ class Attention(nn.Module):
         k_BLGK = rotate(project('k', G, 'kv_heads'), tokens.tables)
         v_BLGK = project('v', G, 'kv_heads')
         if cache is not None:
-            cache = Cache(*(_write(old, new, tokens.positions_BL) for old, new in
-                            ((cache.k, k_BLGK), (cache.v, v_BLGK))))  # fmt: skip
-            k_BLGK, v_BLGK = cache.k, cache.v
+            write = functools.partial(_write, positions_BL=tokens.positions_BL, rules=config.rules)
+            cache = Cache(k=write(cache.k, k_BLGK), v=write(cache.v, v_BLGK))
+            k_BLGK, v_BLGK = cache.k.swapaxes(1, 2), cache.v.swapaxes(1, 2)
         drop = config.dropout if self.has_rng('dropout') else 0.0
         y_BLHK = attend(
             q_BLHK,
@@ -81,10 +90,18 @@ class Attention(nn.Module):
         return out(y_BLHK), cache
 
 
-def _write(slots_BSGK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
+def _write(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array, rules: tuple) -> jax.Array:
     """The cache with `new` at `positions`; each row's positions are consecutive."""
-    write_row = lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=0)
-    return jax.vmap(write_row)(slots_BSGK, new_BLGK.astype(slots_BSGK.dtype), positions_BL[:, 0])
+
+    def write(slots_BGSK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> jax.Array:
+        write_row = lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=1)
+        return jax.vmap(write_row)(slots_BGSK, new_BGLK, starts_B)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        # Each device writes into the rows and heads that it holds.
+        heads = mesh.spec(rules, CACHE)
+        write = jax.shard_map(write, in_specs=(heads, heads, mesh.spec(rules, ('batch',))), out_specs=heads)
+    return write(slots_BGSK, new_BLGK.swapaxes(1, 2).astype(slots_BGSK.dtype), positions_BL[:, 0])
 
 
 ATTENTIONS = {'mha': Attention, 'gqa': Attention, 'mqa': Attention}

@@ -10,7 +10,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.nn.attention import Cache, Tokens
+from llm_jax import mesh
+from llm_jax.nn.attention import CACHE, Cache, Tokens
 from llm_jax.nn.block import BLOCKS, dropout
 from llm_jax.nn.einsum import Einsum
 from llm_jax.nn.embed import Embed
@@ -76,13 +77,22 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """The residual stream after the final norm, dtype[B, L, D], and the cache."""
-        if positions_BL is None:
-            positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-        x_BLD = self.position.add(self.embed(tokens_BL), positions_BL)
-        x_BLD = dropout(self, x_BLD)
-        tokens = Tokens(positions_BL, segments_BL, self.position.tables(positions_BL))
+        x_BLD, tokens = self.enter(tokens_BL, positions_BL, segments_BL)
         x_BLD, cache = self.layers(x_BLD, tokens, cache)
         return self.final_norm(x_BLD), cache
+
+    def enter(
+        self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
+    ) -> tuple[jax.Array, Tokens]:
+        """What the first block sees: the residual stream dtype[B, L, D], and the rest about the tokens."""
+        if positions_BL is None:
+            positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+        x_BLD = dropout(self, self.position.add(self.embed(tokens_BL), positions_BL))
+        return x_BLD, Tokens(positions_BL, segments_BL, self.position.tables(positions_BL))
+
+    def leave(self, x_BLD: jax.Array) -> jax.Array:
+        """What the last block gave, dtype[B, L, D] -> logits float32[B, L, V]."""
+        return self.head(self.final_norm(x_BLD))
 
     def head(self, x_BLD: jax.Array) -> jax.Array:
         """Features [B, L, D] -> logits float32[B, L, V]."""
@@ -116,9 +126,10 @@ def init_params(model: Transformer, key: jax.Array) -> dict:
 
 
 def init_cache(config: Model, batch_size: int, slots: int) -> Cache:
-    """An empty cache for `slots` tokens per row: [n_layers, B, S, G, K] keys and values."""
-    shape = (config.n_layers, batch_size, slots, config.kv_heads, config.head_size)
-    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    """An empty cache for `slots` tokens per row on the current mesh: [n_layers, B, G, S, K] keys and values."""
+    shape = (config.n_layers, batch_size, config.kv_heads, slots, config.head_size)
+    empty = lambda: mesh.shard(jnp.zeros(shape, config.dtype), config.rules, ('layers', *CACHE))
+    return Cache(k=empty(), v=empty())
 
 
 def build(config: Model, *, vocab_size: int, seq_len: int) -> Transformer:

@@ -1,0 +1,1 @@
+"""Sampling from a trained model: samplers, the decoding engine, text in and out."""
