@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import config as config_lib, mesh as mesh_lib
+from llm_jax import config as config_lib
+from llm_jax import mesh as mesh_lib
 from llm_jax.nn.transformer import Transformer, build, init_params
 from llm_jax.schema import Config
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
@@ -27,7 +28,10 @@ LLAMA = {
 
 
 def tiny_config(**overrides: Any) -> Config:
-    """A validated config of 2 layers, width 32; `norm='layernorm'` sets model.norm, `train__z_loss=1` train.z_loss."""
+    """A validated config of 2 layers, width 32.
+
+    `norm='layernorm'` sets model.norm, `train__z_loss=1.0` train.z_loss.
+    """
     config = config_lib.default()
     fields = {
         'vocab_size': V, 'd_model': 32, 'n_layers': 2, 'n_heads': 4, 'data__seq_len': L, 'train__batch_size': 8,

@@ -17,7 +17,9 @@ OTHERS = {
         'position': 'sinusoidal', 'attention': 'mqa', 'feed_forward': 'geglu', 'residual': 'parallel',
         'norm': 'layernorm', 'tie_embeddings': False,
     },
-    'no position, relu2, wide heads': {'position': 'none', 'feed_forward': 'relu2', 'd_head': 12, 'norm_bias': True},
+    'no position, relu2, wide heads': {
+        'position': 'none', 'feed_forward': 'relu2', 'd_head': 12, 'norm_bias': True,
+    },
 }  # fmt: skip
 
 
@@ -83,7 +85,8 @@ def test_parameters_of_the_two_families():
         **heads('q', 4), **heads('k', 2), **heads('v', 2), 'layers/attention/out/kernel': (2, 4, 8, 32),
         'layers/feed_forward/up/kernel': (2, 32, 96), 'layers/feed_forward/gate/kernel': (2, 32, 96),
         'layers/feed_forward/down/kernel': (2, 96, 32),
-        'layers/attention_norm/scale': (2, 32), 'layers/feed_forward_norm/scale': (2, 32), 'final_norm/scale': (32,),
+        'layers/attention_norm/scale': (2, 32), 'layers/feed_forward_norm/scale': (2, 32),
+        'final_norm/scale': (32,),
     }  # fmt: skip
 
 
