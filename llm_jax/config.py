@@ -226,7 +226,7 @@ def _check(config: Config) -> None:
              f'it must divide model.n_heads = {model.n_heads}')  # fmt: skip
     if model.attention in ('mha', 'mqa') and model.n_kv_heads:
         _require(model.n_kv_heads == model.kv_heads, 'model.n_kv_heads', model.n_kv_heads,
-                 f'attention {model.attention!r} has {model.kv_heads}; use attention = "gqa"')  # fmt: skip
+                 f'attention {model.attention!r} has {model.kv_heads}; set it to 0, or model.attention to "gqa"')  # fmt: skip
     if model.position == 'rope':
         _require(model.head_size % 2 == 0, 'model.d_head', model.head_size, 'rope needs an even head width')
     _require(model.dtype in ('float32', 'bfloat16'), 'model.dtype', model.dtype,

@@ -11,6 +11,8 @@ from typing import Any
 Part = str | Callable
 # A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
 Duration = int | str
+# Feed-forwards with a second input projection, the gate: three matrices, not two.
+GATED = ('swiglu', 'geglu')
 
 
 class ConfigError(ValueError):
@@ -67,9 +69,14 @@ class Model:
 
     @property
     def ff_size(self) -> int:
-        """Hidden width F; three matrices of 8/3 D cost what two of 4 D do."""
-        gated = self.feed_forward in ('swiglu', 'geglu')
-        return self.d_ff or (-(-8 * self.d_model // 3 // 64) * 64 if gated else 4 * self.d_model)
+        """Hidden width F: d_ff, or what gives each feed-forward about 8 D^2 weights.
+
+        That is 4 D for two matrices, and 8/3 D for three (Shazeer 2020), rounded up to
+        a multiple of 64, which divides well over devices and matrix units.
+        """
+        if self.d_ff or self.feed_forward not in GATED:
+            return self.d_ff or 4 * self.d_model
+        return -(-8 * self.d_model // (3 * 64)) * 64
 
 
 @dataclasses.dataclass(frozen=True)

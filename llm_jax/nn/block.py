@@ -22,9 +22,7 @@ class Sequential(nn.Module):
         """dtype[B, L, D] -> the same, and this layer's updated cache."""
         config = self.config
         Norm, Attention, FeedForward = _parts(config)
-        y_BLD, cache = Attention(config, name='attention')(
-            Norm(config, name='attention_norm')(x_BLD), tokens, cache
-        )
+        y_BLD, cache = Attention(config, name='attention')(Norm(config, name='attention_norm')(x_BLD), tokens, cache)
         x_BLD += dropout(self, y_BLD)
         y_BLD = FeedForward(config, name='feed_forward')(Norm(config, name='feed_forward_norm')(x_BLD))
         return x_BLD + dropout(self, y_BLD), cache

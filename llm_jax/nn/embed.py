@@ -28,7 +28,7 @@ class Embed(nn.Module):
         """int[B, L] -> dtype[B, L, D]."""
         config = self.config
         # The width is gathered first: rows are then looked up where they lie.
-        table_VD = mesh.shard(self.embedding.astype(config.dtype), config.rules, (self.axis, 'residual'))
+        table_VD = mesh.shard(jnp.asarray(self.embedding, config.dtype), config.rules, (self.axis, 'residual'))
         spec = mesh.spec(config.rules, (*mesh.TOKENS, 'residual'))
         return table_VD.at[ids_BL].get(out_sharding=spec)
 

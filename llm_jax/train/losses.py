@@ -101,9 +101,7 @@ def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL)
     def body(carry, start):
         sums, d_params, d_x = carry
         at = lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk, axis=1)
-        part, (d_params_part, d_x_part) = slice_grad(
-            head, z_loss, params, at(x_BLD), at(targets_BL), at(weights_BL)
-        )
+        part, (d_params_part, d_x_part) = slice_grad(head, z_loss, params, at(x_BLD), at(targets_BL), at(weights_BL))
         d_params = jax.tree.map(jnp.add, d_params, d_params_part)
         d_x = jax.lax.dynamic_update_slice_in_dim(d_x, d_x_part, start, axis=1)
         return (jax.tree.map(jnp.add, sums, part), d_params, d_x), None

@@ -26,10 +26,13 @@ class State:
     opt_state: Any
     ema: Any
 
+    @property
+    def averaged(self) -> Any:
+        """The parameters to evaluate and to sample from: the averaged ones where there are any."""
+        return self.params if self.ema is None else self.ema
 
-def init_state(
-    model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool
-) -> State:
+
+def init_state(model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool) -> State:
     """A fresh state on the current mesh. Jit it, or take its shapes with `jax.eval_shape`."""
     params = init_params(model, key)
     ema = jax.tree.map(jnp.copy, params) if with_ema else None

@@ -93,8 +93,8 @@ def make_train_step(
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
         metrics = {
             'loss': sums['nll'] / sums['weight'],
-            'grad_norm': optax.global_norm(grads),
-            'param_norm': optax.global_norm(state.params),
+            'grad_norm': optax.tree.norm(grads),
+            'param_norm': optax.tree.norm(state.params),
             'learning_rate': schedule(state.step),
         }
         if config.train.z_loss:

@@ -1,0 +1,161 @@
+"""Checkpoints: the only file that knows Orbax.
+
+`<run>/checkpoints/<step>/` holds four items: `params`, `ema` (where there is one),
+`train` (step and optimizer state) and `meta` (JSON), so that a later stage reads the
+parameters alone. Saves are asynchronous and atomic: a directory gets its final name when
+it is complete, and nothing else is ever loaded.
+"""
+
+from typing import Any
+
+from etils import epath
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import orbax.checkpoint as ocp
+
+from llm_jax import schema
+from llm_jax.schema import ConfigError
+
+# A checkpoint's items are named trees, e.g. {'params': ..., 'train': ...}.
+Items = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, run_dir: str | epath.Path, config: schema.Checkpoint, *, read_only: bool = False) -> None:
+        """Opens `run_dir`/checkpoints, to be kept as `config` says.
+
+        Half-written checkpoints of a killed run are removed, unless `read_only`: then the
+        run may be going on.
+        """
+        policies = ocp.checkpoint_managers
+        keep = [policies.LatestN(config.keep)]
+        if config.keep_best:
+            best = policies.BestN(get_metric_fn=lambda m: -m.get('val/loss', float('inf')), n=1)
+            keep.append(best)
+        self._directory = epath.Path(run_dir).resolve() / 'checkpoints'
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss; the newest if none was evaluated."""
+        losses = {step: self.meta(step)['metrics'].get('val/loss') for step in self.steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(known, key=known.get) if known else self.latest_step
+
+    def save(self, step: int, items: Items, meta: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Starts to write a checkpoint; returns once the arrays are copied off the device.
+
+        Args:
+          step: optimizer steps taken.
+          items: named trees of arrays.
+          meta: JSON.
+          metrics: 'val/loss' decides which checkpoint is the best.
+
+        Raises:
+          ConfigError: the disk is full or not writable (of this save or the one before).
+        """
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        with _disk_errors(self._directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(meta=ocp.args.JsonSave({**meta, 'metrics': metrics}), **args),
+                metrics=metrics,
+                force=True,
+            )
+
+    def restore(self, step: int, shapes: Items, mesh: Mesh | None) -> Items:
+        """Reads named trees, laid out on `mesh` whatever mesh they were saved from.
+
+        Args:
+          step: one of `steps()`.
+          shapes: trees of `jax.ShapeDtypeStruct`, from `jax.eval_shape` under the mesh.
+          mesh: where to; None means the default device.
+
+        Raises:
+          ConfigError: the checkpoint cannot be read or holds other shapes.
+        """
+        args = {name: ocp.args.StandardRestore(_placed(tree, mesh)) for name, tree in shapes.items()}
+        path = self._directory / str(step)
+        try:
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+        except (ValueError, KeyError, OSError) as error:
+            raise ConfigError(
+                f'the checkpoint {path} cannot be read as this model: {_first_line(error)}. If it is damaged, '
+                'delete that directory and the one before it is used'
+            ) from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON saved with a checkpoint, its metrics among it."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+
+    def has(self, step: int, item: str) -> bool:
+        """Whether a checkpoint holds this item."""
+        return (self._directory / str(step) / item).exists()
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        with _disk_errors(self._directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the directory."""
+        self.wait()
+        self._manager.close()
+
+
+class _disk_errors:  # noqa: N801 - used like a function
+    """Turns an error of the file system into one clear message."""
+
+    def __init__(self, directory: epath.Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        no_space = error is not None and 'no space left' in str(error).lower()
+        if cause is not None or no_space:
+            raise ConfigError(
+                f'no checkpoint could be written to {self._directory}: {_first_line(cause or error)}. '
+                'The checkpoints that are complete are untouched: make room and run the same command again'
+            ) from error
+
+
+def _placed(tree: Any, mesh: Mesh | None) -> Any:
+    """Shapes with a concrete sharding: Orbax would otherwise restore the mesh that was saved."""
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if mesh is None:
+            sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        else:
+            spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
+            sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

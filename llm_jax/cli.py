@@ -1,0 +1,46 @@
+"""What the tools share: overrides on the command line, and errors in one line."""
+
+import argparse
+from collections.abc import Callable
+import sys
+
+from llm_jax.schema import ConfigError
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Adds --debug, which `run` looks for."""
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def overrides(arguments: list[str]) -> dict[str, str]:
+    """`['--config.model.n_layers=4']` -> `{'model.n_layers': '4'}`; '--config.a.b 4' works as well.
+
+    Raises:
+      ConfigError: anything else among the arguments.
+    """
+    out, i = {}, 0
+    while i < len(arguments):
+        key, equals, value = arguments[i].partition('=')
+        if not key.startswith('--config.'):
+            raise ConfigError(f'unknown argument {arguments[i]!r}; fields of the config are set as --config.a.b=value')
+        if not equals:
+            i += 1
+            if i == len(arguments):
+                raise ConfigError(f'{key} has no value; write {key}=value')
+            value = arguments[i]
+        out[key.removeprefix('--config.')] = value
+        i += 1
+    return out
+
+
+def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Runs a tool: what the user can put right is one line and exit code 2, Ctrl-C is 130."""
+    try:
+        main(argv)
+    except (ConfigError, OSError) as error:  # OSError: a full disk, a missing permission; it names the file
+        if '--debug' in argv:
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""From text to the token rows a model trains on."""

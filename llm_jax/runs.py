@@ -1,0 +1,161 @@
+"""The run directory: what an experiment leaves behind, and how later stages find it.
+
+runs/<name>/config.json      the resolved config
+            experiment.py    the file it came from, with any parts it defines
+            tokenizer/       the tokenizer
+            checkpoints/     by step
+            metrics.jsonl, samples.jsonl, run.json, report.html, report.md, tensorboard/
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+import jax
+
+from llm_jax import config as config_lib
+from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.checkpoint import Checkpoints
+from llm_jax.nn.transformer import Transformer, build, init_params
+from llm_jax.schema import Config, ConfigError
+
+# The experiment's own copy in the run directory; 'experiment.py:Name' names a part in it.
+EXPERIMENT = 'experiment.py'
+# A change of these makes another model, or other data: the checkpoints no longer fit.
+_FIXED = ('model', 'data.seq_len', 'data.tokenizer')
+# Fields of `model` that change how it is computed, not what it is.
+_FREE = ('model.scan', 'model.remat', 'model.dtype', 'model.dropout')
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model: `model.apply({'params': params}, tokens)` gives logits [B, L, V].
+
+    Attributes:
+      model: the Linen module.
+      params: nested dict, float32.
+      tokenizer: `encode`, `decode`, `bos_id`, `vocab_size`.
+      config: of the experiment.
+      step: of the checkpoint.
+    """
+
+    model: Transformer
+    params: Any
+    tokenizer: Any
+    config: Config
+    step: int
+
+
+def load(path: str | epath.Path, step: int | None = None) -> Loaded:
+    """Reads a run directory: model, parameters, tokenizer and config.
+
+    Parameters come from the averaged ones (EMA) where the run kept them, and go to the
+    default device.
+
+    Args:
+      path: a run directory, such as 'runs/quickstart'.
+      step: which checkpoint; None takes the newest.
+
+    Raises:
+      ConfigError: not a run directory, or no (such) checkpoint in it.
+    """
+    run_dir = epath.Path(path)
+    config = read_config(run_dir)
+    tokenizer = tokenizer_lib.load(run_dir / 'tokenizer')
+    model = build(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
+    step = pick_step(checkpoints, run_dir, step)
+    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    item = 'ema' if checkpoints.has(step, 'ema') else 'params'
+    params = checkpoints.restore(step, {item: shapes}, mesh=None)[item]
+    return Loaded(model, params, tokenizer, config, step)
+
+
+def pick_step(checkpoints: Checkpoints, run_dir: epath.Path, step: int | None) -> int:
+    """The wanted step, or the newest.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        raise ConfigError(f'{run_dir} holds no complete checkpoint yet; train it first')
+    if step is not None and step not in steps:
+        raise ConfigError(f'{run_dir} holds no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
+    return step if step is not None else steps[-1]
+
+
+def read_config(run_dir: epath.Path) -> Config:
+    """The config of a run directory.
+
+    Raises:
+      ConfigError: there is none, or it cannot be read.
+    """
+    file = run_dir / 'config.json'
+    if not file.exists():
+        near = sorted(p.parent.name for p in run_dir.parent.glob('*/config.json')) if run_dir.parent.exists() else []
+        hint = f'; {run_dir.parent} has {", ".join(near)}' if near else ''
+        raise ConfigError(f'{run_dir} is not a run directory: it has no config.json{hint}')
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'{file} is not valid JSON: {error}') from error
+    here = f'{run_dir / EXPERIMENT}:'
+    return config_lib.from_dict(_replace_prefix(values, f'{EXPERIMENT}:', here))
+
+
+def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:
+    """Writes config.json and the experiment's copy; refuses to turn a run into another.
+
+    Args:
+      run_dir: where to.
+      config: resolved.
+      experiment: the file that the config came from.
+
+    Raises:
+      ConfigError: the directory's checkpoints belong to another model, with the difference.
+    """
+    values = config_lib.to_dict(config)
+    if experiment is not None:
+        values = _replace_prefix(values, f'{experiment}:', f'{EXPERIMENT}:')
+    file = run_dir / 'config.json'
+    if file.exists() and (run_dir / 'checkpoints').exists():
+        old, new = (_flat(v) for v in (json.loads(file.read_text()), json.loads(json.dumps(values))))
+        changed = [
+            f'{key}: {old.get(key)!r} -> {new.get(key)!r}'
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key.startswith(_FIXED) and key not in _FREE
+        ]
+        if changed:
+            raise ConfigError(
+                f'{run_dir} holds checkpoints of another model ({"; ".join(changed)}). Undo the change, '
+                'or train it elsewhere: --workdir DIR, or another config.name'
+            )
+    write_atomically(file, json.dumps(values, indent=2) + '\n')
+    if experiment is not None:
+        write_atomically(run_dir / EXPERIMENT, experiment.read_text())
+
+
+def write_atomically(file: epath.Path, text: str) -> None:
+    """Writes a file that a reader sees whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.parent / f'.{file.name}.partial'
+    partial.write_text(text)
+    partial.rename(file) if '://' in str(file) else partial.replace(file)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    out = {}
+    for key, value in values.items():
+        out.update(_flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value})
+    return out
+
+
+def _replace_prefix(values: Any, old: str, new: str) -> Any:
+    if isinstance(values, dict):
+        return {key: _replace_prefix(value, old, new) for key, value in values.items()}
+    if isinstance(values, str) and values.startswith(old):
+        return new + values.removeprefix(old)
+    return values

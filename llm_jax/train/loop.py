@@ -1,0 +1,181 @@
+"""Pre-training, top to bottom: data, model, steps, evaluation, checkpoints, samples, report."""
+
+import dataclasses
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import mesh as mesh_lib
+from llm_jax import runs
+from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.checkpoint import Checkpoints
+from llm_jax.data.prepare import prepare
+from llm_jax.data.source import TrainRows, loader
+from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.text import complete
+from llm_jax.metrics import Console
+from llm_jax.report import write_report
+from llm_jax.schema import Config, ConfigError
+from llm_jax.train import records, setup
+from llm_jax.train.evaluate import evaluate
+from llm_jax.train.interrupt import Interrupt
+from llm_jax.train.step import make_eval_step, make_train_step
+
+
+class NonFiniteLossError(ConfigError):
+    """Training diverged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: 'finished', or 'stopped' by a signal, after how many steps."""
+
+    status: str
+    step: int
+    metrics: dict[str, float]
+
+
+def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None = None) -> Result:
+    """Trains an experiment, or goes on with it where it stopped.
+
+    Args:
+      config: validated.
+      run_dir: where everything is kept.
+      experiment: the file the config came from, copied into the run directory.
+
+    Raises:
+      ConfigError: what the user can put right.
+      NonFiniteLossError: the loss or the gradient became NaN or infinite.
+    """
+    run_dir, clock = epath.Path(run_dir), records.Clock()
+    mesh_lib.start_processes(config.mesh)
+    is_main = jax.process_index() == 0
+    mesh = mesh_lib.make_mesh(config.mesh)
+    # Before minutes of data preparation: everything that does not depend on it.
+    setup.plan(config, mesh, rows=10**9, vocab_size=_expected_vocab(config), bos_id=0)
+
+    with Console(0, enabled=is_main) as console:
+        prepared = prepare(config.data, config.seed, progress=records.preparation_progress(console))
+    tokenizer = prepared.tokenizer
+    vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
+    plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
+    config, steps = plan.config, plan.steps
+    if is_main:
+        runs.write_config(run_dir, config, experiment and epath.Path(experiment))
+        tokenizer.save(run_dir / 'tokenizer')
+    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    if (checkpoints.latest_step or 0) >= steps.total:
+        with Console(0, enabled=is_main) as console:
+            console.event(
+                f'{run_dir} is done: {checkpoints.latest_step} of {steps.total} steps are trained. '
+                'A longer --config.train.duration goes on from here'
+            )
+        checkpoints.close()
+        return Result('finished', steps.total, {})
+
+    with jax.set_mesh(mesh), Interrupt() as interrupt:
+        state, origin = setup.start_state(plan, checkpoints, prepared)
+        start = int(state.step)
+        train_step = jax.jit(
+            make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id), donate_argnums=0
+        )
+        token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
+        eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
+        record = records.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)
+
+        def evaluated(step: int, params: Any) -> dict[str, float]:
+            held_out = {'val': ('validation', config.train.eval_batches)}
+            if step == steps.total and prepared.count('test'):
+                held_out['test'] = ('test', 0)
+            values = {}
+            for prefix, (split, most) in held_out.items():
+                part = evaluate(plan, eval_step, params, prepared, split, max_batches=most)
+                values |= {f'{prefix}/{name}': value for name, value in part.items()}
+            record.evaluation(step, values)
+            return values
+
+        def sampled(params: Any) -> list[tuple[str, str]]:
+            prompts, sampler = list(config.train.sample_prompts), Sampler(temperature=0.8, top_k=50)
+            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed}
+            return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
+
+        def finish(step: int, metrics: dict[str, jax.Array], tokens: jax.Array) -> None:
+            """Fetches the metrics of a step, which by now the device has computed."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):
+                raise _non_finite(run_dir, step, values, tokens, checkpoints)
+            record.step(step, values)
+
+        rows = TrainRows(prepared, config.data.mixture, config.seed, config.train.batch_size, plan.local_rows)
+        batches = loader(rows, start, steps.total, config.data.prefetch)
+        pending = None
+        status = 'finished'
+        results: dict[str, float] = {}
+        try:
+            for step in range(start + 1, steps.total + 1):
+                tokens = plan.place(next(batches))
+                state, metrics = train_step(state, tokens)  # returns before it is computed
+                record.input_wait(batches.wait_seconds())
+                if pending:
+                    finish(*pending)
+                pending = (step, metrics, tokens)
+
+                # Asked to stop, nothing comes before the checkpoint: grace periods are short.
+                stop = interrupt.asked(step)
+                evaluates = steps.due(steps.eval, step) and not stop
+                samples = steps.due(steps.sample, step) and not stop
+                saves = steps.due(steps.checkpoint, step) or stop
+                if not (evaluates or samples or saves):
+                    continue
+                finish(*pending)  # nothing is evaluated or saved after a bad step
+                pending = None
+                with record.paused():
+                    results = evaluated(step, state.averaged) if evaluates else {}
+                    if samples:
+                        record.samples(step, sampled(state.averaged))
+                    if saves:
+                        meta = {'tokenizer': tokenizer.fingerprint, 'data': prepared.manifest['digest']}
+                        checkpoints.save(step, setup.to_items(state), meta, results)
+                if stop:
+                    status = 'stopped'
+                    break
+            checkpoints.close()
+        except BaseException:
+            record.end('failed', clock)
+            raise
+        record.end(status, clock, signal=interrupt.signal, step=step)
+    if is_main:
+        write_report(run_dir)
+        record.farewell(status, step, results)
+    return Result(status, step, results)
+
+
+def _expected_vocab(config: Config) -> int:
+    tokenizer = config.data.tokenizer
+    size = tokenizer_lib.load(tokenizer.path).vocab_size if tokenizer.path else tokenizer.vocab_size
+    return config.model.vocab_size or size
+
+
+def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:
+    """Rows of the embedding beyond the tokenizer's stand for no text."""
+    return jnp.asarray(np.pad(token_bytes, (0, vocab_size - len(token_bytes))), jnp.int32)
+
+
+def _non_finite(
+    run_dir: epath.Path, step: int, values: dict[str, float], tokens: jax.Array, checkpoints: Checkpoints
+) -> NonFiniteLossError:
+    """Keeps the batch, and says what happened and what to try."""
+    file = run_dir / f'nonfinite_step_{step}_process_{jax.process_index()}.npz'
+    shards = {f'rows_{s.index[0].start or 0}': np.asarray(s.data) for s in tokens.addressable_shards}
+    with file.open('wb') as out:
+        np.savez(out, **shards)
+    checkpoints.close()
+    last = checkpoints.latest_step
+    kept = f'the checkpoint of step {last} is good' if last else 'no checkpoint had been saved yet'
+    return NonFiniteLossError(
+        f'step {step} has loss {values["loss"]} and gradient norm {values["grad_norm"]}; its batch is in {file}, and '
+        f'{kept}. Try a lower optimizer.learning_rate, a longer schedule.warmup or a smaller optimizer.clip'
+    )

@@ -1,0 +1,71 @@
+"""Contract 2: one step is the same on every mesh, and gradients lie like their parameters."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import BOS, GPT2, LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_model, tiny_training
+
+from llm_jax.train.step import make_loss
+
+MESHES = [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
+# Between them: mha and gqa, tied and untied, all at once or in chunks and micro-batches.
+# A large eps keeps Adam from blowing rounding errors of near-zero gradients up.
+CONFIGS = {
+    'gpt2': GPT2 | {'train__z_loss': 0.01, 'optimizer__eps': 1e-3},
+    'llama, in pieces': LLAMA | {
+        'train__batch_size': 16, 'train__grad_accumulation': 2, 'train__loss_chunk': 8, 'train__ema_decay': 0.5,
+        'optimizer__eps': 1e-3,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def config(request):
+    return tiny_config(**CONFIGS[request.param], optimizer__learning_rate=0.1)
+
+
+def one_step(config, sizes):
+    with on_mesh(sizes):
+        step, state = tiny_training(config)
+        new, metrics = step(state, place(packed_tokens(config.train.batch_size), config))
+        types = [jax.tree.map(jax.typeof, s) for s in (state, new)]
+        return jax.device_get((metrics, new.params, new.ema)), types
+
+
+@pytest.fixture(scope='module')
+def one_device(config):
+    return one_step(config, MESHES[0])[0]
+
+
+@pytest.mark.parametrize('sizes', MESHES[1:], ids=str)
+def test_same_step(config, sizes, one_device):
+    results, (before, after) = one_step(config, sizes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results, one_device)
+    assert before == after  # shape, dtype and sharding: buffers can be donated
+    assert not config.model.tie_embeddings or 'unembed' not in before.params
+
+
+@pytest.mark.parametrize('sizes', MESHES[1:], ids=str)
+def test_gradients_lie_like_their_parameters(config, sizes):
+    with on_mesh(sizes):
+        model = tiny_model(config)
+        _, state = tiny_training(config)
+        tokens = place(packed_tokens(8), config)
+        loss = make_loss(model, config, bos_id=BOS)
+        grads, _ = jax.eval_shape(jax.grad(loss, has_aux=True), state.params, tokens)
+        spec = lambda x: (x.shape, x.dtype, x.sharding.spec)
+        assert jax.tree.map(spec, grads) == jax.tree.map(lambda p: spec(jax.typeof(p)), state.params)
+
+
+@pytest.mark.parametrize('sizes', MESHES[1:], ids=str)
+def test_parameters_are_split(sizes):
+    """What the rules say is split over n devices takes 1/n of each device's memory."""
+    with on_mesh(sizes):
+        _, state = tiny_training(tiny_config(**LLAMA))
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
+            axes = [part for part in jax.typeof(leaf).sharding.spec if part]
+            n = np.prod([dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))[a] for a in axes] or [1])
+            assert leaf.addressable_shards[0].data.size * n == leaf.size
+            # Everything with two dimensions or more is split in both ways.
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            assert set(axes) == ({'fsdp', 'tensor'} if name.endswith(('kernel', 'embedding')) else set()), name

@@ -1,0 +1,210 @@
+"""Contract 7: save, kill, resume equals never stopping.
+
+Real processes of the real command, killed with real signals.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import llm_jax
+from llm_jax.metrics import read_jsonl
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 40
+
+EXPERIMENT = """
+from llm_jax import config as config_lib
+
+def get_config():
+    config = config_lib.default()
+    config.model.d_model, config.model.n_layers, config.model.n_heads = 64, 2, 2
+    config.model.dropout = 0.1
+    config.data.sources = 'jsonl:{corpus}'
+    config.data.seq_len = 64
+    config.data.tokenizer.vocab_size = 300
+    config.data.cache_dir = '{cache}'
+    config.train.duration = {steps}
+    config.train.batch_size = 8
+    config.train.log_every = 1
+    config.train.eval_every = 20
+    config.train.sample_every = 0
+    config.train.sample_tokens = 4
+    config.train.sample_prompts = ('a',)
+    config.train.ema_decay = 0.9
+    config.checkpoint.every = 7
+    config.optimizer.learning_rate = 1e-2
+    return config
+"""
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp('resume')
+    rng = random.Random(0)
+    words = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'dogs', 'ran', 'far', 'away', '42', 'naïve']
+    with (root / 'corpus.jsonl').open('w') as out:
+        for _ in range(400):
+            out.write(json.dumps({'text': ' '.join(rng.choices(words, k=rng.randint(5, 120)))}) + '\n')
+    file = root / 'resumable.py'
+    file.write_text(EXPERIMENT.format(corpus=root / 'corpus.jsonl', cache=root / 'cache', steps=STEPS))
+    return file
+
+
+def start(
+    experiment: pathlib.Path, run_dir: pathlib.Path, *overrides: str, devices: int = 1, **environment: str
+) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': str(ROOT),
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        **environment,
+    }
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(experiment), '--workdir', str(run_dir), *overrides]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen, run_dir: pathlib.Path, step: int) -> None:
+    """Returns as soon as metrics.jsonl has this step."""
+    for _ in range(30_000):
+        lines = read_jsonl(run_dir / 'metrics.jsonl') if (run_dir / 'metrics.jsonl').exists() else []
+        if any(line['step'] >= step for line in lines):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError(f'step {step} was never logged')
+
+
+def losses(run_dir: pathlib.Path) -> dict[int, float]:
+    lines = [line for line in read_jsonl(run_dir / 'metrics.jsonl') if 'loss' in line]
+    steps = [line['step'] for line in lines]
+    assert steps == list(range(1, STEPS + 1)), 'every step is logged exactly once, in order'
+    return {line['step']: line['loss'] for line in lines}
+
+
+def parameters(run_dir: pathlib.Path) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(llm_jax.load(run_dir).params)]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(experiment: pathlib.Path) -> pathlib.Path:
+    run_dir = experiment.parent / 'undisturbed'
+    finish(start(experiment, run_dir))
+    return run_dir
+
+
+def test_kill_and_terminate_at_several_points_equal_never_stopping(experiment, undisturbed, tmp_path):
+    run_dir = tmp_path / 'disturbed'
+    for step, how in ((3, signal.SIGKILL), (9, signal.SIGKILL), (16, signal.SIGTERM), (30, signal.SIGKILL)):
+        process = start(experiment, run_dir)
+        wait_for_step(process, run_dir, step)
+        process.send_signal(how)
+        output = finish(process, code=0 if how == signal.SIGTERM else -signal.SIGKILL)
+        if how == signal.SIGTERM:
+            assert 'SIGTERM: saved at step' in output
+    output = finish(start(experiment, run_dir))
+    assert 'resumed at step' in output
+    assert losses(run_dir) == losses(undisturbed)
+    for ours, theirs in zip(parameters(run_dir), parameters(undisturbed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_finished_run_says_that_it_is_done(experiment, undisturbed):
+    before = (undisturbed / 'metrics.jsonl').read_text()
+    output = finish(start(experiment, undisturbed))
+    assert f'is done: {STEPS} of {STEPS} steps' in output
+    assert (undisturbed / 'metrics.jsonl').read_text() == before
+    assert json.loads((undisturbed / 'run.json').read_text())['status'] == 'finished'
+
+
+def test_resume_on_another_mesh_is_the_same_run_within_rounding(experiment, undisturbed, tmp_path):
+    run_dir = tmp_path / 'moved'
+    process = start(experiment, run_dir)
+    wait_for_step(process, run_dir, 10)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    finish(start(experiment, run_dir, '--config.mesh.tensor=2', '--config.model.dropout=0.1', devices=8))
+    ours, theirs = losses(run_dir), losses(undisturbed)
+    # Dropout draws other masks on another mesh, so only the steps before the move are equal.
+    assert all(ours[step] == theirs[step] for step in range(1, 11))
+    assert abs(ours[STEPS] - theirs[STEPS]) < 0.15
+
+
+def test_a_half_written_checkpoint_is_never_loaded(experiment, undisturbed, tmp_path):
+    run_dir = tmp_path / 'half'
+    process = start(experiment, run_dir)
+    wait_for_step(process, run_dir, 9)
+    process.kill()
+    process.communicate()
+    # What a kill in the middle of a save leaves: a directory that never got its final name.
+    (run_dir / 'checkpoints' / '12.orbax-checkpoint-tmp' / 'params').mkdir(parents=True)
+    finish(start(experiment, run_dir))
+    assert losses(run_dir) == losses(undisturbed)
+    assert not list((run_dir / 'checkpoints').glob('*tmp*'))
+
+
+def test_a_changed_model_is_refused_with_the_difference(experiment, undisturbed):
+    before = (undisturbed / 'config.json').read_text()
+    output = finish(start(experiment, undisturbed, '--config.model.n_layers=3'), code=2)
+    assert 'model.n_layers: 2 -> 3' in output
+    assert 'Traceback' not in output
+    assert (undisturbed / 'config.json').read_text() == before
+
+
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_evidence(experiment, tmp_path):
+    run_dir = tmp_path / 'diverged'
+    explode = ('--config.optimizer.learning_rate=1e30', '--config.optimizer.clip=0', '--config.checkpoint.every=1')
+    output = finish(start(experiment, run_dir, *explode), code=2)
+    assert 'Traceback' not in output
+    (batch,) = run_dir.glob('nonfinite_step_*_process_0.npz')
+    step = int(batch.stem.split('_')[2])
+    assert f'step {step} has loss' in output
+    assert sum(len(rows) for rows in np.load(batch).values()) == 8
+    steps = [int(p.name) for p in (run_dir / 'checkpoints').iterdir() if p.name.isdigit()]
+    assert steps
+    assert max(steps) < step
+
+
+def test_init_from_starts_from_the_parameters_of_another_run(experiment, undisturbed, tmp_path):
+    run_dir = tmp_path / 'second'
+    overrides = (f'--config.init_from={undisturbed}', '--config.train.duration=2', '--config.schedule.warmup=0')
+    output = finish(start(experiment, run_dir, *overrides))
+    assert f'started from {undisturbed} at step {STEPS}' in output
+    first = read_jsonl(run_dir / 'metrics.jsonl')[0]
+    assert first['step'] == 1
+    assert first['loss'] < losses(undisturbed)[5]
+
+
+def test_two_processes_of_four_devices_equal_one_of_eight(experiment, tmp_path):
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    overrides = ('--config.model.dropout=0.0', '--config.train.duration=12', '--config.schedule.warmup=2')
+    finish(start(experiment, one, *overrides, devices=8))
+    address = {'JAX_COORDINATOR_ADDRESS': 'localhost:47551', 'JAX_NUM_PROCESSES': '2'}
+    processes = [
+        start(
+            experiment, two, *overrides, '--config.mesh.distributed=True', devices=4, JAX_PROCESS_ID=str(i), **address
+        )
+        for i in range(2)
+    ]
+    outputs = [finish(process) for process in processes]
+    assert 'step 12/12' in outputs[0]
+    assert 'step 12/12' not in outputs[1], 'only the first process prints'
+    values = [[line['loss'] for line in read_jsonl(d / 'metrics.jsonl') if 'loss' in line] for d in (one, two)]
+    np.testing.assert_allclose(*values, rtol=2e-5)

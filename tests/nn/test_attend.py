@@ -1,0 +1,93 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from llm_jax.nn import attend as attend_lib
+from llm_jax.nn.attend import attend
+from llm_jax.schema import DEFAULT_RULES
+
+RULES = tuple(DEFAULT_RULES.items())
+SEGMENTS = np.array([[0] * 5 + [1] * 1 + [2] * 10, [0] * 16])
+
+
+def inputs(G, L=16, H=4, K=8):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(2, L, n, K)).astype(np.float32) for n in (H, G, G)]
+
+
+@pytest.mark.parametrize('chunk', [128, 4])
+@pytest.mark.parametrize('heads', [4, 2, 1])
+@pytest.mark.parametrize('segments', [None, SEGMENTS])
+def test_equals_loops(monkeypatch, chunk, heads, segments):
+    monkeypatch.setattr(attend_lib, 'QUERY_CHUNK', chunk)
+    q, k, v = inputs(heads)
+    run = jax.jit(lambda q, k, v, s: attend(q, k, v, rules=RULES, segments_BL=s))
+    y = run(q, k, v, segments)
+    for row in range(2):
+        one = [x[row].astype(np.float64) for x in (q, k, v)]
+        exact = reference.attention(*one, None if segments is None else segments[row])
+        np.testing.assert_allclose(y[row], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_chunked_queries_have_the_gradients_of_whole_ones(monkeypatch):
+    q, k, v = inputs(2)
+    probe = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+
+    def loss(q, k, v):
+        return jnp.sum(probe * attend(q, k, v, rules=RULES, segments_BL=SEGMENTS))
+
+    grads = []
+    for chunk in (128, 4):
+        monkeypatch.setattr(attend_lib, 'QUERY_CHUNK', chunk)
+        grads.append(jax.jit(jax.grad(lambda *x: loss(*x), argnums=(0, 1, 2)))(q, k, v))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *grads)
+
+
+def test_large_scores_stay_finite_and_exact():
+    q, k, v = inputs(4)
+    run = jax.jit(lambda q, k, v: attend(q, k, v, rules=RULES))
+    y = run(q * 100, k * 100, v)
+    exact = reference.attention(*[x[0].astype(np.float64) for x in (q * 100, k * 100, v)])
+    np.testing.assert_allclose(y[0], exact, rtol=2e-2, atol=2e-2)
+
+
+def test_softmax_is_float32_under_bfloat16():
+    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(2))
+    y = jax.jit(lambda q, k, v: attend(q, k, v, rules=RULES))(q, k, v)
+    assert y.dtype == jnp.bfloat16
+    exact = reference.attention(*[np.asarray(x[0], np.float64) for x in (q, k, v)])
+    np.testing.assert_allclose(np.asarray(y[0], np.float64), exact, atol=3e-2)
+
+
+def test_slots_see_what_is_written_up_to_their_own():
+    q, k, v = inputs(2)
+    run = jax.jit(lambda q, k, v, s: attend(q, k, v, rules=RULES, slots_BL=s))
+    y = run(q[:, :3], k, v, np.array([[4, 5, 6], [0, 1, 2]]))
+    for row, start in enumerate((4, 0)):
+        for i in range(3):
+            n = start + i + 1
+            padded = np.zeros((n, *q.shape[2:]))
+            padded[-1] = q[row, i]
+            exact = reference.attention(padded, k[row, :n].astype(np.float64), v[row, :n].astype(np.float64))[-1]
+            np.testing.assert_allclose(y[row, i], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_zeroes_weights_at_its_rate_and_keeps_the_mean():
+    rate, L = 0.25, 64
+    q = np.zeros((4, L, 8, 4), np.float32)  # uniform weights: row t has t + 1 weights of 1 / (t + 1)
+    v = np.zeros((4, L, 8, L), np.float32) + np.eye(L, dtype=np.float32)[None, :, None, :]
+    k = np.zeros((4, L, 8, 4), np.float32)
+    run = jax.jit(lambda v, key: attend(q, k, v[..., :4], rules=RULES, dropout=rate, dropout_key=key))
+    # With v a unit vector, the output is the weight itself.
+    w = np.stack([run(v[..., s : s + 4], jax.random.key(0)) for s in range(0, L, 4)])  # [L/4, B, t, H, 4]
+    w = np.moveaxis(w, 0, 3).reshape(4, L, 8, L)
+    t, s = np.tril_indices(L)
+    kept = w[:, t, :, s] * (t[:, None, None] + 1)  # 0 or 1 / (1 - rate)
+    assert np.all(np.isclose(kept, 0) | np.isclose(kept, 1 / (1 - rate), rtol=1e-5))
+    n = kept.size
+    assert abs(np.mean(kept == 0) - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
+    assert np.std(np.mean(kept == 0, axis=0)) > 0  # rows and heads draw their own

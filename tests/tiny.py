@@ -1,0 +1,106 @@
+"""What tests of the model and of training share: tiny configs, models, meshes, batches."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import config as config_lib
+from llm_jax import mesh as mesh_lib
+from llm_jax.nn.transformer import Transformer, build, init_params
+from llm_jax.schema import Config
+from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
+from llm_jax.train.state import State
+from llm_jax.train.step import make_train_step
+
+V, L, BOS = 64, 16, 1
+
+GPT2 = {
+    'position': 'learned', 'norm': 'layernorm', 'norm_bias': True, 'feed_forward': 'gelu', 'bias': True,
+    'attention': 'mha', 'tie_embeddings': True,
+}  # fmt: skip
+LLAMA = {
+    'position': 'rope', 'norm': 'rmsnorm', 'feed_forward': 'swiglu', 'attention': 'gqa', 'n_kv_heads': 2,
+    'd_ff': 96, 'tie_embeddings': False,
+}  # fmt: skip
+
+
+def tiny_config(**overrides: Any) -> Config:
+    """A validated config of 2 layers, width 32.
+
+    `norm='layernorm'` sets model.norm, `train__z_loss=1.0` train.z_loss.
+    """
+    config = config_lib.default()
+    fields = {
+        'vocab_size': V, 'd_model': 32, 'n_layers': 2, 'n_heads': 4, 'data__seq_len': L, 'train__batch_size': 8,
+        'mesh__fsdp': 1,
+    }  # fmt: skip
+    for name, value in (fields | overrides).items():
+        *sections, leaf = name.split('__') if '__' in name else ('model', name)
+        node = config
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    return config_lib.validate(config)
+
+
+def tiny_model(config: Config) -> Transformer:
+    return build(config.model, vocab_size=V, seq_len=config.data.seq_len)
+
+
+def random_params(model: Transformer, seed: int = 0, scale: float = 0.3) -> dict:
+    """Parameters where nothing is left at a special value: biases are not 0, scales are not 1."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        centre = 1.0 if path[-1].key == 'scale' else 0.0
+        return (centre + scale * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def packed_tokens(rows: int, length: int = L, *, seed: int = 0, padding: bool = True) -> np.ndarray:
+    """int32[rows, length + 1]: documents led by BOS, some rows beginning within one, some padded with -1."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, V, (rows, length + 1))
+    tokens[rng.random(tokens.shape) < 0.2] = BOS
+    if padding:
+        for row in range(0, rows, 2):
+            tokens[row, length + 1 - rng.integers(1, length // 2) :] = -1
+    return tokens.astype(np.int32)
+
+
+def on_mesh(sizes: tuple[int, int, int] | None) -> contextlib.AbstractContextManager:
+    """The mesh (data, fsdp, tensor) as the current one; None means no mesh at all."""
+    if sizes is None:
+        return contextlib.nullcontext()
+    config = tiny_config(mesh__data=sizes[0], mesh__fsdp=sizes[1], mesh__tensor=sizes[2]).mesh
+    return jax.set_mesh(mesh_lib.make_mesh(config, jax.devices()[: int(np.prod(sizes))]))
+
+
+def place(tokens: np.ndarray, config: Config) -> jax.Array:
+    """A batch as it lies on the current mesh."""
+    spec = mesh_lib.spec(config.model.rules, ('batch', None))
+    return jnp.asarray(tokens) if spec is None else jax.device_put(tokens, spec)
+
+
+def place_params(model: Transformer, params: dict) -> dict:
+    """Parameters as `init_params` would lay them out on the current mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.tree.map(jnp.asarray, params)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding.spec), params, shapes)
+
+
+def tiny_training(config: Config, seed: int = 0) -> tuple:
+    """(step, state) on the current mesh: the step jitted, the parameters from `random_params`."""
+    model = tiny_model(config)
+    params = place_params(model, random_params(model, seed))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, Span(10, 2, 0, 0.1))
+    optimizer = make_optimizer(config.optimizer, schedule, params)
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay else None
+    state = State(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params), ema)
+    return jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS)), state
