@@ -114,7 +114,9 @@ class _Mixture:
             raise ConfigError(f'data.mixture = {dict(weights)}: weights are at least 0, and one is above 0')
         counts = _quotas(shares / shares.sum(), _PERIOD)
         if lost := [name for name, n, w in zip(sizes, counts, shares, strict=True) if w and not n]:
-            raise ConfigError(f'data.mixture = {dict(weights)}: raise the weight of {lost} to 1 in {_PERIOD} or more')
+            raise ConfigError(
+                f'data.mixture = {dict(weights)}: raise the weight of {lost} to 1 in {_PERIOD} or more'
+            )
         self._names, self._sizes, self._counts, self._seed = list(sizes), list(sizes.values()), counts, seed
         self._source = _pattern(counts)
         self._rank = np.empty(_PERIOD, np.int64)  # how often the source came before, within the pattern

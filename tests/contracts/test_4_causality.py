@@ -33,7 +33,9 @@ def dependence(**overrides):
 
     def logits(table):
         """One direction of the logits: [B, L]."""
-        return model.apply({'params': params | {'embed': {'embedding': table}}}, TOKENS, POSITIONS, SEGMENTS) @ probe
+        return (
+            model.apply({'params': params | {'embed': {'embedding': table}}}, TOKENS, POSITIONS, SEGMENTS) @ probe
+        )
 
     gradients_BLVD = jax.jit(jax.jacrev(logits))(jnp.asarray(params['embed']['embedding']))
     depends_BLV = np.any(np.asarray(gradients_BLVD) != 0, axis=-1)

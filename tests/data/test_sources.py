@@ -167,7 +167,9 @@ class Texts(tfds.core.GeneratorBasedBuilder):
     SPLITS = ('train', 'test')
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({'text': tfds.features.Text()}))
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict({'text': tfds.features.Text()})
+        )
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in self.SPLITS}

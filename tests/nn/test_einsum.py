@@ -29,7 +29,9 @@ def test_equals_numpy(equation, sizes):
 
 
 def test_dtype_of_the_computation_and_of_the_parameters():
-    module = Einsum('BLD,DF->BLF', (32, 48), ('d_model', 'd_ff'), tiny_config(dtype='bfloat16').model, use_bias=True)
+    module = Einsum(
+        'BLD,DF->BLF', (32, 48), ('d_model', 'd_ff'), tiny_config(dtype='bfloat16').model, use_bias=True
+    )
     y, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((1, 1, 32)))
     assert y.dtype == jnp.bfloat16
     assert {v.dtype for v in variables['params'].values()} == {jnp.dtype('float32')}
