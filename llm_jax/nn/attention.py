@@ -6,6 +6,7 @@ from typing import Any
 from flax import linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from llm_jax import mesh
 from llm_jax.nn.attend import attend
@@ -91,17 +92,18 @@ class Attention(nn.Module):
 
 
 def _write(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array, rules: tuple) -> jax.Array:
-    """The cache with `new` at `positions`; each row's positions are consecutive."""
+    """The cache with `new` at `positions`, distinct in each row; positions past its end are dropped."""
 
-    def write(slots_BGSK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> jax.Array:
-        write_row = lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=1)
-        return jax.vmap(write_row)(slots_BGSK, new_BGLK, starts_B)
+    def write(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        rows_B1 = jnp.arange(slots_BGSK.shape[0])[:, None]
+        return slots_BGSK.at[rows_B1, :, positions_BL].set(new_BLGK, unique_indices=True)
 
     if not jax.sharding.get_abstract_mesh().empty:
         # Each device writes into the rows and heads that it holds.
-        heads = mesh.spec(rules, CACHE)
-        write = jax.shard_map(write, in_specs=(heads, heads, mesh.spec(rules, ('batch',))), out_specs=heads)
-    return write(slots_BGSK, new_BLGK.swapaxes(1, 2).astype(slots_BGSK.dtype), positions_BL[:, 0])
+        spec = functools.partial(mesh.spec, rules)
+        heads, new = spec(CACHE), spec(('batch', 'length', 'kv_heads', 'd_head'))
+        write = jax.shard_map(write, in_specs=(heads, new, spec(mesh.TOKENS)), out_specs=heads)
+    return write(slots_BGSK, new_BLGK.astype(slots_BGSK.dtype), positions_BL)
 
 
 ATTENTIONS = {'mha': Attention, 'gqa': Attention, 'mqa': Attention}

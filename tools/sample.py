@@ -1,0 +1,92 @@
+"""Sample from a trained model: sample runs/quickstart --prompt "def " [--num_samples 3 ...]"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+from llm_jax import cli
+from llm_jax.schema import ConfigError
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='sample', description=__doc__, allow_abbrev=False)
+    parser.add_argument('run_dir', help='the directory that train wrote, e.g. runs/quickstart')
+    parser.add_argument('--prompt', action='append', default=[], help='text to continue; may be given several times')
+    parser.add_argument('--prompt_file', action='append', default=[], help='a file whose whole text is a prompt')
+    parser.add_argument('--max_new_tokens', type=int, default=100, help='most tokens to add (100)')
+    parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
+    parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
+    parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
+    parser.add_argument('--num_samples', type=int, default=1, help='of each prompt (1)')
+    parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same text (0)')
+    parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
+    cli.add_debug(parser)
+    args = parser.parse_args(argv)
+    if args.num_samples < 1:
+        raise ConfigError(f'--num_samples = {args.num_samples} must be at least 1')
+    prompts = read_prompts(args.prompt, args.prompt_file)
+
+    from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once
+    from llm_jax.generate.samplers import Sampler
+    from llm_jax.runs import load
+
+    sampler = Sampler(args.temperature, args.top_k, args.top_p)
+    loaded = load(args.run_dir, args.step)
+    rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
+    started = time.monotonic()
+    blocks = text.stream(
+        loaded.model, loaded.params, loaded.tokenizer, rows,
+        max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
+    )  # fmt: skip
+
+    alone = len(rows) == 1
+    if alone:
+        print(rows[0], end='', flush=True)
+    texts, first, later, first_seconds = list(rows), 0, 0, 0.0
+    for block in blocks:
+        n = sum(tokens for _, tokens in block)
+        if not first_seconds:
+            first, first_seconds = n, time.monotonic() - started
+        else:
+            later += n
+        texts = [so_far + new for so_far, (new, _) in zip(texts, block, strict=True)]
+        if alone:
+            print(block[0][0], end='', flush=True)
+    seconds = time.monotonic() - started
+    if alone:
+        print()
+    for i, whole in enumerate([] if alone else texts):
+        prompt, sample = divmod(i, args.num_samples)
+        of_prompt = f'prompt {prompt + 1} of {len(prompts)}, ' if len(prompts) > 1 else ''
+        print(f'=== {of_prompt}sample {sample + 1} of {args.num_samples} ===\n{whole}\n')
+    speed = f', then {later / (seconds - first_seconds):.0f} tokens/s' if later else ''
+    print(
+        f'{first + later} tokens in {seconds:.2f} s: the first after {first_seconds:.2f} s '
+        f'with compilation{speed}, over {len(rows)} sample(s)',
+        file=sys.stderr,
+    )
+
+
+def read_prompts(texts: list[str], files: list[str]) -> list[str]:
+    """The prompts of the command line; a document's beginning if there are none.
+
+    Raises:
+      ConfigError: a prompt or a file that is not UTF-8 text. A missing file is an OSError.
+    """
+    prompts = list(texts)
+    for file in files:
+        try:
+            prompts.append(pathlib.Path(file).read_bytes().decode())
+        except UnicodeDecodeError as error:
+            raise ConfigError(f'--prompt_file {file} is not UTF-8 text: {error}') from error
+    for prompt in texts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f'--prompt {prompt!r} is not UTF-8 text: {error}') from error
+    return prompts or ['']
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
