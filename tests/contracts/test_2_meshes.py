@@ -3,9 +3,22 @@
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, GPT2, LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_model, tiny_training
+from tiny import (
+    BOS,
+    GPT2,
+    LLAMA,
+    V,
+    on_mesh,
+    packed_tokens,
+    place,
+    place_params,
+    random_params,
+    tiny_config,
+    tiny_model,
+    tiny_training,
+)  # fmt: skip
 
-from llm_jax.train.step import make_loss
+from llm_jax.train.step import make_eval_step, make_loss
 
 MESHES = [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
 # Between them: mha and gqa, tied and untied, all at once or in chunks and micro-batches.
@@ -79,3 +92,31 @@ def test_parameters_are_split(sizes):
             # Everything with two dimensions or more is split in both ways.
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             assert set(axes) == ({'fsdp', 'tensor'} if name.endswith(('kernel', 'embedding')) else set()), name
+
+
+def test_dropout_differs_between_devices():
+    """Equal rows on different devices: each device draws its own masks, for its heads and rows."""
+    config = tiny_config(**GPT2, dropout=0.3)
+    tokens = np.repeat(packed_tokens(1, padding=False), 8, axis=0)
+    with on_mesh((2, 2, 2)):
+        model = tiny_model(config)
+        params = place_params(model, random_params(model))
+        apply = lambda p, x, key: model.apply({'params': p}, x, rngs={'dropout': key})
+        logits = jax.jit(apply)(params, place(np.maximum(tokens, 0)[:, :-1], config), jax.random.key(0))
+    logits = np.asarray(logits)
+    assert np.all(np.isfinite(logits))
+    for row in range(1, 8):
+        assert np.abs(logits[row] - logits[0]).max() > 0.1
+
+
+def test_evaluation_is_the_same():
+    config = tiny_config(**LLAMA, dtype='bfloat16')
+    model = tiny_model(config)
+    results = []
+    for sizes in (None, (2, 2, 2)):
+        with on_mesh(sizes):
+            evaluate = make_eval_step(model, config, bos_id=BOS, token_bytes=np.arange(V))
+            params = place_params(model, random_params(model, scale=0.1))
+            results.append(jax.device_get(jax.jit(evaluate)(params, place(packed_tokens(8), config))))
+    assert results[0]['bytes'] == results[1]['bytes'] > 0
+    np.testing.assert_allclose(results[0]['nll'], results[1]['nll'], rtol=3e-3)  # bfloat16
