@@ -119,7 +119,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     """A JSON-ready nested dict of all fields."""
 
     def plain(value: Any, path: str) -> Any:
-        if dataclasses.is_dataclass(value):
+        if _is_section(value):
             fields = _user_fields(type(value))
             return {f.name: plain(getattr(value, f.name), f'{path}.{f.name}'.strip('.')) for f in fields}
         if isinstance(value, dict):
@@ -140,7 +140,7 @@ def describe(config: Config) -> list[tuple[str, Any, str]]:
     def walk(section: Any, prefix: str) -> None:
         for f in _user_fields(type(section)):
             value = getattr(section, f.name)
-            if dataclasses.is_dataclass(value):
+            if _is_section(value):
                 walk(value, f'{prefix}{f.name}.')
             else:
                 rows.append((f'{prefix}{f.name}', value, f.metadata['meaning']))
@@ -157,7 +157,7 @@ def freeze_rules(rules: Mapping[str, Any]) -> tuple:
 
 # --- Durations -------------------------------------------------------------------------
 
-_DURATION = re.compile(r'\s*([0-9.]+(?:e[+-]?\d+)?)\s*(steps?|tokens?|epochs?|%)\s*', re.IGNORECASE)
+_DURATION = re.compile(r'\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(steps?|tokens?|epochs?|%)\s*', re.IGNORECASE)
 
 
 def steps(
@@ -180,10 +180,10 @@ def steps(
     Raises:
       ConfigError: not a duration, or a percentage of nothing.
     """
-    if isinstance(duration, int):
+    if isinstance(duration, int) and duration >= 0:
         return duration
     match = _DURATION.fullmatch(str(duration))
-    if not match:
+    if not match or isinstance(duration, int):
         raise ConfigError(
             f"{field} = {duration!r} is not a duration; write a number of steps, '300 steps', "
             "'2e9 tokens', '1.5 epochs' or '5 %'"
@@ -214,8 +214,18 @@ def _check(config: Config) -> None:
     }  # fmt: skip
     for field, value in positive.items():
         _require(value >= 1, field, value, 'it must be at least 1')
+    not_negative = {
+        'model.vocab_size': model.vocab_size, 'model.n_kv_heads': model.n_kv_heads, 'model.d_head': model.d_head,
+        'model.d_ff': model.d_ff, 'model.max_seq_len': model.max_seq_len, 'model.norm_eps': model.norm_eps,
+        'train.eval_batches': train.eval_batches, 'train.z_loss': train.z_loss,
+        'optimizer.learning_rate': config.optimizer.learning_rate, 'optimizer.clip': config.optimizer.clip,
+        'optimizer.weight_decay': config.optimizer.weight_decay, 'schedule.floor': config.schedule.floor,
+    }  # fmt: skip
+    for field, value in not_negative.items():
+        _require(value >= 0, field, value, 'it must be at least 0')
     fractions = {
         'model.dropout': model.dropout, 'train.ema_decay': train.ema_decay,
+        'optimizer.b1': config.optimizer.b1, 'optimizer.b2': config.optimizer.b2,
         'data.validation_fraction': data.validation_fraction, 'data.test_fraction': data.test_fraction,
     }  # fmt: skip
     for field, value in fractions.items():
@@ -226,9 +236,11 @@ def _check(config: Config) -> None:
              f'it must divide model.n_heads = {model.n_heads}')  # fmt: skip
     if model.attention in ('mha', 'mqa') and model.n_kv_heads:
         _require(model.n_kv_heads == model.kv_heads, 'model.n_kv_heads', model.n_kv_heads,
-                 f'attention {model.attention!r} has {model.kv_heads}; set it to 0, or model.attention to "gqa"')  # fmt: skip
+                 f'{model.attention!r} has {model.kv_heads}; set it to 0, or attention = "gqa"')  # fmt: skip
     if model.position == 'rope':
         _require(model.head_size % 2 == 0, 'model.d_head', model.head_size, 'rope needs an even head width')
+    if model.position == 'sinusoidal':
+        _require(model.d_model % 2 == 0, 'model.d_model', model.d_model, 'sinusoidal needs an even width')
     _require(model.dtype in ('float32', 'bfloat16'), 'model.dtype', model.dtype,
              'use float32 or bfloat16')  # fmt: skip
     _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
@@ -288,6 +300,10 @@ def _typed(value: Any, expected: Any, path: str) -> Any:
     raise ConfigError(f'{path} = {value!r} is {type(value).__name__}; it must be {names}')
 
 
+def _is_section(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)  # a Flax module's class is one, too
+
+
 def _user_fields(cls: type) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(cls) if not (cls is Model and f.name == 'rules')]
 
@@ -307,17 +323,25 @@ def _literal(text: str) -> Any:
 
 def _no_such_field(path: str, siblings: Any) -> str:
     parent, _, leaf = path.rpartition('.')
-    names = sorted(siblings) if isinstance(siblings, Mapping | ml_collections.ConfigDict) else []
+    if not isinstance(siblings, Mapping | ml_collections.ConfigDict):
+        return f'there is no field {path!r} in the config: {parent} is a value, not a section'
+    names = sorted(siblings)
     where = f'config.{parent}' if parent else 'config'
     return f'there is no field {path!r} in the config{parts.nearest(leaf, names)} {where} has: {", ".join(names)}'
 
 
 def _unknown_field(error: Exception) -> str:
     """The message of ml_collections about a locked key, said plainly."""
-    match = re.search(r'[Kk]ey "(\w+)" does not exist', str(error))
+    inner = error
+    while inner.args and isinstance(inner.args[0], Exception):  # an AttributeError around a KeyError
+        inner = inner.args[0]
+    text = str(inner.args[0]) if inner.args else ''
+    # Writing says 'Key "x" does not exist ...'; reading says "'x'", then perhaps a guess.
+    match = re.match(r'[Kk]ey "(\w+)" does not exist|\'(\w+)\'(?:\n|$)', text)
     if not match:
         return f'get_config() failed: {type(error).__name__}: {error}'
-    known = [name for name, _, _ in describe(Config())]
-    near = difflib.get_close_matches(match[1], [k.rpartition('.')[2] for k in known], 1, cutoff=0.5)
+    name = match[1] or match[2]
+    known = [name for name, _, _ in describe(Config())] + [f.name for f in dataclasses.fields(Config)]
+    near = difflib.get_close_matches(name, [k.rpartition('.')[2] for k in known], 1, cutoff=0.5)
     hint = f' Did you mean {next(k for k in known if k.endswith("." + near[0]) or k == near[0])!r}?' if near else ''
-    return f'there is no field {match[1]!r} in the config.{hint}'
+    return f'there is no field {name!r} in the config.{hint}'

@@ -16,6 +16,13 @@ from llm_jax import schema
 from llm_jax.schema import Config, ConfigError
 
 AXES = ('data', 'fsdp', 'tensor')
+# Logical axes that some array has together: no mesh axis can split two of one array's.
+_TOGETHER = (
+    ('vocab', 'd_model'), ('position', 'd_model'), ('d_model', 'heads', 'd_head'),
+    ('d_model', 'kv_heads', 'd_head'), ('d_model', 'd_ff'), ('vocab', 'residual'), ('position', 'residual'),
+    *(('batch', 'length', *rest) for rest in
+      (('residual',), ('heads', 'd_head'), ('kv_heads', 'd_head'), ('d_ff',), ('vocab',))),
+)  # fmt: skip
 # The logical axes of a batch of tokens [B, L].
 TOKENS = ('batch', 'length')
 
@@ -66,6 +73,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
     Raises:
       ConfigError: naming the field, its value, and the axes that must divide it.
     """
+    _check_rules(dict(config.model.rules))
     model, micro_batch = config.model, config.train.batch_size // config.train.grad_accumulation
     dimensions = [
         ('train.batch_size / train.grad_accumulation', micro_batch, 'batch'),
@@ -75,20 +83,33 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
         ('model.n_kv_heads', model.kv_heads, 'kv_heads'),
         ('model.d_ff', model.ff_size, 'd_ff'),
         ('model.vocab_size', model.vocab_size, 'vocab'),
-        ('model.n_layers', model.n_layers, 'layers'),
     ]
     for field, value, logical in dimensions:
         axes = mesh_axes(dict(model.rules)[logical])
-        for axis in axes:
-            if axis not in sizes:
-                raise ConfigError(f'mesh.rules.{logical} = {axis!r} is no mesh axis; there are {", ".join(AXES)}')
         n = math.prod(sizes[axis] for axis in axes)
         if value % n:
             axes_text = ' × '.join(f'{axis} {sizes[axis]}' for axis in axes)
             raise ConfigError(
                 f'{field} = {value} cannot be split over mesh {axes_text}: it must be a multiple of {n}. '
-                f'Change it (e.g. to {math.ceil(value / n) * n}) or the mesh'
+                f'Change it (e.g. to {math.ceil(value / n) * n}), the mesh, or mesh.rules.{logical}'
             )
+
+
+def _check_rules(rules: dict) -> None:
+    for logical, entry in rules.items():
+        for axis in mesh_axes(entry):
+            if axis not in AXES:
+                raise ConfigError(f'mesh.rules.{logical} = {axis!r} is no mesh axis; there are {", ".join(AXES)}')
+    for array in _TOGETHER:
+        taken = {}
+        for logical in array:
+            for axis in mesh_axes(rules[logical]):
+                if axis in taken:
+                    raise ConfigError(
+                        f'mesh.rules.{logical} = {rules[logical]!r}: {axis!r} already splits '
+                        f'{taken[axis]!r} of the same arrays; use another axis, or None'
+                    )
+                taken[axis] = logical
 
 
 def spec(rules: tuple, axes: tuple[str | None, ...]) -> PartitionSpec | None:

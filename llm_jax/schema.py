@@ -147,7 +147,6 @@ class Schedule:
 
 DEFAULT_RULES = {
     # Weights.
-    'layers': None,
     'vocab': 'tensor',
     'position': None,
     'd_model': 'fsdp',

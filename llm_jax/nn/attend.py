@@ -51,6 +51,11 @@ def attend(
         # Heads and rows are independent, so each device attends to its own; what a
         # kernel sees is plain local arrays.
         table = dict(rules)
+        if table['kv_heads'] != table['heads']:
+            # A device has some of the query heads but not just their key/value heads
+            # (e.g. one of those, or fewer than devices): give each query head its own.
+            k_BSGK, v_BSGK = (_repeat_heads(x, q_BLHK.shape[2], table) for x in (k_BSGK, v_BSGK))
+            table['kv_heads'] = table['heads']
         heads = lambda name: P(table['batch'], None, table[name], None)
         rows = lambda x: None if x is None else P(table['batch'], None)
         core = _per_device_key(core, table) if dropout else core
@@ -60,6 +65,15 @@ def attend(
             out_specs=heads('heads'),
         )
     return core(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, dropout_key if dropout else None)
+
+
+def _repeat_heads(x_BSGK: jax.Array, n_heads: int, table: dict) -> jax.Array:
+    """[B, S, G, K] -> [B, S, H, K], split as the query heads are."""
+    B, S, G, K = x_BSGK.shape
+    x_BSGK = jax.sharding.reshard(x_BSGK, P(table['batch'], None, None, None))
+    repeated = jnp.broadcast_to(x_BSGK[:, :, :, None], (B, S, G, n_heads // G, K))
+    whole = repeated.reshape(B, S, n_heads, K)
+    return jax.sharding.reshard(whole, P(table['batch'], None, table['heads'], None))
 
 
 def _per_device_key(core, table: dict):

@@ -3,9 +3,23 @@
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, GPT2, LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_model, tiny_training
+from tiny import (
+    BOS,
+    GPT2,
+    LLAMA,
+    V,
+    on_mesh,
+    packed_tokens,
+    place,
+    place_params,
+    random_params,
+    tiny_config,
+    tiny_model,
+    tiny_training,
+)  # fmt: skip
 
-from llm_jax.train.step import make_loss
+from llm_jax.nn.attend import attend
+from llm_jax.train.step import make_eval_step, make_loss
 
 MESHES = [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
 # Between them: mha and gqa, tied and untied, all at once or in chunks and micro-batches.
@@ -45,6 +59,16 @@ def test_same_step(config, sizes, one_device):
     assert not config.model.tie_embeddings or 'unembed' not in before.params
 
 
+@pytest.mark.parametrize('rule', ['kv_heads', 'heads'])
+def test_heads_that_are_not_split_like_their_keys(rule):
+    """One of the two is whole on every device: the way to split more heads than there are keys."""
+    config = tiny_config(
+        **CONFIGS['gpt2'] | {'attention': 'gqa', 'n_kv_heads': 2}, **{f'mesh__rules__{rule}': None}
+    )
+    one, two = (one_step(config, sizes)[0] for sizes in (None, (1, 1, 2)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
+
+
 @pytest.mark.parametrize('sizes', MESHES[1:], ids=str)
 def test_gradients_lie_like_their_parameters(config, sizes):
     with on_mesh(sizes):
@@ -69,3 +93,29 @@ def test_parameters_are_split(sizes):
             # Everything with two dimensions or more is split in both ways.
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             assert set(axes) == ({'fsdp', 'tensor'} if name.endswith(('kernel', 'embedding')) else set()), name
+
+
+def test_attention_dropout_differs_between_devices():
+    """Equal rows and equal heads, one of each on a device: each device draws its own mask."""
+    rules = tiny_config().model.rules
+    q_BLHK, v_BLHK = np.zeros((4, L, 2, 8), np.float32), np.ones((4, L, 2, 8), np.float32)
+    run = lambda q, v, key: attend(q, q, v, rules=rules, dropout=0.5, dropout_key=key)
+    with on_mesh((2, 2, 2)):
+        spec = jax.P(('data', 'fsdp'), None, 'tensor', None)
+        q_BLHK, v_BLHK = jax.device_put(q_BLHK, spec), jax.device_put(v_BLHK, spec)
+        y_BLHK = np.asarray(jax.jit(run)(q_BLHK, v_BLHK, jax.random.key(0)))
+    per_device = y_BLHK[..., 0].transpose(0, 2, 1).reshape(8, L)
+    assert len(np.unique(per_device, axis=0)) == 8
+
+
+def test_evaluation_is_the_same():
+    config = tiny_config(**LLAMA, dtype='bfloat16')
+    model = tiny_model(config)
+    results = []
+    for sizes in (None, (2, 2, 2)):
+        with on_mesh(sizes):
+            evaluate = make_eval_step(model, config, bos_id=BOS, token_bytes=np.arange(V))
+            params = place_params(model, random_params(model, scale=0.1))
+            results.append(jax.device_get(jax.jit(evaluate)(params, place(packed_tokens(8), config))))
+    assert results[0]['bytes'] == results[1]['bytes'] > 0
+    np.testing.assert_allclose(results[0]['nll'], results[1]['nll'], rtol=3e-3)  # bfloat16

@@ -41,8 +41,7 @@ def test_sliced_queries(plain, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), one_step(), plain)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_remat_draws_the_same_dropout(remat):
+def test_remat_draws_the_same_dropout():
     family = GPT2 | {'n_kv_heads': 0, 'dropout': 0.3}
-    plain, other = (one_step(**family, remat=r) for r in ('none', remat))
+    plain, other = (one_step(**family, remat=remat) for remat in ('none', 'full'))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), other[1], plain[1])

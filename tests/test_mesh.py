@@ -1,0 +1,99 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+from tiny import on_mesh, tiny_config
+
+from llm_jax import mesh as mesh_lib
+from llm_jax.schema import ConfigError, Mesh
+
+
+@pytest.mark.parametrize(
+    ('axes', 'devices', 'expected'),
+    [((1, -1, 1), 8, (1, 8, 1)), ((-1, 2, 2), 8, (2, 2, 2)), ((2, 2, 2), 8, (2, 2, 2)), ((1, 1, -1), 1, (1, 1, 1))],
+)
+def test_axis_sizes(axes, devices, expected):
+    sizes = mesh_lib.axis_sizes(Mesh(*axes), devices)
+    assert sizes == dict(zip(('data', 'fsdp', 'tensor'), expected, strict=True))
+
+
+@pytest.mark.parametrize(('axes', 'devices'), [((1, 3, -1), 8), ((1, 4, 1), 8), ((2, 8, 1), 8), ((1, -1, 16), 8)])
+def test_axes_that_do_not_fit(axes, devices):
+    written = 'mesh = data {} × fsdp {} × tensor {}'.format(*axes)
+    message = f'{written} does not fit 8 device(s): the axes must multiply to 8; set one of them to -1'
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mesh_lib.axis_sizes(Mesh(*axes), devices)
+
+
+def test_make_mesh_is_explicit():
+    mesh = mesh_lib.make_mesh(Mesh(data=2, fsdp=-1, tensor=2))
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'train__batch_size': 6},
+         'train.batch_size / train.grad_accumulation = 6 cannot be split over mesh data 2 × fsdp 2: '
+         'it must be a multiple of 4. Change it (e.g. to 8), the mesh, or mesh.rules.batch'),
+        ({'train__batch_size': 8, 'train__grad_accumulation': 4}, 'train.grad_accumulation = 2 cannot be split'),
+        ({'d_model': 33, 'n_heads': 3, 'd_head': 8}, 'model.d_model = 33 cannot be split over mesh fsdp 2'),
+        ({'n_heads': 3, 'd_head': 8}, 'model.n_heads = 3 cannot be split over mesh tensor 2'),
+        ({'attention': 'mqa'}, 'model.n_kv_heads = 1 cannot be split over mesh tensor 2'),
+        ({'d_ff': 97}, 'model.d_ff = 97 cannot be split over mesh tensor 2'),
+        ({'vocab_size': 65}, 'model.vocab_size = 65 cannot be split over mesh tensor 2: it must be'),
+        ({'mesh__rules__d_ff': 'tensr'}, "mesh.rules.d_ff = 'tensr' is no mesh axis; there are data, fsdp, tensor"),
+        ({'mesh__rules__d_ff': 'fsdp'}, "mesh.rules.d_ff = 'fsdp': 'fsdp' already splits 'd_model' of the"),
+        ({'mesh__rules__vocab': ('tensor', 'data')}, "'data' already splits 'batch' of the same arrays"),
+    ],
+)  # fmt: skip
+def test_what_does_not_divide_is_named(overrides, message):
+    config = tiny_config(**overrides)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mesh_lib.check_fit(config, {'data': 2, 'fsdp': 2, 'tensor': 2})
+
+
+def test_what_divides_passes():
+    mesh_lib.check_fit(tiny_config(), {'data': 2, 'fsdp': 2, 'tensor': 2})
+    mesh_lib.check_fit(
+        tiny_config(attention='mqa', mesh__rules__kv_heads=None), {'data': 1, 'fsdp': 2, 'tensor': 4}
+    )
+
+
+def test_spec():
+    rules = tiny_config().model.rules
+    assert mesh_lib.spec(rules, ('vocab', 'd_model')) is None  # no mesh
+    assert mesh_lib.batch_shards(rules) == 1
+    with on_mesh((2, 2, 2)):
+        assert mesh_lib.spec(rules, ('vocab', 'd_model')) == jax.P('tensor', 'fsdp')
+        assert mesh_lib.spec(rules, ('batch', None, 'heads')) == jax.P(('data', 'fsdp'), None, 'tensor')
+        assert mesh_lib.batch_shards(rules) == 4
+
+
+def test_rows_of_a_process():
+    """Devices 2 and 3 of four play a process of their own."""
+    rules = tiny_config().model.rules
+    mesh = mesh_lib.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    sharding = mesh_lib.batch_sharding(mesh, rules)
+    np.testing.assert_array_equal(mesh_lib.local_rows(sharding, 8), np.arange(8))
+
+    class Half:
+        def addressable_devices_indices_map(self, shape):
+            return {d: s for d, s in sharding.devices_indices_map(shape).items() if d.id >= 4}
+
+    np.testing.assert_array_equal(mesh_lib.local_rows(Half(), 8), [4, 5, 6, 7])
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2), (1, 8, 1)], ids=str)
+def test_global_batch(sizes):
+    config = Mesh(*sizes)
+    mesh = mesh_lib.make_mesh(config, jax.devices()[: np.prod(sizes)])
+    sharding = mesh_lib.batch_sharding(mesh, tiny_config().model.rules)
+    local = np.arange(8 * 3, dtype=np.int32).reshape(8, 3)
+    rows = mesh_lib.local_rows(sharding, 8)
+    batch = mesh_lib.global_batch(local[rows], rows, sharding, 8)
+    np.testing.assert_array_equal(batch, local)
+    assert batch.sharding == sharding
+    assert batch.addressable_shards[0].data.shape == (8 // (sizes[0] * sizes[1]), 3)
