@@ -57,9 +57,7 @@ def test_what_does_not_divide_is_named(overrides, message):
 
 def test_what_divides_passes():
     mesh_lib.check_fit(tiny_config(), {'data': 2, 'fsdp': 2, 'tensor': 2})
-    mesh_lib.check_fit(
-        tiny_config(attention='mqa', mesh__rules__kv_heads=None), {'data': 1, 'fsdp': 2, 'tensor': 4}
-    )
+    mesh_lib.check_fit(tiny_config(attention='mqa', mesh__rules__kv_heads=None), {'data': 1, 'fsdp': 2, 'tensor': 4})
 
 
 def test_spec():

@@ -62,9 +62,7 @@ def test_same_step(config, sizes, one_device):
 @pytest.mark.parametrize('rule', ['kv_heads', 'heads'])
 def test_heads_that_are_not_split_like_their_keys(rule):
     """One of the two is whole on every device: the way to split more heads than there are keys."""
-    config = tiny_config(
-        **CONFIGS['gpt2'] | {'attention': 'gqa', 'n_kv_heads': 2}, **{f'mesh__rules__{rule}': None}
-    )
+    config = tiny_config(**CONFIGS['gpt2'] | {'attention': 'gqa', 'n_kv_heads': 2}, **{f'mesh__rules__{rule}': None})
     one, two = (one_step(config, sizes)[0] for sizes in (None, (1, 1, 2)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
 
