@@ -96,12 +96,12 @@ def _attend_xla(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, dropout_key, *, d
     q = (q_BLHK * K**-0.5).reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)  # [B, G, H/G, L, K]
     k = k_BSGK.transpose(0, 2, 1, 3)  # [B, G, S, K]
     v = v_BSGK.transpose(0, 2, 1, 3)
-    chunk = QUERY_CHUNK if slots_BL is None and L % QUERY_CHUNK == 0 else L
+    chunk = QUERY_CHUNK if L % QUERY_CHUNK == 0 else L
     out = []
     for start in range(0, L, chunk):
         stop = start + chunk
         seen = S if slots_BL is not None else stop
-        slots = jnp.arange(start, stop)[None] if slots_BL is None else slots_BL
+        slots = jnp.arange(start, stop)[None] if slots_BL is None else slots_BL[:, start:stop]
         mask = slots[:, :, None] >= jnp.arange(seen)  # [B or 1, l, s]
         if segments_BL is not None:
             mask &= segments_BL[:, start:stop, None] == segments_BL[:, None, :seen]

@@ -128,7 +128,7 @@ def init_params(model: Transformer, key: jax.Array) -> dict:
 def init_cache(config: Model, batch_size: int, slots: int) -> Cache:
     """An empty cache for `slots` tokens per row on the current mesh: [n_layers, B, G, S, K] keys and values."""
     shape = (config.n_layers, batch_size, config.kv_heads, slots, config.head_size)
-    empty = lambda: mesh.shard(jnp.zeros(shape, config.dtype), config.rules, ('layers', *CACHE))
+    empty = lambda: mesh.shard(jnp.zeros(shape, config.dtype), config.rules, (None, *CACHE))
     return Cache(k=empty(), v=empty())
 
 

@@ -8,6 +8,7 @@ import pytest
 from tiny import LLAMA, L, V, on_mesh, place, place_params, random_params, tiny_config, tiny_model
 
 from llm_jax.generate import decode
+from llm_jax.nn import attend
 from llm_jax.nn.transformer import init_cache
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope')
@@ -85,3 +86,8 @@ def test_unrolled_and_on_meshes(sizes):
     check(tiny_config(**LLAMA, scan=False), sizes=sizes)
     if sizes:
         check(tiny_config(**LLAMA), sizes=sizes)
+
+
+def test_sliced_queries(monkeypatch):
+    monkeypatch.setattr(attend, 'QUERY_CHUNK', 1)
+    check(tiny_config(**LLAMA))

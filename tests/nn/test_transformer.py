@@ -208,5 +208,5 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
 
 def test_cache_holds_key_value_heads_only():
     cache = init_cache(tiny_config(**LLAMA, dtype='bfloat16').model, 3, 20)
-    assert cache.k.shape == cache.v.shape == (2, 3, 20, 2, 8)
+    assert cache.k.shape == cache.v.shape == (2, 3, 2, 20, 8)  # heads before slots
     assert cache.k.dtype == jnp.bfloat16
