@@ -118,7 +118,7 @@ class Train:
     sample_prompts: tuple = _field(('def ', 'import ', 'class '), 'what the samples complete')
     sample_tokens: int = _field(64, 'new tokens in one sample')
     z_loss: float = _field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
-    loss_chunk: int = _field(4096, 'tokens per device whose logits are in memory at once')
+    loss_chunk: int = _field(2048, 'tokens per device whose logits are in memory at once')
     ema_decay: float = _field(0.0, 'decay of the averaged parameters; 0 keeps none')
 
 

@@ -14,9 +14,11 @@ from llm_jax import mesh
 
 # Finite, so that a row with nothing to attend to gives a mean and not NaN.
 MASKED = -1e30
-# Queries that share one slice of the keys: with causal masking the keys after them are
-# never multiplied, which saves nearly half of the work at long lengths.
-QUERY_CHUNK = 128
+# Queries are taken in slices: with causal masking the keys after a slice are never
+# multiplied, which saves nearly half of the work. At most so many slices, of at least
+# so many queries: each is a piece of the program.
+MAX_SLICES = 8
+MIN_SLICE = 64
 
 
 def attend(
@@ -88,31 +90,85 @@ def _per_device_key(core, table: dict):
 
 
 def _attend_xla(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, dropout_key, *, dropout):
-    """One slice of queries after another, each against the keys it can see."""
+    """(B, G) lead, so that each product is one batched matrix product over contiguous slices."""
     B, L, H, K = q_BLHK.shape
-    S, G = k_BSGK.shape[1:3]
-    # (B, G) lead, so that each product is one batched matrix product over contiguous
-    # slices; the H / G query heads of a group stand above one another.
-    q = (q_BLHK * K**-0.5).reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)  # [B, G, H/G, L, K]
-    k = k_BSGK.transpose(0, 2, 1, 3)  # [B, G, S, K]
-    v = v_BSGK.transpose(0, 2, 1, 3)
-    chunk = QUERY_CHUNK if L % QUERY_CHUNK == 0 else L
-    out = []
-    for start in range(0, L, chunk):
-        stop = start + chunk
-        seen = S if slots_BL is not None else stop
-        slots = jnp.arange(start, stop)[None] if slots_BL is None else slots_BL[:, start:stop]
-        mask = slots[:, :, None] >= jnp.arange(seen)  # [B or 1, l, s]
-        if segments_BL is not None:
-            mask &= segments_BL[:, start:stop, None] == segments_BL[:, None, :seen]
-        q_rows = q[:, :, :, start:stop].reshape(B, G, -1, K)
-        scores = jnp.einsum('bgqk,bgsk->bgqs', q_rows, k[:, :, :seen], preferred_element_type=jnp.float32)
-        scores = scores.reshape(B, G, H // G, chunk, seen)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-        if dropout:
-            keep = jax.random.bernoulli(jax.random.fold_in(dropout_key, start), 1 - dropout, weights.shape)
-            weights = jnp.where(keep, weights / (1 - dropout), 0)
-        weights = weights.astype(v.dtype).reshape(B, G, -1, seen)
-        out.append(jnp.einsum('bgqs,bgsk->bgqk', weights, v[:, :, :seen]).reshape(B, G, H // G, chunk, K))
-    out = jnp.concatenate(out, axis=3) if len(out) > 1 else out[0]
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K)
+    G = k_BSGK.shape[2]
+    q_BGRLK = (q_BLHK * K**-0.5).reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)  # R = H / G heads of a group
+    k_BGSK, v_BGSK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+    out_BGRLK = _softmax_attention(dropout, q_BGRLK, k_BGSK, v_BGSK, segments_BL, slots_BL, dropout_key)
+    return out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax_attention(dropout, q, k, v, segments, slots, key):
+    """Attention of queries [B, G, R, L, K], one slice after another, each against the keys it can see."""
+    return _attention_forward(dropout, q, k, v, segments, slots, key)[0]
+
+
+def _attention_forward(dropout, q, k, v, segments, slots, key):
+    outs, saved = [], []
+    for rows, seen in _slices(q.shape[3], k.shape[2], slots):
+        scores = _matmul('xk,sk->xs', q[:, :, :, rows], k[:, :, :seen])
+        scores = jnp.where(_mask(rows, seen, segments, slots), scores, MASKED)
+        # Not divided by their sum: the output is, which is smaller.
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        total = weights.sum(-1, keepdims=True)
+        kept = (weights * _keep(dropout, key, rows, weights.shape)).astype(v.dtype)
+        outs.append((_matmul('xs,sk->xk', kept, v[:, :, :seen]) / total).astype(q.dtype))
+        saved.append((weights.astype(v.dtype), total))
+    out = jnp.concatenate(outs, axis=3)
+    return out, (q, k, v, segments, slots, key, out, saved)
+
+
+def _attention_backward(dropout, residuals, d_out):
+    """Gradients from the weights of the forward pass (as in Dao et al. 2022, arXiv:2205.14135, §B.4)."""
+    q, k, v, segments, slots, key, out, saved = residuals
+    unseen = lambda seen: ((0, 0), (0, 0), (0, k.shape[2] - seen), (0, 0))
+    d_q, d_k, d_v = [], 0.0, 0.0
+    for (rows, seen), (weights, total) in zip(_slices(q.shape[3], k.shape[2], slots), saved, strict=True):
+        keep = _keep(dropout, key, rows, weights.shape)
+        d_o = d_out[:, :, :, rows] / total
+        dot = jnp.sum(d_o * out[:, :, :, rows], axis=-1, keepdims=True)
+        d_o = d_o.astype(v.dtype)
+        d_weights = _matmul('xk,sk->xs', d_o, v[:, :, :seen]) * keep
+        d_scores = (weights * (d_weights - dot)).astype(q.dtype)
+        d_q.append(_matmul('xs,sk->xk', d_scores, k[:, :, :seen]).astype(q.dtype))
+        d_k += jnp.pad(_matmul('xs,xk->sk', d_scores, q[:, :, :, rows]), unseen(seen))
+        d_v += jnp.pad(_matmul('xs,xk->sk', (weights * keep).astype(v.dtype), d_o), unseen(seen))
+    return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+
+
+_softmax_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _slices(n_queries: int, n_slots: int, slots: jax.Array | None) -> list[tuple[slice, int]]:
+    """Pieces of the queries, and how many of the keys each can see: with a cache, that is not known."""
+    size = max(MIN_SLICE, -(-n_queries // MAX_SLICES))
+    stops = [min(start + size, n_queries) for start in range(0, n_queries, size)]
+    return [(slice(i * size, stop), n_slots if slots is not None else stop) for i, stop in enumerate(stops)]
+
+
+def _mask(rows: slice, seen: int, segments: jax.Array | None, slots: jax.Array | None) -> jax.Array:
+    """Which of the first `seen` slots each query of a slice may read, [B or 1, 1, 1, l, s]."""
+    slots_Bl = jnp.arange(rows.start, rows.stop)[None] if slots is None else slots[:, rows]
+    mask_Bls = slots_Bl[:, :, None] >= jnp.arange(seen)
+    if segments is not None:
+        mask_Bls &= segments[:, rows, None] == segments[:, None, :seen]
+    return mask_Bls[:, None, None]
+
+
+def _keep(rate: float, key: jax.Array | None, rows: slice, shape: tuple[int, ...]) -> jax.Array | float:
+    """What dropout multiplies the weights of a slice by; the same in both passes."""
+    if not rate:
+        return 1.0
+    return jax.random.bernoulli(jax.random.fold_in(key, rows.start), 1 - rate, shape) / (1 - rate)
+
+
+def _matmul(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product for each (B, G), summed in float32; the heads of a group stand above one another as 'x'."""
+    heads = lambda x, letters: x.reshape(*x.shape[:2], -1, x.shape[-1]) if 'x' in letters else x
+    inputs, output = equation.split('->')
+    left, right = inputs.split(',')
+    both = f'bg{left},bg{right}->bg{output}'
+    y = jnp.einsum(both, heads(a, left), heads(b, right), preferred_element_type=jnp.float32)
+    return y.reshape(*a.shape[:4], y.shape[-1]) if 'x' in output else y
