@@ -91,7 +91,7 @@ def transformer(params, config: Model, tokens_L, positions_L=None, segments_L=No
     if config.position == 'learned':
         x = x + params['position']['table']['embedding'][positions_L]
     elif config.position == 'sinusoidal':
-        x = x + sinusoidal(positions_L, x.shape[-1])
+        x = x * np.sqrt(x.shape[-1]) + sinusoidal(positions_L, x.shape[-1])
     for i in range(config.n_layers):
         p = layer(params['layers'], i)
         if config.residual == 'parallel':

@@ -100,6 +100,7 @@ def main(argv: list[str]) -> None:
     for step in (ours, peer_step):  # compiles, and warms up
         step()
         step()
+
     def rested(step) -> float:
         time.sleep(1.0)  # threads of the other side may spin for a while after its step
         return step()

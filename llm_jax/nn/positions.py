@@ -43,11 +43,14 @@ class Learned(NoPosition):
 
 
 class Sinusoidal(NoPosition):
-    """Fixed sines and cosines of geometric wavelengths (Vaswani et al. 2017, arXiv:1706.03762, §3.5)."""
+    """Fixed sines and cosines of geometric wavelengths (Vaswani et al. 2017, arXiv:1706.03762, §3.5).
+
+    Embeddings are multiplied by √D first (§3.4): of their initial size they would drown in the positions.
+    """
 
     def add(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
         cos, sin = angles(positions_BL, x_BLD.shape[-1], 10_000.0)
-        return x_BLD + jnp.concatenate([sin, cos], -1).astype(x_BLD.dtype)
+        return x_BLD * x_BLD.shape[-1] ** 0.5 + jnp.concatenate([sin, cos], -1).astype(x_BLD.dtype)
 
 
 class Rope(NoPosition):

@@ -63,6 +63,7 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
     config, steps = plan.config, plan.steps
+    setup.check_samples(config, tokenizer)
     if is_main:
         runs.write_config(run_dir, config, experiment and epath.Path(experiment))
         tokenizer.save(run_dir / 'tokenizer')

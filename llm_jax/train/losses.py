@@ -63,7 +63,8 @@ def cross_entropy(
 
     Returns:
       (objective, nll): weighted sums over tokens, in nats. Gradients flow through the
-      objective, which adds the z-loss to the negative log-likelihood.
+      objective, which adds the z-loss to the negative log-likelihood; none flow through
+      `nll`, which is for reporting, nor to the weights, which are constants.
     """
     return _chunked(head, z_loss, chunk, params, x_BLD, rows.targets, rows.weights)
 

@@ -17,6 +17,7 @@ from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
 from llm_jax.nn.transformer import Transformer, build
 from llm_jax.schema import Config, ConfigError
+from llm_jax.tokenizer import SentencePieceTokenizer
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.state import State, init_state
 
@@ -119,6 +120,17 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         with_ema = config.train.ema_decay > 0
         shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
     return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)
+
+
+def check_samples(config: Config, tokenizer: SentencePieceTokenizer) -> None:
+    """Raises: ConfigError: a sample during training would be longer than the model's context."""
+    for prompt in config.train.sample_prompts:
+        length = 1 + len(tokenizer.encode(prompt)) + config.train.sample_tokens
+        if length > config.model.max_seq_len:
+            raise ConfigError(
+                f'train.sample_tokens = {config.train.sample_tokens} after the prompt {prompt!r} is {length} tokens, '
+                f'past model.max_seq_len = {config.model.max_seq_len}; lower it'
+            )
 
 
 def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tuple[State, str]:

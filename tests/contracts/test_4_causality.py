@@ -48,7 +48,7 @@ def test_dependence(name):
 
 
 def test_dependence_with_sliced_queries(monkeypatch):
-    monkeypatch.setattr(attend, 'QUERY_CHUNK', 4)
+    monkeypatch.setattr(attend, 'MIN_SLICE', 4)
     np.testing.assert_array_equal(dependence(), MAY_DEPEND)
 
 

@@ -89,5 +89,5 @@ def test_unrolled_and_on_meshes(sizes):
 
 
 def test_sliced_queries(monkeypatch):
-    monkeypatch.setattr(attend, 'QUERY_CHUNK', 1)
+    monkeypatch.setattr(attend, 'MIN_SLICE', 1)
     check(tiny_config(**LLAMA))

@@ -19,11 +19,11 @@ def inputs(G, L=16, H=4, K=8):
     return [rng.normal(size=(2, L, n, K)).astype(np.float32) for n in (H, G, G)]
 
 
-@pytest.mark.parametrize('chunk', [128, 4])
+@pytest.mark.parametrize('chunk', [64, 4, 5])  # one slice; several; a last one that is shorter
 @pytest.mark.parametrize('heads', [4, 2, 1])
 @pytest.mark.parametrize('segments', [None, SEGMENTS])
 def test_equals_loops(monkeypatch, chunk, heads, segments):
-    monkeypatch.setattr(attend_lib, 'QUERY_CHUNK', chunk)
+    monkeypatch.setattr(attend_lib, 'MIN_SLICE', chunk)
     q, k, v = inputs(heads)
     run = jax.jit(lambda q, k, v, s: attend(q, k, v, rules=RULES, segments_BL=s))
     y = run(q, k, v, segments)
@@ -33,18 +33,43 @@ def test_equals_loops(monkeypatch, chunk, heads, segments):
         np.testing.assert_allclose(y[row], exact, rtol=1e-5, atol=1e-5)
 
 
-def test_chunked_queries_have_the_gradients_of_whole_ones(monkeypatch):
-    q, k, v = inputs(2)
+def plain(q, k, v, segments):
+    """Attention with a whole matrix of weights, which JAX can differentiate by itself."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum('blhk,bshk->bhls', q, k) * q.shape[-1] ** -0.5
+    mask = np.tril(np.ones(scores.shape[-2:], bool)) & (segments[:, :, None] == segments[:, None])
+    return jnp.einsum('bhls,bshk->blhk', jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1), v)
+
+
+@pytest.mark.parametrize('chunk', [64, 4, 5])
+@pytest.mark.parametrize('heads', [4, 2, 1])
+def test_gradients_equal_those_of_plain_attention(monkeypatch, chunk, heads):
+    monkeypatch.setattr(attend_lib, 'MIN_SLICE', chunk)
+    q, k, v = inputs(heads)
     probe = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    ours = lambda q, k, v: jnp.sum(probe * attend(q, k, v, rules=RULES, segments_BL=SEGMENTS))
+    theirs = lambda q, k, v: jnp.sum(probe * plain(q, k, v, SEGMENTS))
+    grads = [jax.jit(jax.grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (ours, theirs)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *grads)
 
+
+def test_gradients_under_dropout_equal_finite_differences(monkeypatch):
+    monkeypatch.setattr(attend_lib, 'MIN_SLICE', 4)
+    arrays = inputs(2)
+    rng = np.random.default_rng(0)
+    probe, *directions = (rng.normal(size=x.shape).astype(np.float32) for x in [arrays[0], *arrays])
+
+    @jax.jit
     def loss(q, k, v):
-        return jnp.sum(probe * attend(q, k, v, rules=RULES, segments_BL=SEGMENTS))
+        y = attend(q, k, v, rules=RULES, segments_BL=SEGMENTS, dropout=0.4, dropout_key=jax.random.key(3))
+        return jnp.sum(probe * y)
 
-    grads = []
-    for chunk in (128, 4):
-        monkeypatch.setattr(attend_lib, 'QUERY_CHUNK', chunk)
-        grads.append(jax.jit(jax.grad(lambda *x: loss(*x), argnums=(0, 1, 2)))(q, k, v))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *grads)
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+    for i, (grad, direction) in enumerate(zip(grads, directions, strict=True)):
+        step = 1e-2 * direction
+        moved = [[x + sign * step if i == j else x for j, x in enumerate(arrays)] for sign in (1, -1)]
+        slope = (float(loss(*moved[0])) - float(loss(*moved[1]))) / 2e-2
+        np.testing.assert_allclose(np.sum(np.asarray(grad) * direction), slope, rtol=2e-2, atol=2e-2)
 
 
 def test_large_scores_stay_finite_and_exact():

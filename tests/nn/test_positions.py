@@ -54,7 +54,8 @@ def test_sinusoidal_equals_the_paper():
     part = POSITIONS['sinusoidal'](config)
     y = jax.jit(lambda x, p: part.apply({}, x, p, method='add'))(x, POSITIONS_BL)
     for row in range(2):
-        np.testing.assert_allclose(y[row], x[row] + reference.sinusoidal(POSITIONS_BL[row], 32), atol=3e-4)
+        exact = x[row] * np.sqrt(32) + reference.sinusoidal(POSITIONS_BL[row], 32)
+        np.testing.assert_allclose(y[row], exact, atol=3e-4)
 
 
 def test_learned_adds_the_row_of_each_position():
