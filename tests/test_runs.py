@@ -55,7 +55,7 @@ def experiment(tmp_path_factory):
     rng = random.Random(0)
     with (root / 'corpus.jsonl').open('w') as out:
         for _ in range(200):
-            out.write(json.dumps({'text': ' '.join(rng.choices(['the', 'cat', 'sat', 'on', 'mats'], k=30))}) + '\n')
+            out.write(json.dumps({'text': ' '.join(rng.choices(['the', 'cat', 'sat', 'on', 'mats', 'while', 'dogs', 'were', 'running', 'along', 'rivers'], k=30))}) + '\n')
     text = EXPERIMENT.replace('CORPUS', str(root / 'corpus.jsonl')).replace('CACHE', str(root / 'cache'))
     file = root / 'cubed.py'
     file.write_text(text)
@@ -153,8 +153,8 @@ def test_what_does_not_fit_is_one_error_and_leaves_nothing(experiment, tmp_path,
 def test_load_explains_what_is_missing(run_dir, tmp_path):
     with pytest.raises(ConfigError, match='is not a run directory'):
         llm_jax.load(tmp_path)
-    with pytest.raises(ConfigError, match='no checkpoint of step 3; there are'):
-        llm_jax.load(run_dir, step=3)
+    with pytest.raises(ConfigError, match='no checkpoint of step 99; there are'):
+        llm_jax.load(run_dir, step=99)
 
 
 def test_a_damaged_checkpoint_is_one_error(run_dir, tmp_path):
