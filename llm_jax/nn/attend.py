@@ -165,10 +165,12 @@ def _keep(rate: float, key: jax.Array | None, rows: slice, shape: tuple[int, ...
 
 
 def _matmul(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """A product for each (B, G), summed in float32; the heads of a group stand above one another as 'x'."""
+    """A product for each (B, G), float32; the heads of a group stand above one another as 'x'."""
     heads = lambda x, letters: x.reshape(*x.shape[:2], -1, x.shape[-1]) if 'x' in letters else x
     inputs, output = equation.split('->')
     left, right = inputs.split(',')
     both = f'bg{left},bg{right}->bg{output}'
-    y = jnp.einsum(both, heads(a, left), heads(b, right), preferred_element_type=jnp.float32)
-    return y.reshape(*a.shape[:4], y.shape[-1]) if 'x' in output else y
+    # XLA's CPU backend has no bfloat16 product into float32 with a transposed left side.
+    out_type = jnp.float32 if 'x' in output else None
+    y = jnp.einsum(both, heads(a, left), heads(b, right), preferred_element_type=out_type)
+    return y.reshape(*a.shape[:4], y.shape[-1]) if 'x' in output else y.astype(jnp.float32)
