@@ -55,7 +55,31 @@ def experiment(tmp_path_factory):
     rng = random.Random(0)
     with (root / 'corpus.jsonl').open('w') as out:
         for _ in range(200):
-            out.write(json.dumps({'text': ' '.join(rng.choices(['the', 'cat', 'sat', 'on', 'mats', 'while', 'dogs', 'were', 'running', 'along', 'rivers'], k=30))}) + '\n')
+            out.write(
+                json.dumps(
+                    {
+                        'text': ' '.join(
+                            rng.choices(
+                                [
+                                    'the',
+                                    'cat',
+                                    'sat',
+                                    'on',
+                                    'mats',
+                                    'while',
+                                    'dogs',
+                                    'were',
+                                    'running',
+                                    'along',
+                                    'rivers',
+                                ],
+                                k=30,
+                            )
+                        )
+                    }
+                )
+                + '\n'
+            )
     text = EXPERIMENT.replace('CORPUS', str(root / 'corpus.jsonl')).replace('CACHE', str(root / 'cache'))
     file = root / 'cubed.py'
     file.write_text(text)

@@ -153,8 +153,9 @@ class Record:
         rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items()}
         gzip = self._info['data']['gzip_bits_per_byte']
         if bits := results.get('val/bits_per_byte'):
-            side = 'the model is below' if bits < gzip else 'the model is above'
-            rows['gzip -9 on the same text'] = f'{gzip:.4f} bits per byte ({abs(1 - bits / gzip):.1%} {side})'
+            side = 'below' if bits < gzip else 'above'
+            rows['gzip -9 on the same text'] = f'{gzip:.4f} bits per byte'
+            rows['the model against gzip'] = f'{abs(1 - bits / gzip):.1%} {side}'
         rows['report'] = str(self._run_dir / 'report.html')
         self.console.table(self._plan.config.name, rows)
         if status == 'finished':
