@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
+import functools
 import pathlib
 import re
 import types
@@ -230,17 +231,14 @@ def _check(config: Config) -> None:
     }  # fmt: skip
     for field, value in fractions.items():
         _require(0 <= value < 1, field, value, 'it must be at least 0 and below 1')
-    _require(model.d_head or model.d_model % model.n_heads == 0, 'model.n_heads', model.n_heads,
-             f'it must divide model.d_model = {model.d_model}, or set model.d_head')  # fmt: skip
-    _require(model.n_heads % model.kv_heads == 0, 'model.n_kv_heads', model.kv_heads,
-             f'it must divide model.n_heads = {model.n_heads}')  # fmt: skip
-    if model.attention in ('mha', 'mqa') and model.n_kv_heads:
-        _require(model.n_kv_heads == model.kv_heads, 'model.n_kv_heads', model.n_kv_heads,
-                 f'{model.attention!r} has {model.kv_heads}; set it to 0, or attention = "gqa"')  # fmt: skip
-    if model.position == 'rope':
-        _require(model.head_size % 2 == 0, 'model.d_head', model.head_size, 'rope needs an even head width')
-    if model.position == 'sinusoidal':
-        _require(model.d_model % 2 == 0, 'model.d_model', model.d_model, 'sinusoidal needs an even width')
+    _require(len(model.first_layers) <= model.n_layers, 'model.first_layers', len(model.first_layers),
+             f'there are only model.n_layers = {model.n_layers}')  # fmt: skip
+    for layer in dict.fromkeys(model.layer(i) for i in range(model.n_layers)):
+        _check_layer(layer)
+    if model.residual in ('parallel', 'parallel_two_norms'):
+        _require(
+            model.norm_at == 'pre', 'model.norm_at', model.norm_at, 'a parallel block norms what it reads; use "pre"'
+        )
     _require(model.dtype in ('float32', 'bfloat16'), 'model.dtype', model.dtype,
              'use float32 or bfloat16')  # fmt: skip
     _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
@@ -256,6 +254,45 @@ def _check(config: Config) -> None:
         if field == 'data.mixture' and value:
             _require(set(value) == set(data.sources), field, value, f'it needs the names {sorted(data.sources)}')
     _require(bool(data.sources), 'data.sources', data.sources, 'name at least one source of text')
+
+
+def _check_layer(model: Model) -> None:
+    """What must hold for every layer, whatever a pattern changes in it."""
+    _require(model.d_head or model.d_model % model.n_heads == 0, 'model.n_heads', model.n_heads,
+             f'it must divide model.d_model = {model.d_model}, or set model.d_head')  # fmt: skip
+    _require(model.n_heads % model.kv_heads == 0, 'model.n_kv_heads', model.kv_heads,
+             f'it must divide model.n_heads = {model.n_heads}')  # fmt: skip
+    if model.attention in ('mha', 'mqa') and model.n_kv_heads:
+        _require(model.n_kv_heads == model.kv_heads, 'model.n_kv_heads', model.n_kv_heads,
+                 f'{model.attention!r} has {model.kv_heads}; set it to 0, or attention = "gqa"')  # fmt: skip
+    if model.position == 'rope':
+        width = model.mla.d_rope if model.attention == 'mla' else int(model.head_size * model.rope.fraction)
+        _require(width % 2 == 0 and width > 0, 'model.d_head', model.head_size,
+                 f'rope needs an even rotated width, not {width}')  # fmt: skip
+    if model.position == 'sinusoidal':
+        _require(model.d_model % 2 == 0, 'model.d_model', model.d_model, 'sinusoidal needs an even width')
+    if model.attention == 'mla':
+        _require(model.qk_norm == 'none' and not model.attention_gate, 'model.attention', 'mla',
+                 'it has norms of its own and no gate; set qk_norm = "none", attention_gate = False')  # fmt: skip
+    choices = {
+        'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
+        'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),
+        'moe.balance': ('none', 'aux', 'bias'), 'moe.group_score': ('max', 'top2'),
+    }  # fmt: skip
+    for name, known in choices.items():
+        value = functools.reduce(getattr, name.split('.'), model)
+        _require(any(value is k or (value == k and type(value) is type(k)) for k in known), f'model.{name}', value,
+                 f'it must be one of {", ".join(map(repr, known))}')  # fmt: skip
+    if model.feed_forward == 'moe':
+        moe = model.moe
+        _require(1 <= moe.top_k <= moe.n_experts, 'model.moe.top_k', moe.top_k,
+                 f'it must be 1 to model.moe.n_experts = {moe.n_experts}')  # fmt: skip
+        _require(moe.n_groups >= 1 and moe.n_experts % moe.n_groups == 0, 'model.moe.n_groups', moe.n_groups,
+                 f'it must divide model.moe.n_experts = {moe.n_experts}')  # fmt: skip
+        _require(1 <= moe.top_groups <= moe.n_groups, 'model.moe.top_groups', moe.top_groups,
+                 f'it must be 1 to model.moe.n_groups = {moe.n_groups}')  # fmt: skip
+        _require(moe.top_k <= moe.top_groups * moe.n_experts // moe.n_groups, 'model.moe.top_k', moe.top_k,
+                 f'{moe.top_groups} groups hold only {moe.top_groups * moe.n_experts // moe.n_groups} experts')  # fmt: skip
 
 
 def _require(condition: bool, field: str, value: Any, fix: str) -> None:
@@ -275,8 +312,45 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
         value = values[name] if name in values else _default_of(f)
         path = prefix + name
         is_section = dataclasses.is_dataclass(f.type)
-        out[name] = _build(f.type, value, path + '.') if is_section else _typed(value, f.type, path)
+        if path in ('model.pattern', 'model.first_layers'):
+            out[name] = _layers(value, path)
+        else:
+            out[name] = _build(f.type, value, path + '.') if is_section else _typed(value, f.type, path)
     return cls(**out)
+
+
+def _layers(value: Any, path: str) -> tuple:
+    """What differs between layers: a list of tables (or of lists of pairs) as hashable, checked tuples of pairs."""
+    out = []
+    for i, entry in enumerate(_typed(value, tuple, path)):
+        pairs = entry.items() if isinstance(entry, Mapping | ml_collections.ConfigDict) else entry
+        checked = []
+        for name, changed in pairs:
+            section = Model
+            *outer, leaf = name.split('.')
+            for part in outer:
+                section = {f.name: f.type for f in _user_fields(section)}.get(part)
+                if not dataclasses.is_dataclass(section):
+                    raise ConfigError(f'{path}[{i}]: ' + _no_such_field(f'model.{name}', _names(Model)))
+            fields = {f.name: f for f in _user_fields(section)}
+            if leaf not in fields or dataclasses.is_dataclass(fields[leaf].type):
+                raise ConfigError(f'{path}[{i}]: ' + _no_such_field(f'model.{name}', fields))
+            if name in _WHOLE_MODEL:
+                raise ConfigError(f'{path}[{i}] sets {name}, which all layers share')
+            checked.append((name, _typed(changed, fields[leaf].type, f'{path}[{i}].{name}')))
+        out.append(tuple(sorted(checked)))
+    return tuple(out)
+
+
+# What a layer cannot have for itself.
+_WHOLE_MODEL = (
+    'vocab_size', 'd_model', 'n_layers', 'max_seq_len', 'pattern', 'first_layers', 'tie_embeddings', 'embed_scale',
+    'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan',
+)  # fmt: skip
+
+
+def _names(section: type) -> list[str]:
+    return [f.name for f in _user_fields(section)]
 
 
 def _typed(value: Any, expected: Any, path: str) -> Any:

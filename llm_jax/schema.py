@@ -3,7 +3,7 @@
 `config.py` turns an experiment file into these frozen dataclasses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 from typing import Any
 
@@ -12,7 +12,7 @@ Part = str | Callable
 # A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
 Duration = int | str
 # Feed-forwards with a second input projection, the gate: three matrices, not two.
-GATED = ('swiglu', 'geglu')
+GATED = ('swiglu', 'geglu', 'geglu_exact', 'swiglu_clipped')
 
 
 class ConfigError(ValueError):
@@ -30,6 +30,69 @@ def _section(cls: type, meaning: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions; what each scaling does stands in `nn/rope.py`."""
+
+    theta: float = _field(10_000.0, 'base wavelength')
+    fraction: float = _field(1.0, 'share of each head that is rotated (partial rotary)')
+    interleaved: bool = _field(False, 'whether neighbours (2i, 2i+1) form a pair; false pairs halves (i, i + K/2)')
+    scaling: str = _field('none', 'none, linear, ntk, dynamic, yarn, llama3, longrope')
+    factor: float = _field(1.0, 'how many times longer the context is made')
+    original_len: int = _field(0, 'context the model was trained at before it was scaled; 0 means max_seq_len / factor')
+    low_freq_factor: float = _field(1.0, '"llama3": wavelengths above original_len / this are stretched')
+    high_freq_factor: float = _field(4.0, '"llama3": wavelengths below original_len / this are kept')
+    beta_fast: float = _field(32.0, '"yarn": dimensions that turn more often than this in original_len are kept')
+    beta_slow: float = _field(1.0, '"yarn": dimensions that turn less often than this are stretched')
+    round_betas: bool = _field(True, '"yarn": whether the two borders are rounded to whole dimensions')
+    attention_factor: float = _field(0.0, '"yarn", "longrope": what queries and keys are multiplied by; 0 computes it')
+    mscale: float = _field(0.0, '"yarn" as in DeepSeek: growth of attention_factor with log(factor); 0 means 1')
+    mscale_all_dim: float = _field(0.0, '"yarn" as in DeepSeek: the same for the attention scale, also without rope')
+    short_factors: tuple = _field((), '"longrope": divisor of each frequency up to original_len')
+    long_factors: tuple = _field((), '"longrope": divisor of each frequency beyond it')
+
+
+@dataclasses.dataclass(frozen=True)
+class Mla:
+    """Multi-head latent attention."""
+
+    q_rank: int = _field(0, 'width of the latent that queries are made of; 0 makes them of the residual stream')
+    kv_rank: int = _field(64, 'width of the latent that keys and values are made of, which is cached')
+    d_nope: int = _field(32, 'width of the part of queries and keys without position')
+    d_rope: int = _field(16, 'width of the rotated part, of which all heads share the key')
+    d_value: int = _field(32, 'width of the values')
+
+
+@dataclasses.dataclass(frozen=True)
+class Moe:
+    """Mixture of experts."""
+
+    n_experts: int = _field(8, 'experts E')
+    top_k: int = _field(2, 'experts that a token goes to')
+    d_ff: int = _field(0, 'hidden width of one expert; 0 means model.d_ff')
+    activation: str = _field('swiglu', 'what an expert is: one of the plain feed-forwards')
+    n_shared: int = _field(0, 'experts that every token goes to, as one of n_shared times the width')
+    shared_gate: bool = _field(False, 'whether a sigmoid of the token scales the shared experts')
+    score: str = _field('softmax', 'softmax over all experts, softmax_top over the chosen ones, or sigmoid')
+    normalize: bool = _field(True, 'whether the weights of the chosen experts are made to sum to 1')
+    scale: float = _field(1.0, 'what those weights are multiplied by')
+    n_groups: int = _field(1, 'groups of experts; a token chooses top_groups of them first')
+    top_groups: int = _field(1, 'groups that a token may take experts from')
+    group_score: str = _field('max', 'a group counts by its best expert (max) or by its best two (top2)')
+    balance: str = _field('aux', 'how load is balanced: none, aux (a loss), bias (loss-free)')
+    aux_weight: float = _field(0.01, 'weight of the balance loss of "aux"')
+    z_weight: float = _field(0.0, "weight of the router's z-loss")
+    bias_rate: float = _field(1e-3, 'step by which "bias" moves the score of an over- or underloaded expert')
+
+
+@dataclasses.dataclass(frozen=True)
+class Mup:
+    """Maximal update parametrisation: hyperparameters found at base_width hold at every width."""
+
+    base_width: int = _field(0, 'd_model at which learning rate and init_std were tuned; 0 is off')
+    base_head: int = _field(0, 'head width there; 0 means that heads have the same width')
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = _field(0, "rows V of the embedding; 0 takes the tokenizer's size")
     d_model: int = _field(256, 'width D of the residual stream')
@@ -39,19 +102,43 @@ class Model:
     d_head: int = _field(0, 'width K of a head; 0 means d_model / n_heads')
     d_ff: int = _field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated')
     max_seq_len: int = _field(0, 'longest context in tokens; 0 means data.seq_len')
-    position: Part = _field('rope', 'none, learned, sinusoidal, rope, or a callable')
-    rope_theta: float = _field(10_000.0, 'base wavelength of rope')
+    pattern: tuple = _field(
+        (), 'fields that differ between layers, e.g. ({"window": 512}, {}), repeated over the depth'
+    )
+    first_layers: tuple = _field((), 'the same for the layers before the pattern begins, one entry each')
+    position: Part = _field('rope', 'none, learned, sinusoidal, rope, alibi, or a callable')
+    rope: Rope = _section(Rope, 'rotary positions')
     norm: Part = _field('rmsnorm', 'layernorm, rmsnorm, or a callable')
     norm_eps: float = _field(1e-5, 'added to the variance inside the norm')
     norm_bias: bool = _field(False, 'whether norms add a learned bias')
-    attention: Part = _field('mha', 'mha, gqa, mqa, or a callable')
-    feed_forward: Part = _field('swiglu', 'gelu, relu2, swiglu, geglu, or a callable')
-    residual: Part = _field('sequential', 'sequential, parallel, or a callable block')
-    bias: bool = _field(False, 'whether the linear maps of the blocks add a learned bias')
+    norm_offset: bool = _field(False, 'whether a norm multiplies by 1 + its scale, which starts at 0 (Gemma)')
+    norm_scale: bool = _field(True, 'whether norms have a learned scale')
+    norm_at: str = _field('pre', 'where a branch is normed: pre, post, output, sandwich')
+    attention: Part = _field('mha', 'mha, gqa, mqa, mla, or a callable')
+    mla: Mla = _section(Mla, 'the widths of "mla"')
+    window: int = _field(0, 'tokens that a query sees, itself included; 0 means all before it')
+    attention_softcap: float = _field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
+    attention_scale: float = _field(0.0, 'what scores are multiplied by; 0 means 1/√K')
+    attention_sinks: bool = _field(False, 'whether each head has a learned score that takes attention nowhere')
+    attention_gate: bool = _field(False, "whether a sigmoid of the block's input gates what attention gives")
+    qk_norm: str = _field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
+    feed_forward: Part = _field(
+        'swiglu', 'gelu, gelu_exact, relu, relu2, swiglu, geglu, geglu_exact, swiglu_clipped, moe, or a callable'
+    )
+    moe: Moe = _section(Moe, 'the experts of "moe"')
+    residual: Part = _field('sequential', 'sequential, parallel, parallel_two_norms, or a callable block')
+    residual_scale: float = _field(1.0, 'what each branch is multiplied by before it is added')
+    bias: bool | str = _field(False, 'learned biases of linear maps: false, true (all), "qkv", "attention"')
     dropout: float = _field(0.0, 'rate on embeddings, attention weights and branch outputs')
     tie_embeddings: bool = _field(True, 'whether the output head is the embedding, transposed')
-    init: Part = _field('gpt2', 'initialisation scheme: gpt2, or a callable')
+    embed_scale: float = _field(1.0, 'what embeddings are multiplied by')
+    logit_scale: float = _field(1.0, 'what logits are multiplied by')
+    logit_softcap: float = _field(0.0, 'logits z become c tanh(z / c); 0 is off')
+    init: Part = _field(
+        'gpt2', 'gpt2, normal, xavier, lecun, orthogonal, zero_residual, small_embedding, or a callable'
+    )
     init_std: float = _field(0.02, 'standard deviation of the initial weights')
+    mup: Mup = _section(Mup, 'maximal update parametrisation')
     dtype: str = _field('float32', 'dtype of the computation; parameters are always float32')
     remat: str = _field('none', 'what the backward pass recomputes: none, dots, full')
     scan: bool = _field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
@@ -74,9 +161,26 @@ class Model:
         That is 4 D for two matrices, and 8/3 D for three (Shazeer 2020), rounded up to
         a multiple of 64, which divides well over devices and matrix units.
         """
-        if self.d_ff or self.feed_forward not in GATED:
+        kind = self.moe.activation if self.feed_forward == 'moe' else self.feed_forward
+        if self.d_ff or kind not in GATED:
             return self.d_ff or 4 * self.d_model
         return -(-8 * self.d_model // (3 * 64)) * 64
+
+    def layer(self, index: int) -> 'Model':
+        """The config of one layer: this one, with what `first_layers` or `pattern` says of it."""
+        n_first = len(self.first_layers)
+        if index < n_first:
+            return with_fields(self, self.first_layers[index])
+        return with_fields(self, self.pattern[(index - n_first) % len(self.pattern)]) if self.pattern else self
+
+
+def with_fields(section: Any, changes: Iterable[tuple[str, Any]]) -> Any:
+    """A copy of a config section with some fields replaced; 'rope.theta' is a field of a part of it."""
+    for name, value in changes:
+        outer, _, inner = name.partition('.')
+        value = with_fields(getattr(section, outer), ((inner, value),)) if inner else value
+        section = dataclasses.replace(section, **{outer: value})
+    return section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +258,8 @@ DEFAULT_RULES = {
     'kv_heads': 'tensor',
     'd_head': None,
     'd_ff': 'tensor',
+    'latent': None,
+    'experts': None,
     # Activations.
     'batch': ('data', 'fsdp'),
     'length': None,

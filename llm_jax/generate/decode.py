@@ -3,7 +3,7 @@
 A stack of layers that is scanned copies each layer's weights and cache out of the stack
 and back at every token, which took two to five times as long as the decoding itself
 (measured on CPU). So here every layer has its own weights and its own cache, each
-updated in place. The numbers are those of `Transformer.apply` with a cache.
+updated in place.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
-from llm_jax.nn.attention import CACHE, Cache
+from llm_jax.nn.attention import ATTENTIONS
 from llm_jax.nn.block import BLOCKS
-from llm_jax.nn.transformer import Transformer
+from llm_jax.nn.transformer import Transformer, layer_params, place
 from llm_jax.parts import resolve_part
 from llm_jax.schema import Model
 
@@ -33,18 +33,18 @@ class Weights:
     layers: tuple
 
 
-def unstack(params: Any, n_layers: int) -> Weights:
+def unstack(params: Any, config: Model) -> Weights:
     """The `params` of a Transformer for `forward`. Jit it."""
-    outer = {name: value for name, value in params.items() if name != 'layers'}
-    layer = lambda i: jax.tree.map(lambda stack: stack[i], params['layers'])
-    return Weights(outer, tuple(layer(i) for i in range(n_layers)))
+    layers = tuple(layer_params(params, config, i) for i in range(config.n_layers))
+    stacks = {place(config, i)[0][0] for i in range(config.n_layers)}
+    return Weights({name: value for name, value in params.items() if name not in stacks}, layers)
 
 
-def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Cache, ...]:
-    """A cache [B, G, S, K] for each layer, laid out on the current mesh. For use under jit."""
-    shape = (batch_size, config.kv_heads, slots, config.head_size)
-    empty = lambda: mesh.shard(jnp.zeros(shape, config.dtype), config.rules, CACHE)
-    return tuple(Cache(k=empty(), v=empty()) for _ in range(config.n_layers))
+def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Any, ...]:
+    """An empty cache for each layer, laid out on the current mesh. For use under jit."""
+    layers = (config.layer(i) for i in range(config.n_layers))
+    attention = lambda layer: resolve_part('model.attention', layer.attention, ATTENTIONS)
+    return tuple(attention(layer).empty_cache(layer, batch_size, slots) for layer in layers)
 
 
 def forward(
@@ -52,9 +52,9 @@ def forward(
     weights: Weights,
     tokens_BL: jax.Array,
     positions_BL: jax.Array,
-    caches: tuple[Cache, ...],
+    caches: tuple,
     last_B: jax.Array,
-) -> tuple[jax.Array, tuple[Cache, ...]]:
+) -> tuple[jax.Array, tuple]:
     """Logits after one token of each row, and the caches with all of these tokens in them.
 
     Args:
@@ -71,10 +71,11 @@ def forward(
     config = model.config
     outer = {'params': weights.outer}
     x_BLD, tokens = model.apply(outer, tokens_BL, positions_BL, method='enter')
-    block = resolve_part('model.residual', config.residual, BLOCKS)(config)
     updated = []
-    for params, cache in zip(weights.layers, caches, strict=True):
-        x_BLD, cache = block.apply({'params': params}, x_BLD, tokens, cache)
+    for i, (params, cache) in enumerate(zip(weights.layers, caches, strict=True)):
+        layer = config.layer(i)
+        block = resolve_part('model.residual', layer.residual, BLOCKS)(layer)
+        x_BLD, cache = block.apply({'params': params}, x_BLD, tokens[layer], cache)
         updated.append(cache)
     if x_BLD.shape[1] > 1:  # the head is the largest product: one token of each row is enough
         pick = mesh.shard(last_B[:, None] == jnp.arange(x_BLD.shape[1]), config.rules, mesh.TOKENS)

@@ -16,7 +16,6 @@ import numpy as np
 from llm_jax import mesh
 from llm_jax.generate import decode
 from llm_jax.generate.samplers import Sampler
-from llm_jax.nn.attention import Cache
 from llm_jax.nn.transformer import Transformer
 from llm_jax.schema import ConfigError
 
@@ -31,13 +30,13 @@ class Rows:
     """Where decoding stands, row by row.
 
     Attributes:
-      caches: of each layer, [B, G, S, K].
+      caches: of each layer; arrays [B, G, S, K], whatever the attention keeps.
       tokens: int32[B], the latest token, not yet in the cache.
       positions: int32[B], its position.
       done: bool[B], whether the row has met a stop id.
     """
 
-    caches: tuple[Cache, ...]
+    caches: tuple
     tokens: jax.Array
     positions: jax.Array
     done: jax.Array
@@ -70,7 +69,7 @@ class _Choose:
         return self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
 
 
-_unstack = jax.jit(decode.unstack, static_argnames='n_layers')
+_unstack = jax.jit(decode.unstack, static_argnames='config')
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'choose', 'slots'))
@@ -215,7 +214,7 @@ def _blocks(model, params, prompts, max_new_tokens, choose, key, stop_ids) -> It
         row[: len(prompt)] = prompt
     slots = bucket(max(longest + max_new_tokens, prompts_BL.shape[1]), config.max_seq_len)
 
-    weights = _unstack(params, n_layers=config.n_layers)
+    weights = _unstack(params, config=config)
     rows, tokens_BN = _prefill(model, choose, slots, weights, prompts_BL, lengths_B, key, stop_ids)
     left = max_new_tokens - 1
     while True:

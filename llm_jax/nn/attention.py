@@ -1,6 +1,5 @@
 """Self-attention with its projections, over whole sequences or over a cache."""
 
-import functools
 from typing import Any
 
 from flax import linen as nn
@@ -8,15 +7,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
-from llm_jax.nn.attend import attend
+from llm_jax import init, mesh
+from llm_jax.nn import cache as cache_lib
+from llm_jax.nn import rope
+from llm_jax.nn.attend import Scores, attend
 from llm_jax.nn.einsum import Einsum
+from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
 from llm_jax.parts import resolve_part
 from llm_jax.schema import Model
-
-# The logical axes of cached keys and values [B, G, S, K].
-CACHE = ('batch', 'kv_heads', 'length', 'd_head')
 
 
 @flax.struct.dataclass
@@ -36,11 +35,7 @@ class Tokens:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, slot = position: [B, G, S, K] each.
-
-    Heads stand before slots, so that a decoding step reads each head's slots in one
-    contiguous run; slots before heads made its products ten times slower on CPU.
-    """
+    """Keys and values of the tokens so far: [B, G, S, K] each."""
 
     k: jax.Array
     v: jax.Array
@@ -50,60 +45,152 @@ class Attention(nn.Module):
     """Multi-head attention; with fewer key/value heads, grouped-query or multi-query.
 
     MHA: Vaswani et al. 2017, arXiv:1706.03762. MQA: Shazeer 2019, arXiv:1911.02150.
-    GQA: Ainslie et al. 2023, arXiv:2305.13245.
+    GQA: Ainslie et al. 2023, arXiv:2305.13245. Gate: Qiu et al. 2025, arXiv:2505.06708.
+    Norm of queries and keys: Henry et al. 2020, arXiv:2010.04245.
     """
 
     config: Model
+
+    @staticmethod
+    def empty_cache(config: Model, batch_size: int, slots: int) -> Cache:
+        """A cache for `slots` tokens of each row."""
+        shape = (batch_size, config.kv_heads, slots, config.head_size)
+        one = lambda: cache_lib.empty(shape, config.dtype, config.rules, 'kv_heads')
+        return Cache(k=one(), v=one())
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """dtype[B, L, D] -> the same, and the cache with these tokens in it."""
         config = self.config
         D, H, G, K = config.d_model, config.n_heads, config.kv_heads, config.head_size
-        rotate = resolve_part('model.position', config.position, POSITIONS).rotate
+        position = resolve_part('model.position', config.position, POSITIONS)
 
-        def project(name: str, heads: int, axis: str) -> jax.Array:
+        def project(name: str, heads: int, axis: str, bias: bool) -> jax.Array:
             axes = ('d_model', axis, 'd_head')
-            return Einsum('BLD,DHK->BLHK', (D, heads, K), axes, config, use_bias=config.bias, name=name)(x_BLD)
+            return Einsum('BLD,DHK->BLHK', (D, heads, K), axes, config, use_bias=bias, name=name)(x_BLD)
 
-        q_BLHK = rotate(project('q', H, 'heads'), tokens.tables)
-        k_BLGK = rotate(project('k', G, 'kv_heads'), tokens.tables)
-        v_BLGK = project('v', G, 'kv_heads')
+        bias = config.bias in (True, 'qkv', 'attention')
+        q_BLHK = _qk_norm(config, 'q_norm', 'heads', project('q', H, 'heads', bias))
+        k_BLGK = _qk_norm(config, 'k_norm', 'kv_heads', project('k', G, 'kv_heads', bias))
+        v_BLGK = project('v', G, 'kv_heads', bias)
+        q_BLHK = position.rotate(config, q_BLHK, tokens.tables)
+        k_BLGK = position.rotate(config, k_BLGK, tokens.tables)
         if cache is not None:
-            write = functools.partial(_write, positions_BL=tokens.positions_BL, rules=config.rules)
-            cache = Cache(k=write(cache.k, k_BLGK), v=write(cache.v, v_BLGK))
+            put = lambda held, new: cache_lib.write(held, new, tokens.positions_BL, config.rules, 'kv_heads')
+            cache = Cache(k=put(cache.k, k_BLGK), v=put(cache.v, v_BLGK))
             k_BLGK, v_BLGK = cache.k.swapaxes(1, 2), cache.v.swapaxes(1, 2)
-        drop = config.dropout if self.has_rng('dropout') else 0.0
-        y_BLHK = attend(
-            q_BLHK,
-            k_BLGK,
-            v_BLGK,
-            rules=config.rules,
-            segments_BL=tokens.segments_BL,
-            slots_BL=None if cache is None else tokens.positions_BL,
-            dropout=drop,
-            dropout_key=self.make_rng('dropout') if drop else None,
-        )
-        out = Einsum(
-            'BLHK,HKD->BLD', (H, K, D), ('heads', 'd_head', 'd_model'), config,
-            use_bias=config.bias, writes_residual=True, name='out',
-        )  # fmt: skip
-        return out(y_BLHK), cache
+        y_BLHK = attend_tokens(self, q_BLHK, k_BLGK, v_BLGK, tokens, init.attention_scale(config, K), cache is not None)
+        if config.attention_gate:
+            y_BLHK *= jax.nn.sigmoid(project('gate', H, 'heads', False))
+        return project_out(config, y_BLHK), cache
 
 
-def _write(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array, rules: tuple) -> jax.Array:
-    """The cache with `new` at `positions`, distinct in each row; positions past its end are dropped."""
+class LatentAttention(nn.Module):
+    """Multi-head latent attention: keys and values are made of one narrow vector, which is all that is cached
+    (DeepSeek-V2, arXiv:2405.04434, §2.1).
 
-    def write(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        rows_B1 = jnp.arange(slots_BGSK.shape[0])[:, None]
-        return slots_BGSK.at[rows_B1, :, positions_BL].set(new_BLGK, unique_indices=True)
+    With a cache, the maps from the latent to keys and values are moved over to queries
+    and results (§2.1.2), so that attention reads the latents as they lie: one key of
+    width kv_rank + d_rope for all heads.
+    """
 
-    if not jax.sharding.get_abstract_mesh().empty:
-        # Each device writes into the rows and heads that it holds.
-        spec = functools.partial(mesh.spec, rules)
-        heads, new = spec(CACHE), spec(('batch', 'length', 'kv_heads', 'd_head'))
-        write = jax.shard_map(write, in_specs=(heads, new, spec(mesh.TOKENS)), out_specs=heads)
-    return write(slots_BGSK, new_BLGK.astype(slots_BGSK.dtype), positions_BL)
+    config: Model
+
+    @staticmethod
+    def empty_cache(config: Model, batch_size: int, slots: int) -> jax.Array:
+        """Latents and rotated keys, [B, 1, S, kv_rank + d_rope]."""
+        shape = (batch_size, 1, slots, config.mla.kv_rank + config.mla.d_rope)
+        return cache_lib.empty(shape, config.dtype, config.rules, None)
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        """dtype[B, L, D] -> the same, and the cache with these tokens in it."""
+        config, mla = self.config, self.config.mla
+        D, H, R, N, V = config.d_model, config.n_heads, mla.kv_rank, mla.d_nope, mla.d_value
+        position = resolve_part('model.position', config.position, POSITIONS)
+        Norm = resolve_part('model.norm', config.norm, NORMS)
+        rotate = lambda x: position.rotate(config, x, tokens.tables)
+
+        def narrow(name: str, width: int, axis: str, bias: bool = False) -> jax.Array:
+            return Einsum('BLD,DR->BLR', (D, width), ('d_model', axis), config, use_bias=bias, name=name)(x_BLD)
+
+        bias = config.bias in (True, 'attention')
+        if mla.q_rank:
+            latent_BLQ = Norm(config, ('latent',), name='q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
+            shape, axes = (mla.q_rank, H, N + mla.d_rope), ('latent', 'heads', 'd_head')
+            q_BLHK = Einsum('BLR,RHK->BLHK', shape, axes, config, name='q_up')(latent_BLQ)
+        else:
+            shape, axes = (D, H, N + mla.d_rope), ('d_model', 'heads', 'd_head')
+            q_BLHK = Einsum('BLD,DHK->BLHK', shape, axes, config, name='q')(x_BLD)
+        q_nope, q_rope = q_BLHK[..., :N], rotate(q_BLHK[..., N:])
+        latent_BLR = Norm(config, ('latent',), name='kv_norm')(narrow('kv_down', R, 'latent', bias))
+        k_rope_BL1K = rotate(narrow('k_rope', mla.d_rope, 'd_head', bias)[:, :, None])
+        to_heads = ('latent', 'heads', 'd_head')
+        up_k = Einsum('BLR,RHK->BLHK', (R, H, N), to_heads, config, name='k_up')
+        up_v = Einsum('BLR,RHK->BLHK', (R, H, V), to_heads, config, name='v_up')
+        scale = init.attention_scale(config, N + mla.d_rope)
+        if config.rope.scaling == 'yarn' and config.rope.mscale_all_dim:
+            scale *= rope.yarn_scale(config.rope.factor, config.rope.mscale_all_dim) ** 2
+        if cache is None:
+            k_nope_BLHN = up_k(latent_BLR)
+            k_rope_BLHK = mesh.shard(
+                jnp.broadcast_to(k_rope_BL1K, (*k_nope_BLHN.shape[:3], mla.d_rope)),
+                config.rules, (*mesh.TOKENS, 'heads', 'd_head'),
+            )  # fmt: skip
+            q, k = jnp.concatenate([q_nope, q_rope], -1), jnp.concatenate([k_nope_BLHN, k_rope_BLHK], -1)
+            y_BLHV = attend_tokens(self, q, k, up_v(latent_BLR), tokens, scale, False, kv_axis='heads')
+        else:
+            new_BL1K = jnp.concatenate([latent_BLR[:, :, None], k_rope_BL1K], -1)
+            cache = cache_lib.write(cache, new_BL1K, tokens.positions_BL, config.rules, None)
+            q = jnp.concatenate([up_k.per_head('BLHK,RHK->BLHR', q_nope), q_rope], -1)
+            slots_BS1K = cache.swapaxes(1, 2)
+            y_BLHR = attend_tokens(self, q, slots_BS1K, slots_BS1K[..., :R], tokens, scale, True, kv_axis=None)
+            y_BLHV = up_v.per_head('BLHR,RHV->BLHV', y_BLHR)
+        return project_out(config, y_BLHV), cache
 
 
-ATTENTIONS = {'mha': Attention, 'gqa': Attention, 'mqa': Attention}
+def attend_tokens(
+    module: nn.Module, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, scale: float, cached: bool,
+    kv_axis: str | None = 'kv_heads',
+) -> jax.Array:  # fmt: skip
+    """`attend` as the config of the module says, with its sinks and dropout."""
+    config = module.config
+    position = resolve_part('model.position', config.position, POSITIONS)
+    sinks_H = None
+    if config.attention_sinks:
+        spec = mesh.spec(config.rules, ('heads',))
+        sinks_H = module.param('sinks', nn.initializers.zeros, (config.n_heads,), jnp.float32, spec)
+    rate = config.dropout if module.has_rng('dropout') else 0.0
+    table = dict(config.rules)
+    if kv_axis != 'kv_heads' and table:
+        table['kv_heads'] = table[kv_axis] if kv_axis else None
+    return attend(
+        q, k, v,
+        rules=tuple(table.items()),
+        scores=Scores(scale, config.attention_softcap, config.window, rate),
+        segments_BL=tokens.segments_BL,
+        slots_BL=tokens.positions_BL if cached else None,
+        slopes_H=position.slopes(config),
+        sinks_H=sinks_H,
+        dropout_key=module.make_rng('dropout') if rate else None,
+    )  # fmt: skip
+
+
+def project_out(config: Model, y_BLHK: jax.Array) -> jax.Array:
+    """[B, L, H, K] -> the residual stream's [B, L, D]; call it from a compact method."""
+    _, _, H, K = y_BLHK.shape
+    out = Einsum(
+        'BLHK,HKD->BLD', (H, K, config.d_model), ('heads', 'd_head', 'd_model'), config,
+        use_bias=config.bias in (True, 'attention'), writes_residual=True, name='out',
+    )  # fmt: skip
+    return out(y_BLHK)
+
+
+def _qk_norm(config: Model, name: str, axis: str, x_BLHK: jax.Array) -> jax.Array:
+    if config.qk_norm == 'none':
+        return x_BLHK
+    axes = (axis, 'd_head') if config.qk_norm == 'whole' else ('d_head',)
+    return resolve_part('model.norm', config.norm, NORMS)(config, axes, name=name)(x_BLHK)
+
+
+ATTENTIONS = {'mha': Attention, 'gqa': Attention, 'mqa': Attention, 'mla': LatentAttention}

@@ -1,31 +1,57 @@
 """One layer: attention and feed-forward around the residual stream."""
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
-from llm_jax.nn.attention import ATTENTIONS, Cache, Tokens
-from llm_jax.nn.feed_forward import FEED_FORWARDS
+from llm_jax.nn.attention import ATTENTIONS, Tokens
+from llm_jax.nn.feed_forward import DENSE
+from llm_jax.nn.moe import MixtureOfExperts
 from llm_jax.nn.norms import NORMS
 from llm_jax.parts import resolve_part
 from llm_jax.schema import Model
 
+FEED_FORWARDS = {**DENSE, 'moe': MixtureOfExperts}
+
 
 class Sequential(nn.Module):
-    """x += attention(norm(x)); x += feed_forward(norm(x)) (pre-norm, Xiong et al. 2020, arXiv:2002.04745)."""
+    """x += attention(norm(x)); x += feed_forward(norm(x)), with the norms where `norm_at` says.
+
+    'pre': x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745)
+    'post': norm(x + f(x)) (Vaswani et al. 2017)
+    'output': x + norm(f(x)) (OLMo 2, arXiv:2501.00656)
+    'sandwich': x + norm(f(norm(x))) (CogView, arXiv:2105.13290; Gemma 2)
+    """
 
     config: Model
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Any) -> tuple[jax.Array, Any]:
         """dtype[B, L, D] -> the same, and this layer's updated cache."""
-        config = self.config
-        Norm, Attention, FeedForward = _parts(config)
-        y_BLD, cache = Attention(config, name='attention')(Norm(config, name='attention_norm')(x_BLD), tokens, cache)
-        x_BLD += dropout(self, y_BLD)
-        y_BLD = FeedForward(config, name='feed_forward')(Norm(config, name='feed_forward_norm')(x_BLD))
-        return x_BLD + dropout(self, y_BLD), cache
+        Norm, Attention, FeedForward = _parts(self.config)
+
+        def attention(y_BLD: jax.Array) -> jax.Array:
+            nonlocal cache
+            y_BLD, cache = Attention(self.config, name='attention')(y_BLD, tokens, cache)
+            return y_BLD
+
+        feed_forward = FeedForward(self.config, name='feed_forward')
+        x_BLD = self.add(x_BLD, 'attention', attention, Norm)
+        return self.add(x_BLD, 'feed_forward', feed_forward, Norm), cache
+
+    def add(self, x_BLD: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array], Norm: type) -> jax.Array:
+        """x with the branch added, and normed where `norm_at` says."""
+        config, at = self.config, self.config.norm_at
+        y_BLD = Norm(config, name=f'{name}_norm')(x_BLD) if at in ('pre', 'sandwich') else x_BLD
+        y_BLD = branch(y_BLD)
+        if at in ('output', 'sandwich'):
+            y_BLD = Norm(config, name=f'{name}_out_norm')(y_BLD)
+        x_BLD += scaled(self, y_BLD)
+        return Norm(config, name=f'{name}_norm')(x_BLD) if at == 'post' else x_BLD
 
 
 class Parallel(nn.Module):
@@ -34,14 +60,26 @@ class Parallel(nn.Module):
     config: Model
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Any) -> tuple[jax.Array, Any]:
         """dtype[B, L, D] -> the same, and this layer's updated cache."""
-        config = self.config
-        Norm, Attention, FeedForward = _parts(config)
-        normed_BLD = Norm(config, name='norm')(x_BLD)
-        y_BLD, cache = Attention(config, name='attention')(normed_BLD, tokens, cache)
-        y_BLD += FeedForward(config, name='feed_forward')(normed_BLD)
-        return x_BLD + dropout(self, y_BLD), cache
+        Norm, Attention, FeedForward = _parts(self.config)
+        attention_in, feed_forward_in = self.normed(x_BLD, Norm)
+        y_BLD, cache = Attention(self.config, name='attention')(attention_in, tokens, cache)
+        y_BLD += FeedForward(self.config, name='feed_forward')(feed_forward_in)
+        return x_BLD + scaled(self, y_BLD), cache
+
+    def normed(self, x_BLD: jax.Array, Norm: type) -> tuple[jax.Array, jax.Array]:
+        """What attention and what the feed-forward reads."""
+        y_BLD = Norm(self.config, name='norm')(x_BLD)
+        return y_BLD, y_BLD
+
+
+class ParallelTwoNorms(Parallel):
+    """The same with a norm for each branch (GPT-NeoX, arXiv:2204.06745)."""
+
+    def normed(self, x_BLD: jax.Array, Norm: type) -> tuple[jax.Array, jax.Array]:
+        attention_in = Norm(self.config, name='attention_norm')(x_BLD)
+        return attention_in, Norm(self.config, name='feed_forward_norm')(x_BLD)
 
 
 def _parts(config: Model) -> tuple[type[nn.Module], ...]:
@@ -50,6 +88,12 @@ def _parts(config: Model) -> tuple[type[nn.Module], ...]:
         resolve_part('model.attention', config.attention, ATTENTIONS),
         resolve_part('model.feed_forward', config.feed_forward, FEED_FORWARDS),
     )
+
+
+def scaled(module: nn.Module, y_BLD: jax.Array) -> jax.Array:
+    """What a branch adds: times `residual_scale`, with dropout."""
+    y_BLD = dropout(module, y_BLD)
+    return y_BLD * module.config.residual_scale if module.config.residual_scale != 1 else y_BLD
 
 
 def dropout(module: nn.Module, x_BLD: jax.Array) -> jax.Array:
@@ -62,4 +106,4 @@ def dropout(module: nn.Module, x_BLD: jax.Array) -> jax.Array:
     return jnp.where(keep, x_BLD / (1 - rate), 0).astype(x_BLD.dtype)
 
 
-BLOCKS = {'sequential': Sequential, 'parallel': Parallel}
+BLOCKS = {'sequential': Sequential, 'parallel': Parallel, 'parallel_two_norms': ParallelTwoNorms}

@@ -1,14 +1,24 @@
 """The one primitive that multiplies by a weight."""
 
-import math
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
-from llm_jax.init import Weight, initializer
+from llm_jax.init import Weight, describe, initializer
 from llm_jax.schema import Model
+
+
+def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> jax.Array:
+    """A weight of a module, float32: initialised, split over the mesh and recorded as what `weight` says it is.
+
+    The record is a collection 'weights' of the same tree as the parameters, which `init`
+    returns beside them: the optimizer, counts of FLOPs and reports read it.
+    """
+    config = module.config
+    if module.is_initializing():
+        module.put_variable('weights', name, weight)
+    return module.param(name, initializer(config, weight), shape, jnp.float32, mesh.spec(config.rules, axes))
 
 
 class Einsum(nn.Module):
@@ -23,7 +33,6 @@ class Einsum(nn.Module):
       shape: of the kernel.
       axes: logical axis of each kernel dimension.
       config: dtype, initialisation and sharding rules.
-      role: 'hidden' or 'readout', for the initialisation.
       writes_residual: whether `y` is added to the residual stream.
     """
 
@@ -32,39 +41,42 @@ class Einsum(nn.Module):
     axes: tuple[str, ...]
     config: Model
     use_bias: bool = False
-    role: str = 'hidden'
     writes_residual: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        config, rules = self.config, self.config.rules
+    def setup(self) -> None:
         inputs, letters, outputs = self.equation.replace('->', ',').split(',')
         n = sum(letter in inputs for letter in letters)  # contracted dimensions
-        lead, contracted, free = inputs[: len(inputs) - n], letters[:n], letters[n:]
-        if inputs != lead + contracted or outputs != lead + free:
+        self.lead, self.n_in = len(inputs) - n, n
+        if inputs[self.lead :] != letters[:n] or outputs != inputs[: self.lead] + letters[n:]:
             raise ValueError(f'{self.equation}: contracted letters must end x and begin the kernel')
-        fan_in, fan_out = math.prod(self.shape[:n]), math.prod(self.shape[n:])
+        self.weight = describe(self.config, self.shape, self.axes, n, writes_residual=self.writes_residual)
+        self.kernel = kernel(self, 'kernel', self.shape, self.axes, self.weight)
+        if self.use_bias:
+            spec = mesh.spec(self.config.rules, activation_axes(self.axes[n:]))
+            self.bias = self.param('bias', nn.initializers.zeros, self.shape[n:], jnp.float32, spec)
 
-        weight = Weight(self.role, fan_in, fan_out, self.writes_residual)
-        init = initializer(config, weight)
-        kernel = self.param('kernel', init, self.shape, jnp.float32, mesh.spec(rules, self.axes))
-
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, rules, n = self.config, self.config.rules, self.n_in
+        fan_in, fan_out = self.weight.fan_in, self.weight.fan_out
         # A matrix product on two-dimensional operands: the same program on TPU and GPU,
         # and twice as fast on CPU, where XLA contracts (B, L) one dimension at a time in
         # the gradient of a three-dimensional one.
         free_axes = activation_axes(self.axes[n:])
-        tokens = ('batch', None)[: len(lead) and 1]
+        tokens = ('batch', None)[: self.lead and 1]
         x = x.astype(config.dtype)
         flat_x = reshape(x, (-1, fan_in), rules, (*tokens, self.axes[0] if self.axes[0] != 'd_model' else None))
-        flat_w = reshape(kernel.astype(config.dtype), (fan_in, fan_out), rules, (self.axes[0], self.axes[n]))
+        flat_w = reshape(self.kernel.astype(config.dtype), (fan_in, fan_out), rules, (self.axes[0], self.axes[n]))
         y = jnp.dot(flat_x, flat_w, out_sharding=mesh.spec(rules, (*tokens, free_axes[0])))
-        lead_axes = mesh.TOKENS[: len(lead)]
-        y = reshape(y, (*x.shape[: len(lead)], *self.shape[n:]), rules, (*lead_axes, *free_axes))
-        if self.use_bias:
-            bias_spec = mesh.spec(rules, free_axes)
-            bias = self.param('bias', nn.initializers.zeros, self.shape[n:], jnp.float32, bias_spec)
-            y += bias.astype(config.dtype)
-        return y
+        lead_axes = mesh.TOKENS[: self.lead]
+        y = reshape(y, (*x.shape[: self.lead], *self.shape[n:]), rules, (*lead_axes, *free_axes))
+        if self.weight.forward != 1:
+            y *= self.weight.forward
+        return y + self.bias.astype(config.dtype) if self.use_bias else y
+
+    def per_head(self, equation: str, x: jax.Array) -> jax.Array:
+        """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
+        spec = mesh.spec(self.config.rules, (*mesh.TOKENS, 'heads', None))
+        return jnp.einsum(equation, x, self.kernel.astype(self.config.dtype), out_sharding=spec)
 
 
 def activation_axes(axes: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
-from llm_jax.init import Weight, initializer
-from llm_jax.nn.einsum import reshape
+from llm_jax.init import describe
+from llm_jax.nn.einsum import kernel, reshape
 from llm_jax.schema import Model
 
 
@@ -18,11 +18,9 @@ class Embed(nn.Module):
     axis: str = 'vocab'
 
     def setup(self) -> None:
-        config = self.config
-        weight = Weight('embedding', fan_in=1, fan_out=config.d_model)
-        spec = mesh.spec(config.rules, (self.axis, 'd_model'))
-        init = initializer(config, weight)
-        self.embedding = self.param('embedding', init, (self.size, config.d_model), jnp.float32, spec)
+        config, shape, axes = self.config, (self.size, self.config.d_model), (self.axis, 'd_model')
+        weight = describe(config, shape, axes, 1, lookup=True)
+        self.embedding = kernel(self, 'embedding', shape, axes, weight)
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         """int[B, L] -> dtype[B, L, D]."""
@@ -39,4 +37,6 @@ class Embed(nn.Module):
         x_TD = reshape(x_BLD.astype(config.dtype), (B * L, D), rules, ('batch', None))
         table_DV = self.embedding.astype(config.dtype).T
         logits = jnp.dot(x_TD, table_DV, out_sharding=mesh.spec(rules, ('batch', self.axis)))
-        return reshape(logits, (B, L, self.size), rules, (*mesh.TOKENS, self.axis))
+        logits = reshape(logits, (B, L, self.size), rules, (*mesh.TOKENS, self.axis))
+        forward = describe(config, (D, self.size), ('d_model', self.axis), 1).forward
+        return logits if forward == 1 else logits * forward

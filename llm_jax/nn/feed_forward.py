@@ -12,6 +12,7 @@ from llm_jax.nn.einsum import Einsum
 from llm_jax.schema import Model
 
 gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
 
 
 def _relu2(x: jax.Array) -> jax.Array:
@@ -19,42 +20,51 @@ def _relu2(x: jax.Array) -> jax.Array:
 
 
 class Plain(nn.Module):
-    """down(activation(up(x)))."""
+    """down(activation(up(x))).
+
+    Attributes:
+      config: the layer's.
+      width: hidden width F; 0 takes the config's.
+    """
 
     config: Model
-    activation: ClassVar[Callable[[jax.Array], jax.Array]]
+    width: int = 0
+    activation: ClassVar[Callable[..., jax.Array]]
+    inputs: ClassVar[tuple[str, ...]] = ('up',)
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """dtype[B, L, D] -> dtype[B, L, D]."""
-        hidden_BLF = type(self).activation(self.up('up')(x_BLD))
-        return self.down()(hidden_BLF)
-
-    def up(self, name: str) -> Einsum:
-        config = self.config
-        shape, axes = (config.d_model, config.ff_size), ('d_model', 'd_ff')
-        return Einsum('BLD,DF->BLF', shape, axes, config, use_bias=config.bias, name=name)
-
-    def down(self) -> Einsum:
-        config = self.config
-        shape, axes = (config.ff_size, config.d_model), ('d_ff', 'd_model')
-        return Einsum('BLF,FD->BLD', shape, axes, config, use_bias=config.bias, writes_residual=True, name='down')
+        config, F = self.config, self.width or self.config.ff_size
+        bias = config.bias is True
+        shape, axes = (config.d_model, F), ('d_model', 'd_ff')
+        hidden = [Einsum('BLD,DF->BLF', shape, axes, config, use_bias=bias, name=name)(x_BLD) for name in self.inputs]
+        down = Einsum('BLF,FD->BLD', shape[::-1], axes[::-1], config, use_bias=bias, writes_residual=True, name='down')
+        return down(type(self).activation(*hidden))
 
 
 class Gated(Plain):
     """down(activation(gate(x)) · up(x)) (Shazeer 2020, "GLU Variants", arXiv:2002.05202)."""
 
-    @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        """dtype[B, L, D] -> dtype[B, L, D]."""
-        hidden_BLF = type(self).activation(self.up('gate')(x_BLD)) * self.up('up')(x_BLD)
-        return self.down()(hidden_BLF)
+    inputs: ClassVar[tuple[str, ...]] = ('gate', 'up')
 
 
 class Gelu(Plain):
     """GELU in its tanh form, as in GPT-2 (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
 
     activation = staticmethod(gelu_tanh)
+
+
+class GeluExact(Plain):
+    """x Φ(x), by the error function (GPT-NeoX)."""
+
+    activation = staticmethod(gelu_exact)
+
+
+class Relu(Plain):
+    """max(x, 0) (Vaswani et al. 2017)."""
+
+    activation = staticmethod(jax.nn.relu)
 
 
 class Relu2(Plain):
@@ -66,13 +76,37 @@ class Relu2(Plain):
 class SwiGlu(Gated):
     """Gated by SiLU, as in Llama."""
 
-    activation = staticmethod(jax.nn.silu)
+    activation = staticmethod(lambda gate, up: jax.nn.silu(gate) * up)
 
 
 class GeGlu(Gated):
-    """Gated by GELU, as in Gemma."""
+    """Gated by GELU in its tanh form, as in Gemma."""
 
-    activation = staticmethod(gelu_tanh)
+    activation = staticmethod(lambda gate, up: gelu_tanh(gate) * up)
 
 
-FEED_FORWARDS = {'gelu': Gelu, 'relu2': Relu2, 'swiglu': SwiGlu, 'geglu': GeGlu}
+class GeGluExact(Gated):
+    """Gated by x Φ(x)."""
+
+    activation = staticmethod(lambda gate, up: gelu_exact(gate) * up)
+
+
+class SwiGluClipped(Gated):
+    """(up + 1) · gate σ(1.702 gate), with gate clipped above and up on both sides at 7 (gpt-oss, arXiv:2508.10925)."""
+
+    @staticmethod
+    def activation(gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+        return (up + 1) * gate * jax.nn.sigmoid(1.702 * gate)
+
+
+DENSE = {
+    'gelu': Gelu,
+    'gelu_exact': GeluExact,
+    'relu': Relu,
+    'relu2': Relu2,
+    'swiglu': SwiGlu,
+    'geglu': GeGlu,
+    'geglu_exact': GeGluExact,
+    'swiglu_clipped': SwiGluClipped,
+}

@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream. Statistics are in float32."""
+"""Normalisation of the residual stream, and of queries and keys. Statistics are in float32."""
 
 from flax import linen as nn
 import jax
@@ -9,35 +9,43 @@ from llm_jax.schema import Model
 
 
 class _Norm(nn.Module):
-    """What the norms share: a learned scale, and a bias where `norm_bias` asks for it."""
+    """What the norms share: a learned scale, and a bias where `norm_bias` asks for it.
+
+    Attributes:
+      axes: logical axes of the last dimensions, which are normalised together.
+    """
 
     config: Model
+    axes: tuple[str, ...] = ('residual',)
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """dtype[..., D] -> dtype[..., D]."""
-        config, shape = self.config, x_BLD.shape[-1:]
-        replicated = mesh.spec(config.rules, (None,))
-        y = self.normalise(x_BLD.astype(jnp.float32))
-        y *= self.param('scale', nn.initializers.ones, shape, jnp.float32, replicated)
+        config, n = self.config, len(self.axes)
+        shape, spec = x.shape[-n:], mesh.spec(config.rules, self.axes)
+        y = self.normalise(x.astype(jnp.float32), tuple(range(-n, 0)))
+        if config.norm_scale:
+            start = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
+            scale = self.param('scale', start, shape, jnp.float32, spec)
+            y *= 1 + scale if config.norm_offset else scale
         if config.norm_bias:
-            y += self.param('bias', nn.initializers.zeros, shape, jnp.float32, replicated)
+            y += self.param('bias', nn.initializers.zeros, shape, jnp.float32, spec)
         return y.astype(config.dtype)
 
 
 class LayerNorm(_Norm):
     """(x - mean) / √(variance + eps) · scale (+ bias) (Ba et al. 2016, arXiv:1607.06450)."""
 
-    def normalise(self, x: jax.Array) -> jax.Array:
-        x -= x.mean(-1, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.config.norm_eps)
+    def normalise(self, x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+        x -= x.mean(dims, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(dims, keepdims=True) + self.config.norm_eps)
 
 
 class RMSNorm(_Norm):
     """x / √(mean(x²) + eps) · scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
-    def normalise(self, x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.config.norm_eps)
+    def normalise(self, x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.square(x).mean(dims, keepdims=True) + self.config.norm_eps)
 
 
 NORMS = {'layernorm': LayerNorm, 'rmsnorm': RMSNorm}

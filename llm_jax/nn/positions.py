@@ -1,16 +1,20 @@
 """How the model knows where a token stands.
 
-A position part has three hooks, each of which may do nothing: `add` to the embeddings,
-make `tables` once per forward pass, and `rotate` queries and keys with them.
-Positions count from 0 within each document.
+A position part has four hooks, each of which may do nothing: `add` to the embeddings,
+make `tables` once per forward pass, `rotate` queries and keys with them, and give each
+head a `slope` by which distance lowers its scores. Positions count from 0 within each
+document.
 """
 
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from llm_jax.nn import rope as rope_lib
 from llm_jax.nn.embed import Embed
 from llm_jax.schema import Model
 
@@ -24,14 +28,20 @@ class NoPosition(nn.Module):
         """What the first block sees of embeddings [B, L, D] at positions int[B, L]."""
         return x_BLD
 
-    def tables(self, positions_BL: jax.Array) -> Any:
-        """Whatever `rotate` needs, computed once for all layers."""
+    @staticmethod
+    def tables(config: Model, positions_BL: jax.Array) -> Any:
+        """Whatever `rotate` needs, computed once for all layers of the same config."""
         return ()
 
     @staticmethod
-    def rotate(x_BLHK: jax.Array, tables: Any) -> jax.Array:
+    def rotate(config: Model, x_BLHK: jax.Array, tables: Any) -> jax.Array:
         """Queries or keys [B, L, H, K] as attention shall see them."""
         return x_BLHK
+
+    @staticmethod
+    def slopes(config: Model) -> np.ndarray | None:
+        """What each head subtracts from a score per token of distance, float32[H]; None for nothing."""
+        return None
 
 
 class Learned(NoPosition):
@@ -49,29 +59,36 @@ class Sinusoidal(NoPosition):
     """
 
     def add(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        cos, sin = angles(positions_BL, x_BLD.shape[-1], 10_000.0)
-        return x_BLD * x_BLD.shape[-1] ** 0.5 + jnp.concatenate([sin, cos], -1).astype(x_BLD.dtype)
+        width = x_BLD.shape[-1]
+        frequency = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+        angle = positions_BL[..., None].astype(jnp.float32) * frequency
+        waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+        return x_BLD * width**0.5 + waves.astype(x_BLD.dtype)
 
 
 class Rope(NoPosition):
-    """Rotary embedding, half-split as in Llama (Su et al. 2021, arXiv:2104.09864)."""
-
-    def tables(self, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return angles(positions_BL, self.config.head_size, self.config.rope_theta)
+    """Rotary embedding (Su et al. 2021, arXiv:2104.09864), scaled as `rope.py` says."""
 
     @staticmethod
-    def rotate(x_BLHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-        cos, sin = (t[:, :, None, :] for t in tables)  # [B, L, 1, K/2]
-        first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
-        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-        return rotated.astype(x_BLHK.dtype)
+    def tables(config: Model, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        width = config.mla.d_rope if config.attention == 'mla' else int(config.head_size * config.rope.fraction)
+        return rope_lib.angles(config.rope, positions_BL, width, config.max_seq_len)
+
+    @staticmethod
+    def rotate(config: Model, x_BLHK: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return rope_lib.rotate(x_BLHK, *tables, interleaved=config.rope.interleaved)
 
 
-def angles(positions_BL: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32[B, L, width/2], of position · theta^(-2i/width)."""
-    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = positions_BL[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+class Alibi(NoPosition):
+    """Scores fall linearly with distance, each head at its own rate (Press et al. 2022, arXiv:2108.12409)."""
+
+    @staticmethod
+    def slopes(config: Model) -> np.ndarray:
+        """2^(-8 h / H) for h = 1..H; for other H than powers of two, every second one of twice as many fill up."""
+        geometric = lambda n: [2 ** (-8 * (h + 1) / n) for h in range(n)]
+        H = config.n_heads
+        power = 2 ** math.floor(math.log2(H))
+        return np.asarray(geometric(power) + geometric(2 * power)[::2][: H - power], np.float32)
 
 
-POSITIONS = {'none': NoPosition, 'learned': Learned, 'sinusoidal': Sinusoidal, 'rope': Rope}
+POSITIONS = {'none': NoPosition, 'learned': Learned, 'sinusoidal': Sinusoidal, 'rope': Rope, 'alibi': Alibi}

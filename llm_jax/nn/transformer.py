@@ -1,20 +1,21 @@
 """The decoder-only Transformer: tokens in, logits out.
 
 Shapes: B batch, L length, D model, H heads, G key/value heads, K head, F feed-forward,
-V vocabulary, S cache slots.
+V vocabulary.
 """
 
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
-from llm_jax.nn.attention import CACHE, Cache, Tokens
+from llm_jax.nn.attention import Tokens
 from llm_jax.nn.block import BLOCKS, dropout
 from llm_jax.nn.einsum import Einsum
 from llm_jax.nn.embed import Embed
+from llm_jax.nn.moe import STATS
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
 from llm_jax.parts import resolve_part
@@ -30,8 +31,11 @@ REMAT_POLICIES = {
 class Transformer(nn.Module):
     """Embedding, blocks, final norm, head.
 
-    `model.apply({'params': params}, tokens)` gives logits. Parameters of the blocks are
-    stacked: every leaf under 'layers' has a leading dimension n_layers.
+    `model.apply({'params': params}, tokens)` gives logits. Blocks that repeat are
+    stacked: every leaf under 'layers' has a leading dimension, one entry per repeat of
+    the pattern. Without a pattern that is n_layers; with one, 'layers' holds '0', '1',
+    ... for the blocks of the pattern. 'first_0', ... come before it, and 'last_0', ...
+    are what is left over of a pattern that does not divide the depth. See `place`.
 
     Attributes:
       config: with vocab_size and max_seq_len filled in.
@@ -41,54 +45,59 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
+        first, pattern, repeats, last = layout(config)
         self.embed = Embed(config, config.vocab_size)
         self.position = resolve_part('model.position', config.position, POSITIONS)(config)
-        self.layers = _stack(config)(config)
+        self.first = tuple(_block(layer, scanned=False)(layer) for layer in first)
+        if repeats:
+            self.layers = _stack(config, pattern, repeats)
+        self.last = tuple(_block(layer, scanned=False)(layer) for layer in last)
         self.final_norm = resolve_part('model.norm', config.norm, NORMS)(config)
         if not config.tie_embeddings:
             shape, axes = (config.d_model, config.vocab_size), ('d_model', 'vocab')
-            self.unembed = Einsum('BLD,DV->BLV', shape, axes, config, role='readout')
+            self.unembed = Einsum('BLD,DV->BLV', shape, axes, config)
 
     def __call__(
-        self,
-        tokens_BL: jax.Array,
-        positions_BL: jax.Array | None = None,
-        segments_BL: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> jax.Array | tuple[jax.Array, Cache]:
-        """Logits float32[B, L, V]; with a cache, (logits, updated cache).
+        self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits float32[B, L, V].
 
         Args:
           tokens_BL: int.
-          positions_BL: int, from 0 in each document; default 0..L-1. With a cache these
-            are also the slots that the tokens are written to.
+          positions_BL: int, from 0 in each document; default 0..L-1.
           segments_BL: int, the document of each token; default one document per row.
-          cache: from `init_cache`.
         """
-        x_BLD, cache_out = self.features(tokens_BL, positions_BL, segments_BL, cache)
-        logits_BLV = self.head(x_BLD)
-        return logits_BLV if cache is None else (logits_BLV, cache_out)
+        return self.head(self.features(tokens_BL, positions_BL, segments_BL))
 
     def features(
-        self,
-        tokens_BL: jax.Array,
-        positions_BL: jax.Array | None = None,
-        segments_BL: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """The residual stream after the final norm, dtype[B, L, D], and the cache."""
+        self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
+    ) -> jax.Array:
+        """The residual stream after the final norm, dtype[B, L, D]."""
         x_BLD, tokens = self.enter(tokens_BL, positions_BL, segments_BL)
-        x_BLD, cache = self.layers(x_BLD, tokens, cache)
-        return self.final_norm(x_BLD), cache
+        first, pattern, repeats, last = layout(self.config)
+        for block, layer in zip(self.first, first, strict=True):
+            x_BLD, _ = block(x_BLD, tokens[layer], None)
+        if repeats:
+            seen = tuple(tokens[layer] for layer in pattern)
+            x_BLD, _ = self.layers(x_BLD, seen if len(pattern) > 1 else seen[0], None)
+        for block, layer in zip(self.last, last, strict=True):
+            x_BLD, _ = block(x_BLD, tokens[layer], None)
+        return self.final_norm(x_BLD)
 
     def enter(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
-    ) -> tuple[jax.Array, Tokens]:
-        """What the first block sees: the residual stream dtype[B, L, D], and the rest about the tokens."""
+    ) -> tuple[jax.Array, dict[Model, Tokens]]:
+        """What the first block sees: the residual stream dtype[B, L, D], and the rest, by the config of a layer."""
+        config = self.config
         if positions_BL is None:
             positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-        x_BLD = dropout(self, self.position.add(self.embed(tokens_BL), positions_BL))
-        return x_BLD, Tokens(positions_BL, segments_BL, self.position.tables(positions_BL))
+        x_BLD = self.embed(tokens_BL)
+        x_BLD = x_BLD * config.embed_scale if config.embed_scale != 1 else x_BLD
+        x_BLD = dropout(self, self.position.add(x_BLD, positions_BL))
+        kinds = dict.fromkeys(config.layer(i) for i in range(config.n_layers))
+        position = lambda layer: resolve_part('model.position', layer.position, POSITIONS)
+        tables = lambda layer: position(layer).tables(layer, positions_BL)
+        return x_BLD, {layer: Tokens(positions_BL, segments_BL, tables(layer)) for layer in kinds}
 
     def leave(self, x_BLD: jax.Array) -> jax.Array:
         """What the last block gave, dtype[B, L, D] -> logits float32[B, L, V]."""
@@ -96,40 +105,93 @@ class Transformer(nn.Module):
 
     def head(self, x_BLD: jax.Array) -> jax.Array:
         """Features [B, L, D] -> logits float32[B, L, V]."""
-        logits_BLV = self.embed.attend(x_BLD) if self.config.tie_embeddings else self.unembed(x_BLD)
-        return logits_BLV.astype(jnp.float32)
+        config = self.config
+        logits_BLV = self.embed.attend(x_BLD) if config.tie_embeddings else self.unembed(x_BLD)
+        logits_BLV = logits_BLV.astype(jnp.float32)
+        if config.logit_scale != 1:
+            logits_BLV *= config.logit_scale
+        if config.logit_softcap:
+            logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
+        return logits_BLV
 
 
-def _stack(config: Model) -> type[nn.Module]:
-    """The block, repeated n_layers times: `(x, tokens, cache) -> (x, cache)`."""
-    if config.remat not in REMAT_POLICIES:
-        raise ConfigError(f'model.remat = {config.remat!r} is not known; use {", ".join(REMAT_POLICIES)}')
-    block = resolve_part('model.residual', config.residual, BLOCKS)
-    if config.remat != 'none':
-        block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan)
+class Group(nn.Module):
+    """The blocks of one repeat of the pattern."""
+
+    layers: tuple[Model, ...]
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, tokens: tuple[Tokens, ...], cache: None) -> tuple[jax.Array, None]:
+        """dtype[B, L, D] -> the same."""
+        for i, (layer, seen) in enumerate(zip(self.layers, tokens, strict=True)):
+            x_BLD, _ = _block(layer, scanned=layer.scan)(layer, name=str(i))(x_BLD, seen, cache)
+        return x_BLD, None
+
+
+def layout(config: Model) -> tuple[tuple[Model, ...], tuple[Model, ...], int, tuple[Model, ...]]:
+    """Configs of the first layers, of the pattern, how often it repeats, and of the layers left over."""
+    n_first, size = len(config.first_layers), max(1, len(config.pattern))
+    repeats, rest = divmod(config.n_layers - n_first, size)
+    layers = lambda start, n: tuple(config.layer(start + i) for i in range(n))
+    return layers(0, n_first), layers(n_first, size), repeats, layers(config.n_layers - rest, rest)
+
+
+def place(config: Model, layer: int) -> tuple[tuple[str, ...], int | None]:
+    """Where the parameters of a layer are: the path in the tree, and the index into its stacks (None: no stack)."""
+    n_first, size = len(config.first_layers), max(1, len(config.pattern))
+    repeats = (config.n_layers - n_first) // size
+    if layer < n_first:
+        return (f'first_{layer}',), None
+    repeat, i = divmod(layer - n_first, size)
+    if repeat == repeats:
+        return (f'last_{i}',), None
+    return (('layers', str(i)) if size > 1 else ('layers',)), repeat
+
+
+def layer_params(params: Any, config: Model, layer: int) -> Any:
+    """The parameters of one layer, out of its stack."""
+    path, index = place(config, layer)
+    for name in path:
+        params = params[name]
+    return params if index is None else jax.tree.map(lambda stack: stack[index], params)
+
+
+def _block(layer: Model, scanned: bool) -> type[nn.Module]:
+    if layer.remat not in REMAT_POLICIES:
+        raise ConfigError(f'model.remat = {layer.remat!r} is not known; use {", ".join(REMAT_POLICIES)}')
+    block = resolve_part('model.residual', layer.residual, BLOCKS)
+    if layer.remat == 'none':
+        return block
+    return nn.remat(block, policy=REMAT_POLICIES[layer.remat], prevent_cse=not scanned)
+
+
+def _stack(config: Model, pattern: tuple[Model, ...], repeats: int) -> nn.Module:
+    """The pattern, repeated: `(x, tokens, None) -> (x, None)`."""
+    body, argument = (Group, pattern) if len(pattern) > 1 else (_block(config, scanned=config.scan), pattern[0])
     return nn.scan(
-        block,
-        variable_axes={'params': 0},
+        body,
+        variable_axes={'params': 0, 'weights': 0, STATS: 0},
         split_rngs={'params': True, 'dropout': True},
-        in_axes=(nn.broadcast, 0),
-        out_axes=0,
-        length=config.n_layers,
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=repeats,
         # Unrolled, every layer is its own piece of the program; the parameters stay stacked.
-        unroll=1 if config.scan else config.n_layers,
-    )
+        unroll=1 if config.scan else repeats,
+    )(argument)
 
 
 def init_params(model: Transformer, key: jax.Array) -> dict:
     """Fresh parameters, each laid out on the current mesh. Jit it; its shapes are in `jax.eval_shape`."""
+    return _init(model, key)['params']
+
+
+def weights_of(model: Transformer) -> dict:
+    """The `Weight` of every kernel: a tree like that of the parameters, without norms and biases."""
+    return jax.eval_shape(lambda: _init(model, jax.random.key(0)))['weights']
+
+
+def _init(model: Transformer, key: jax.Array) -> dict:
     rows = max(1, jax.sharding.get_abstract_mesh().size)  # a batch that every mesh can split
-    return model.init(key, jnp.zeros((rows, 1), jnp.int32))['params']
-
-
-def init_cache(config: Model, batch_size: int, slots: int) -> Cache:
-    """An empty cache for `slots` tokens per row on the current mesh: [n_layers, B, G, S, K] keys and values."""
-    shape = (config.n_layers, batch_size, config.kv_heads, slots, config.head_size)
-    empty = lambda: mesh.shard(jnp.zeros(shape, config.dtype), config.rules, (None, *CACHE))
-    return Cache(k=empty(), v=empty())
+    return model.init(key, jnp.zeros((rows, 1), jnp.int32))
 
 
 def build(config: Model, *, vocab_size: int, seq_len: int) -> Transformer:

@@ -29,7 +29,7 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
 
     def loss(params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
         rows = unpack(tokens, bos_id)
-        x_BLD, _ = model.apply(
+        x_BLD = model.apply(
             {'params': params},
             rows.inputs,
             rows.positions,

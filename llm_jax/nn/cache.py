@@ -1,0 +1,46 @@
+"""What decoding keeps of the tokens so far, slot = position."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax import mesh
+
+
+def write(
+    slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array, rules: tuple, heads: str | None
+) -> jax.Array:
+    """The cache with `new` at `positions`, distinct in each row; positions past its end are dropped.
+
+    Heads stand before slots, so that a decoding step reads each head's slots in one
+    contiguous run; slots before heads made its products ten times slower on CPU.
+
+    Args:
+      slots_BGSK: the cache.
+      new_BLGK: what is to be written.
+      positions_BL: int, the slot of each token.
+      rules: logical-axis table.
+      heads: logical axis of G.
+    """
+
+    def put(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        rows_B1 = jnp.arange(slots_BGSK.shape[0])[:, None]
+        return slots_BGSK.at[rows_B1, :, positions_BL].set(new_BLGK, unique_indices=True)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        # Each device writes into the rows and heads that it holds.
+        spec = functools.partial(mesh.spec, rules)
+        held, new = spec(axes(heads)), spec(('batch', 'length', heads, 'd_head'))
+        put = jax.shard_map(put, in_specs=(held, new, spec(mesh.TOKENS)), out_specs=held)
+    return put(slots_BGSK, new_BLGK.astype(slots_BGSK.dtype), positions_BL)
+
+
+def empty(shape_BGSK: tuple[int, ...], dtype: str, rules: tuple, heads: str | None) -> jax.Array:
+    """An empty cache on the current mesh. For use under jit."""
+    return mesh.shard(jnp.zeros(shape_BGSK, dtype), rules, axes(heads))
+
+
+def axes(heads: str | None) -> tuple[str | None, ...]:
+    """The logical axes of a cache [B, G, S, K]."""
+    return ('batch', heads, 'length', 'd_head')

@@ -1,0 +1,177 @@
+"""Mixture of experts: each token goes to a few of many feed-forwards.
+
+Shapes: T = B·L tokens, E experts, k experts of a token, N groups of experts.
+"""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from llm_jax import mesh
+from llm_jax.init import describe
+from llm_jax.nn.einsum import Einsum, activation_axes, kernel
+from llm_jax.nn.feed_forward import DENSE
+from llm_jax.parts import resolve_part
+from llm_jax.schema import Model, Moe
+
+# Collection of what routers report, one dict of scalars or [E] vectors per layer.
+STATS = 'router'
+
+
+class MixtureOfExperts(nn.Module):
+    """Σ over the chosen experts of weight · expert(x), without capacity: no token is dropped.
+
+    Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088; shared experts and
+    groups: DeepSeek-V2, arXiv:2405.04434; sigmoid scores and loss-free balance:
+    DeepSeek-V3, arXiv:2412.19437, and Wang et al. 2024, arXiv:2408.15664.
+    """
+
+    config: Model
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """dtype[B, L, D] -> dtype[B, L, D]."""
+        config, moe = self.config, self.config.moe
+        D, E = config.d_model, moe.n_experts
+        bias = config.bias is True
+        router = Einsum('BLD,DE->BLE', (D, E), ('d_model', 'experts'), _float32(config), use_bias=bias, name='router')
+        logits_BLE = router(x_BLD)
+        balance_E = None
+        if moe.balance == 'bias':
+            spec = mesh.spec(config.rules, (None,))
+            balance_E = self.param('balance', nn.initializers.zeros, (E,), jnp.float32, spec)
+        chosen_BLk, weights_BLk = route(moe, logits_BLE, balance_E)
+        self.sow(STATS, 'stats', router_stats(moe, logits_BLE, chosen_BLk), reduce_fn=lambda _, new: new, init_fn=dict)
+        y_BLD = self.experts(x_BLD, chosen_BLk, weights_BLk.astype(config.dtype))
+        if moe.n_shared:
+            dense = resolve_part('model.moe.activation', moe.activation, DENSE)
+            shared_BLD = dense(config, moe.n_shared * self.width, name='shared')(x_BLD)
+            if moe.shared_gate:
+                gate = Einsum('BLD,DE->BLE', (D, 1), ('d_model', 'experts'), config, name='shared_gate')
+                shared_BLD *= jax.nn.sigmoid(gate(x_BLD))
+            y_BLD += shared_BLD
+        return y_BLD
+
+    @property
+    def width(self) -> int:
+        return self.config.moe.d_ff or self.config.ff_size
+
+    def experts(self, x_BLD: jax.Array, chosen_BLk: jax.Array, weights_BLk: jax.Array) -> jax.Array:
+        """Sorts tokens by expert, multiplies each run by its expert's matrices, and puts them back."""
+        config, moe = self.config, self.config.moe
+        D, E, F = config.d_model, moe.n_experts, self.width
+        dense = resolve_part('model.moe.activation', moe.activation, DENSE)
+
+        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], writes_residual: bool = False):
+            return _Matrices(config, E, shape, axes, moe.top_k / E, writes_residual, name=name)()
+
+        ins = [matrix(name, (D, F), ('d_model', 'd_ff')) for name in dense.inputs]
+        out = matrix('down', (F, D), ('d_ff', 'd_model'), writes_residual=True)
+        weights = jax.tree.map(lambda w: w.astype(config.dtype), (ins, out))
+
+        def local(x_BLD, chosen_BLk, weights_BLk, params):
+            # What a device holds of the batch goes through the experts there.
+            ins, out = params
+            B, L, k = chosen_BLk.shape
+            chosen_N = chosen_BLk.reshape(-1)  # N = T·k, one row for each (token, choice)
+            order_N = jnp.argsort(chosen_N, stable=True)
+            sizes_E = jnp.bincount(chosen_N, length=E)
+            rows_ND = x_BLD.reshape(-1, D)[order_N // k]
+            expert_N = chosen_N[order_N]
+
+            def multiply(rows, kernel_EIO, bias_EO=None):
+                y = jax.lax.ragged_dot(rows, kernel_EIO, sizes_E.astype(jnp.int32))
+                return y if bias_EO is None else y + bias_EO[expert_N]
+
+            hidden_NF = dense.activation(*(multiply(rows_ND, *w) for w in ins))
+            y_ND = multiply(hidden_NF, *out) * weights_BLk.reshape(-1)[order_N][:, None]
+            return jnp.zeros((B * L, D), y_ND.dtype).at[order_N // k].add(y_ND).reshape(B, L, D)
+
+        if not jax.sharding.get_abstract_mesh().empty:
+            # Experts are gathered whole (as FSDP does with any weight).
+            table = dict(config.rules)
+            rows = P(table['batch'])
+            whole = lambda w: jax.sharding.reshard(w, P())
+            weights = jax.tree.map(whole, weights)
+            local = jax.shard_map(local, in_specs=(rows, rows, rows, P()), out_specs=rows, check_vma=True)
+        return local(x_BLD.astype(config.dtype), chosen_BLk, weights_BLk, weights)
+
+
+class _Matrices(nn.Module):
+    """One matrix of every expert, [E, in, out], and its bias [E, out] where the config asks for biases."""
+
+    config: Model
+    n_experts: int
+    shape: tuple[int, int]
+    axes: tuple[str, str]
+    share: float
+    writes_residual: bool
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, ...]:
+        shape, axes = (self.n_experts, *self.shape), ('experts', *self.axes)
+        known = {'share': self.share, 'writes_residual': self.writes_residual}
+        weight = describe(self.config, self.shape, self.axes, 1, **known)
+        w = kernel(self, 'kernel', shape, axes, weight)
+        if self.config.bias is not True:
+            return (w,)
+        spec = mesh.spec(self.config.rules, (axes[0], activation_axes(axes)[2]))
+        return w, self.param('bias', nn.initializers.zeros, (shape[0], shape[2]), jnp.float32, spec)
+
+
+def route(moe: Moe, logits_BLE: jax.Array, balance_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The experts of each token, int[B, L, k], and their weights, float32[B, L, k].
+
+    Args:
+      moe: the config.
+      logits_BLE: of the router.
+      balance_E: added to the scores for the choice alone, not for the weights.
+    """
+    logits_BLE = logits_BLE.astype(jnp.float32)
+    score = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid, 'softmax_top': lambda x: x}[moe.score]
+    scores_BLE = score(logits_BLE)
+    ranked_BLE = jax.lax.stop_gradient(scores_BLE if balance_E is None else scores_BLE + balance_E)
+    if moe.n_groups > 1:
+        B, L, E = ranked_BLE.shape
+        grouped = ranked_BLE.reshape(B, L, moe.n_groups, -1)
+        best = 2 if moe.group_score == 'top2' else 1
+        group_BLN = jax.lax.top_k(grouped, best)[0].sum(-1)
+        _, kept = jax.lax.top_k(group_BLN, moe.top_groups)
+        open_BLN = (kept[..., None] == jnp.arange(moe.n_groups)).any(-2)
+        ranked_BLE = jnp.where(open_BLN[..., None], grouped, -jnp.inf).reshape(B, L, E)
+    _, chosen_BLk = jax.lax.top_k(ranked_BLE, moe.top_k)
+    picked = chosen_BLk[..., None] == jnp.arange(moe.n_experts)
+    weights_BLk = jnp.sum(jnp.where(picked, scores_BLE[:, :, None], 0), -1)
+    if moe.score == 'softmax_top':
+        weights_BLk = jax.nn.softmax(weights_BLk)
+    elif moe.normalize:
+        weights_BLk /= weights_BLk.sum(-1, keepdims=True) + 1e-20
+    return chosen_BLk, weights_BLk * moe.scale
+
+
+def router_stats(moe: Moe, logits_BLE: jax.Array, chosen_BLk: jax.Array) -> dict[str, jax.Array]:
+    """What a router reports of a batch: sums over tokens, so that batches and devices add up.
+
+    Returns:
+      'load' float32[E], how many choices fell on each expert; 'prob' float32[E], the sum
+      of the probabilities; 'z' the sum of log(Σ exp)² and 'tokens', how many there were.
+    """
+    logits_BLE = logits_BLE.astype(jnp.float32)
+    picked = chosen_BLk[..., None] == jnp.arange(moe.n_experts)
+    prob_BLE = jax.nn.sigmoid(logits_BLE) if moe.score == 'sigmoid' else jax.nn.softmax(logits_BLE)
+    if moe.score == 'sigmoid':
+        prob_BLE /= prob_BLE.sum(-1, keepdims=True)
+    return {
+        'load': picked.astype(jnp.float32).sum((0, 1, 2)),
+        'prob': prob_BLE.sum((0, 1)),
+        'z': jnp.square(jax.nn.logsumexp(logits_BLE, -1)).sum(),
+        'tokens': jnp.asarray(chosen_BLk.shape[0] * chosen_BLk.shape[1], jnp.float32),
+    }
+
+
+def _float32(config: Model) -> Model:
+    """The router runs in float32 (Switch Transformer, arXiv:2101.03961, §2.4)."""
+    return dataclasses.replace(config, dtype='float32')
