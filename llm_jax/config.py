@@ -291,8 +291,9 @@ def _check_layer(model: Model) -> None:
                  f'it must divide model.moe.n_experts = {moe.n_experts}')  # fmt: skip
         _require(1 <= moe.top_groups <= moe.n_groups, 'model.moe.top_groups', moe.top_groups,
                  f'it must be 1 to model.moe.n_groups = {moe.n_groups}')  # fmt: skip
-        _require(moe.top_k <= moe.top_groups * moe.n_experts // moe.n_groups, 'model.moe.top_k', moe.top_k,
-                 f'{moe.top_groups} groups hold only {moe.top_groups * moe.n_experts // moe.n_groups} experts')  # fmt: skip
+        reachable = moe.top_groups * moe.n_experts // moe.n_groups
+        _require(moe.top_k <= reachable, 'model.moe.top_k', moe.top_k,
+                 f'model.moe.top_groups = {moe.top_groups} groups hold only {reachable} experts')  # fmt: skip
 
 
 def _require(condition: bool, field: str, value: Any, fix: str) -> None:

@@ -102,9 +102,7 @@ class Model:
     d_head: int = _field(0, 'width K of a head; 0 means d_model / n_heads')
     d_ff: int = _field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated')
     max_seq_len: int = _field(0, 'longest context in tokens; 0 means data.seq_len')
-    pattern: tuple = _field(
-        (), 'fields that differ between layers, e.g. ({"window": 512}, {}), repeated over the depth'
-    )
+    pattern: tuple = _field((), 'fields that differ by layer, repeated over the depth: ({"window": 512}, {})')
     first_layers: tuple = _field((), 'the same for the layers before the pattern begins, one entry each')
     position: Part = _field('rope', 'none, learned, sinusoidal, rope, alibi, or a callable')
     rope: Rope = _section(Rope, 'rotary positions')
@@ -235,7 +233,7 @@ class Optimizer:
     eps: float = _field(1e-8, 'added to the root of the second moment')
     weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only')
     decay_mask: tuple = _field(
-        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias)', False)),
+        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias|sinks|balance)', False)),
         '(regex, decays) pairs; the first that matches a whole parameter path decides',
     )
     clip: float = _field(1.0, 'largest global gradient norm; 0 never clips')

@@ -63,7 +63,7 @@ def test_one_default_is_not_shared_with_the_next():
 @pytest.mark.parametrize(
     ('name', 'text', 'value'),
     [
-        ('model__n_layers', '4', 4), ('model__n_layers', '4.0', 4), ('model__rope_theta', '500000', 500_000.0),
+        ('model__n_layers', '4', 4), ('model__n_layers', '4.0', 4), ('model__rope__theta', '500000', 500_000.0),
         ('optimizer__learning_rate', '1e-3', 1e-3), ('model__norm', 'layernorm', 'layernorm'),
         ('model__tie_embeddings', 'false', False), ('model__tie_embeddings', 'True', True),
         ('train__duration', '5 %', '5 %'), ('train__duration', '300', 300),

@@ -17,37 +17,6 @@ from llm_jax.metrics import format as fmt
 from llm_jax.metrics import writers
 from llm_jax.schema import ConfigError, Model
 
-# --- Means -----------------------------------------------------------------------------
-
-
-def test_means_of_parts_equal_the_mean_of_the_whole():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(7, 16)).astype(np.float32)
-    weights = (rng.random((7, 16)) < 0.5).astype(np.float32)
-    weights[3] = 0  # a micro-batch of padding alone
-    parts = [{'loss': metrics.mean_of(jnp.array(v), jnp.array(w))} for v, w in zip(values, weights, strict=True)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = metrics.add(total, part)
-    np.testing.assert_allclose(metrics.value(total)['loss'], np.average(values, weights=weights), rtol=1e-5)
-    # The mean of the means is something else, so the test can fail.
-    means = [np.average(v, weights=w) for v, w in zip(values, weights, strict=True) if w.any()]
-    assert abs(np.mean(means) - np.average(values, weights=weights)) > 1e-3
-
-
-def test_a_value_without_weight_does_not_count():
-    mean = metrics.mean_of(jnp.array([1.0, np.nan, 3.0]), jnp.array([1, 0, 1]))
-    assert metrics.value(mean) == 2.0
-    assert math.isnan(metrics.value(metrics.fetch(metrics.mean_of(jnp.ones(2), jnp.zeros(2)))))
-
-
-def test_fetched_means_add_exactly_past_float32():
-    big = metrics.fetch(metrics.Mean(jnp.float32(2**24), jnp.float32(2**24)))
-    one = metrics.fetch(metrics.Mean(jnp.float32(1), jnp.float32(1)))
-    assert metrics.add(big, one).weight == 2**24 + 1
-    assert metrics.add(metrics.Mean(jnp.float32(2**24), 0), metrics.Mean(jnp.float32(1), 0)).total == 2**24
-
-
 # --- Parameters and FLOPs --------------------------------------------------------------
 
 

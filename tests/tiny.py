@@ -26,6 +26,43 @@ LLAMA = {
     'd_ff': 96, 'tie_embeddings': False,
 }  # fmt: skip
 
+# What can be swapped in LLAMA, one entry for each thing that attention, positions, norms,
+# feed-forwards and patterns of layers can do. The contracts hold for all of them.
+VARIANTS = {
+    'window': {'window': 5},
+    'soft-cap': {'attention_softcap': 2.0, 'logit_softcap': 3.0, 'attention_scale': 0.5},
+    'sinks': {'attention_sinks': True},
+    'qk-norm per head': {'qk_norm': 'head', 'norm_offset': True},
+    'qk-norm whole': {'qk_norm': 'whole', 'norm_at': 'output'},
+    'gate, biases': {'attention_gate': True, 'bias': 'qkv'},
+    'sandwich': {'norm_at': 'sandwich', 'embed_scale': 5.6, 'residual_scale': 0.7, 'logit_scale': 0.5},
+    'post-norm': {'norm_at': 'post'},
+    'parallel, two norms': {'residual': 'parallel_two_norms', 'norm': 'layernorm', 'bias': True},
+    'mla': {'attention': 'mla', 'n_kv_heads': 0, 'model__mla__q_rank': 12},
+    'mla, direct queries': {
+        'attention': 'mla', 'n_kv_heads': 0, 'model__rope__interleaved': True, 'model__rope__scaling': 'yarn',
+        'model__rope__factor': 4.0, 'model__rope__mscale': 1.0, 'model__rope__mscale_all_dim': 0.8,
+    },
+    'alibi': {'position': 'alibi'},
+    'alibi, window, soft-cap, sinks': {
+        'position': 'alibi', 'window': 4, 'attention_softcap': 3.0, 'attention_sinks': True,
+    },
+    'partial rope': {'model__rope__fraction': 0.5, 'model__rope__interleaved': True},
+    'moe': {'feed_forward': 'moe', 'model__moe__n_experts': 4},
+    'moe, groups, shared': {
+        'feed_forward': 'moe', 'bias': True, 'model__moe__score': 'sigmoid', 'model__moe__n_groups': 4,
+        'model__moe__top_groups': 2, 'model__moe__n_shared': 1, 'model__moe__balance': 'bias',
+        'model__moe__group_score': 'top2', 'model__moe__shared_gate': True,
+    },
+    'local and global': {
+        'n_layers': 5, 'pattern': ({'window': 3}, {'rope.theta': 1e6, 'rope.scaling': 'linear', 'rope.factor': 8.0}),
+    },
+    'first layers dense': {
+        'n_layers': 4, 'first_layers': ({'feed_forward': 'swiglu'},), 'feed_forward': 'moe',
+        'pattern': ({}, {'position': 'none'}), 'model__moe__score': 'softmax_top',
+    },
+}  # fmt: skip
+
 
 def tiny_config(**overrides: Any) -> Config:
     """A validated config of 2 layers, width 32.

@@ -41,13 +41,16 @@ class Scores(NamedTuple):
     dropout: float = 0.0
 
 
+PLAIN = Scores()
+
+
 def attend(
     q_BLHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
     *,
     rules: tuple,
-    scores: Scores = Scores(),
+    scores: Scores = PLAIN,
     segments_BL: jax.Array | None = None,
     slots_BL: jax.Array | None = None,
     slopes_H: np.ndarray | None = None,

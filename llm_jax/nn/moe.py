@@ -3,7 +3,9 @@
 Shapes: T = B·L tokens, E experts, k experts of a token, N groups of experts.
 """
 
+from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -175,3 +177,46 @@ def router_stats(moe: Moe, logits_BLE: jax.Array, chosen_BLk: jax.Array) -> dict
 def _float32(config: Model) -> Model:
     """The router runs in float32 (Switch Transformer, arXiv:2101.03961, §2.4)."""
     return dataclasses.replace(config, dtype='float32')
+
+
+def router_losses(moe: Moe, stats: Any) -> dict[str, jax.Array]:
+    """What balances the routers, averaged over layers; to be added to the mean loss.
+
+    Args:
+      moe: the config.
+      stats: collection STATS of a forward pass; its leaves may be stacked over layers.
+
+    Returns:
+      'router_aux': E Σ_e (share of choices)_e (mean probability)_e, 1 when even (Switch
+      Transformer, arXiv:2101.03961, eq. 4); 'router_z': mean of log(Σ exp)² (ST-MoE,
+      arXiv:2202.08906, eq. 5); 'router_peak': load of the fullest expert over the mean.
+    """
+    routers = [stat for _, stat in _routers(stats)]
+    share = lambda x: x / x.sum(-1, keepdims=True)
+    layer_mean = lambda f: jnp.concatenate([jnp.atleast_1d(f(stat)) for stat in routers]).mean()
+    return {
+        'router_aux': layer_mean(lambda s: moe.n_experts * jnp.sum(share(s['load']) * share(s['prob']), -1)),
+        'router_z': layer_mean(lambda s: s['z'] / s['tokens']),
+        'router_peak': layer_mean(lambda s: moe.n_experts * share(s['load']).max(-1)),
+    }
+
+
+def rebalanced(moe: Moe, params: Any, stats: Any) -> Any:
+    """The parameters with each router's `balance` moved: up where an expert had too little, down where too much
+    (Wang et al. 2024, arXiv:2408.15664, algorithm 1)."""
+    for path, stat in _routers(stats):
+        load = stat['load']
+        step = moe.bias_rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+        params = _at(params, path, lambda router, step=step: router | {'balance': router['balance'] + step})
+    return params
+
+
+def _routers(stats: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], dict]]:
+    """(path of the module, what it reported) of every router."""
+    if 'stats' in stats:
+        return [(path, stats['stats'])]
+    return [router for name in stats for router in _routers(stats[name], (*path, name))]
+
+
+def _at(tree: dict, path: tuple[str, ...], change: Callable[[dict], dict]) -> dict:
+    return tree | {path[0]: _at(tree[path[0]], path[1:], change)} if path else change(tree)

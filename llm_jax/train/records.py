@@ -17,8 +17,18 @@ import numpy as np
 
 from llm_jax import runs
 from llm_jax.data.prepare import Prepared
-from llm_jax.metrics import Console, JsonlWriter, MultiWriter, TensorBoardWriter, flops_per_token, mfu, peak_flops
+from llm_jax.metrics import (
+    Console,
+    JsonlWriter,
+    MultiWriter,
+    TensorBoardWriter,
+    count,
+    flops_per_token,
+    mfu,
+    peak_flops,
+)
 from llm_jax.metrics import format as fmt
+from llm_jax.nn.transformer import weights_of
 from llm_jax.train.setup import Plan
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'sentencepiece', 'numpy')
@@ -72,7 +82,8 @@ class Record:
         self._wait = 0.0
         self._logged = (start, None)  # step and training time of the last line
         self._tokens_per_step = config.train.batch_size * config.data.seq_len
-        self._flops = flops_per_token(config.model, config.data.seq_len)
+        counts = count(config.model, plan.shapes.params, weights_of(plan.model))
+        self._flops = flops_per_token(config.model, counts, config.data.seq_len)
         self._peak = peak_flops(plan.mesh.devices.flat[0])
         self.console = Console(plan.steps.total, enabled=enabled)
         files = [JsonlWriter(run_dir / 'metrics.jsonl', start), TensorBoardWriter(run_dir / 'tensorboard', start)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax import mesh
+from llm_jax.nn.moe import STATS, rebalanced, router_losses
 from llm_jax.nn.transformer import Transformer
 from llm_jax.schema import Config
 from llm_jax.train.losses import chunk_length, cross_entropy, unpack
@@ -20,8 +21,11 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
     """`loss(params, tokens int[B, L+1], dropout_key=None) -> (objective, sums)`.
 
     The objective and the sums `nll` and `weight` are totals over the batch's tokens, not
-    means, so that micro-batches, evaluation batches and hosts add up exactly.
+    means, so that micro-batches, evaluation batches and hosts add up exactly. `routers`
+    is what the routers of a mixture of experts reported, also in sums; what balances
+    them is taken of each micro-batch by itself.
     """
+    moe = model.config.moe
     head_names = ('embed',) if model.config.tie_embeddings else ('unembed',)
 
     def head(params: Any, x_BLD: jax.Array) -> jax.Array:
@@ -29,19 +33,27 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
 
     def loss(params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
         rows = unpack(tokens, bos_id)
-        x_BLD = model.apply(
+        x_BLD, reports = model.apply(
             {'params': params},
             rows.inputs,
             rows.positions,
             rows.segments,
             method='features',
             rngs=None if dropout_key is None else {'dropout': dropout_key},
+            mutable=[STATS],
         )
         B, L = rows.inputs.shape
         chunk = chunk_length(L, B // mesh.batch_shards(model.config.rules), config.train.loss_chunk)
         head_params = {name: params[name] for name in head_names}
         objective, nll = cross_entropy(head, head_params, x_BLD, rows, z_loss=config.train.z_loss, chunk=chunk)
-        return objective, {'nll': nll, 'weight': jnp.sum(rows.weights)}
+        sums = {'nll': nll, 'weight': jnp.sum(rows.weights)}
+        if routers := reports.get(STATS):
+            losses = router_losses(moe, routers)
+            aux_weight = moe.aux_weight if moe.balance == 'aux' else 0.0
+            balance = aux_weight * losses['router_aux'] + moe.z_weight * losses['router_z']
+            objective += sums['weight'] * balance
+            sums['routers'] = routers
+        return objective, sums
 
     return loss
 
@@ -62,6 +74,7 @@ def make_train_step(
     loss = make_loss(model, config, bos_id=bos_id)
     n_micro = config.train.grad_accumulation
     uses_dropout = config.model.dropout > 0
+    moe = model.config.moe
 
     def gradients(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[Any, Metrics]:
         (objective, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens, key)
@@ -77,8 +90,8 @@ def make_train_step(
             rows = jax.lax.dynamic_index_in_dim(micro, i, axis=1, keepdims=False)
             return jax.tree.map(jnp.add, total, gradients(params, rows, part_key)), None
 
-        zeros = {name: jnp.zeros(()) for name in ('objective', 'nll', 'weight')}
-        start = (jax.tree.map(jnp.zeros_like, params), zeros)
+        one = jax.eval_shape(lambda: gradients(params, micro[:, 0], key))
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), one)
         return jax.lax.scan(body, start, jnp.arange(n_micro))[0]
 
     def step(state: State, tokens: jax.Array) -> tuple[State, Metrics]:
@@ -87,6 +100,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / sums['weight'], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if 'routers' in sums and moe.balance == 'bias':
+            params = rebalanced(moe, params, sums['routers'])
         ema = state.ema
         if ema is not None:
             decay = config.train.ema_decay
@@ -99,6 +114,8 @@ def make_train_step(
         }
         if config.train.z_loss:
             metrics['z_loss'] = (sums['objective'] - sums['nll']) / sums['weight']
+        if 'routers' in sums:
+            metrics |= router_losses(moe, sums['routers'])
         return State(state.step + 1, params, opt_state, ema), metrics
 
     return step
@@ -119,6 +136,7 @@ def make_eval_step(
 
     def evaluate(params: Any, tokens: jax.Array) -> Metrics:
         _, sums = loss(params, tokens)
+        sums.pop('routers', None)
         rows = unpack(tokens, bos_id)
         spec = mesh.spec(model.config.rules, mesh.TOKENS)
         sizes = jnp.asarray(token_bytes, jnp.float32).at[rows.targets].get(out_sharding=spec)

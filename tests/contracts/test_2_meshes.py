@@ -7,6 +7,7 @@ from tiny import (
     BOS,
     GPT2,
     LLAMA,
+    VARIANTS,
     L,
     V,
     on_mesh,
@@ -19,7 +20,7 @@ from tiny import (
     tiny_training,
 )
 
-from llm_jax.nn.attend import attend
+from llm_jax.nn.attend import Scores, attend
 from llm_jax.train.step import make_eval_step, make_loss
 
 MESHES = [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
@@ -58,6 +59,19 @@ def test_same_step(config, sizes, one_device):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results, one_device)
     assert before == after  # shape, dtype and sharding: buffers can be donated
     assert not config.model.tie_embeddings or 'unembed' not in before.params
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_same_step_with_every_part(name):
+    """Losses, gradients' norm and parameters after a step, on one device and on data 2 x fsdp 2 x tensor 2."""
+    config = tiny_config(**(LLAMA | VARIANTS[name] | {'optimizer__eps': 1e-3, 'n_kv_heads': 0, 'attention': 'mha'}
+                            | {k: v for k, v in VARIANTS[name].items() if k == 'attention'}))  # fmt: skip
+    (metrics, params, _), _ = one_step(config, (1, 1, 1))
+    (metrics_8, params_8, _), (before, after) = one_step(config, (2, 2, 2))
+    np.testing.assert_allclose(metrics_8['loss'], metrics['loss'], rtol=1e-5)
+    np.testing.assert_allclose(metrics_8['grad_norm'], metrics['grad_norm'], rtol=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params_8, params)
+    assert before == after
 
 
 @pytest.mark.parametrize('rule', ['kv_heads', 'heads'])
@@ -106,7 +120,7 @@ def test_attention_dropout_differs_between_devices():
     """Equal rows and equal heads, one of each on a device: each device draws its own mask."""
     rules = tiny_config().model.rules
     q_BLHK, v_BLHK = np.zeros((4, L, 2, 8), np.float32), np.ones((4, L, 2, 8), np.float32)
-    run = lambda q, v, key: attend(q, q, v, rules=rules, dropout=0.5, dropout_key=key)
+    run = lambda q, v, key: attend(q, q, v, rules=rules, scores=Scores(dropout=0.5), dropout_key=key)
     with on_mesh((2, 2, 2)):
         spec = jax.P(('data', 'fsdp'), None, 'tensor', None)
         q_BLHK, v_BLHK = jax.device_put(q_BLHK, spec), jax.device_put(v_BLHK, spec)

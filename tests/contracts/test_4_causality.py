@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
+from tiny import VARIANTS as PARTS
 
 from llm_jax.nn import attend
 from llm_jax.train.losses import unpack
@@ -40,6 +41,12 @@ def dependence(**overrides):
     own = np.stack([depends_BLV[row][:, TOKENS[row]] for row in range(2)])
     assert depends_BLV.sum() == own.sum()  # rows know nothing of one another
     return own
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_no_part_looks_ahead(name):
+    """A window leaves out more, and a router passes gradients to what it does not use: nothing ever comes in."""
+    assert not np.any(dependence(**PARTS[name]) & ~MAY_DEPEND)
 
 
 @pytest.mark.parametrize('name', VARIANTS)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
+from tiny import BOS, LLAMA, VARIANTS, V, random_params, tiny_config, tiny_model
 
 from llm_jax.train.losses import unpack
 from llm_jax.train.step import make_loss
@@ -16,9 +16,9 @@ LENGTHS = [5, 1, 9, 6]  # and then 3 of padding
     'overrides',
     [
         {'position': 'rope'}, {'position': 'learned', 'attention': 'mha', 'n_kv_heads': 0},
-        {'position': 'sinusoidal', 'attention': 'mqa', 'n_kv_heads': 0}, {'position': 'none'},
+        {'position': 'sinusoidal', 'attention': 'mqa', 'n_kv_heads': 0}, {'position': 'none'}, *VARIANTS.values(),
     ],
-    ids=lambda v: v['position'],
+    ids=['rope', 'learned', 'sinusoidal', 'none', *VARIANTS],
 )  # fmt: skip
 def test_documents_alone_and_together(overrides):
     config = tiny_config(**(LLAMA | overrides), data__seq_len=L, train__loss_chunk=8)

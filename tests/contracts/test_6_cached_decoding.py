@@ -5,11 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny import LLAMA, L, V, on_mesh, place, place_params, random_params, tiny_config, tiny_model
+from tiny import LLAMA, VARIANTS, L, V, on_mesh, place, place_params, random_params, tiny_config, tiny_model
 
 from llm_jax.generate import decode
 from llm_jax.nn import attend
-from llm_jax.nn.transformer import init_cache
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope')
 ATTENTIONS = ({'attention': 'mha', 'n_kv_heads': 0}, {'attention': 'gqa'}, {'attention': 'mqa', 'n_kv_heads': 0})
@@ -28,25 +27,10 @@ def padded(tokens):
     return prompts, np.broadcast_to(np.arange(prompts.shape[1]), prompts.shape)
 
 
-def by_model(model, params, tokens, lay):
-    """Logits of each row from its last prompt token on, by `Transformer.apply` with a stacked cache."""
-    apply = jax.jit(model.apply)
-    cache = jax.jit(lambda: init_cache(model.config, len(tokens), L))()
-    logits, cache = apply({'params': params}, *map(lay, padded(tokens)), None, cache)
-    out = [[row[n - 1]] for row, n in zip(np.asarray(logits), LENGTHS, strict=True)]
-    rows = np.arange(len(tokens))
-    for step in range(L - LENGTHS.max()):
-        at = LENGTHS + step
-        logits, cache = apply({'params': params}, lay(tokens[rows, at][:, None]), lay(at[:, None]), None, cache)
-        for row, new in zip(out, np.asarray(logits[:, 0]), strict=True):
-            row.append(new)
-    return np.array(out)
-
-
-def by_layers(model, params, tokens, lay):
-    """The same by `decode.forward`, layer by layer."""
+def cached(model, params, tokens, lay):
+    """Logits of each row from its last prompt token on, by `decode.forward` over a cache."""
     forward = jax.jit(functools.partial(decode.forward, model))
-    weights = jax.jit(decode.unstack, static_argnums=1)(params, model.config.n_layers)
+    weights = jax.jit(decode.unstack, static_argnums=1)(params, model.config)
     caches = jax.jit(lambda: decode.empty_caches(model.config, len(tokens), L))()
     logits, caches = forward(weights, *map(lay, padded(tokens)), caches, LENGTHS - 1)
     out, rows = [logits], np.arange(len(tokens))
@@ -70,8 +54,7 @@ def check(config, sizes=None):
     with on_mesh(sizes):
         lay = functools.partial(place, config=config)
         params = place_params(model, params)
-        for cached in (by_model, by_layers):
-            np.testing.assert_allclose(cached(model, params, tokens(), lay), exact, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(cached(model, params, tokens(), lay), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('residual', ['sequential', 'parallel'])
@@ -79,6 +62,11 @@ def check(config, sizes=None):
 @pytest.mark.parametrize('position', POSITIONS)
 def test_every_part(position, attention, residual):
     check(tiny_config(**(LLAMA | attention | {'position': position, 'residual': residual})))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_variant(name):
+    check(tiny_config(**(LLAMA | VARIANTS[name])))
 
 
 @pytest.mark.parametrize('sizes', [None, (1, 4, 2), (2, 2, 2)], ids=str)

@@ -7,7 +7,7 @@ import pytest
 import reference
 
 from llm_jax.nn import attend as attend_lib
-from llm_jax.nn.attend import attend
+from llm_jax.nn.attend import Scores, attend
 from llm_jax.schema import DEFAULT_RULES
 
 RULES = tuple(DEFAULT_RULES.items())
@@ -31,6 +31,60 @@ def test_equals_loops(monkeypatch, chunk, heads, segments):
         one = [x[row].astype(np.float64) for x in (q, k, v)]
         exact = reference.attention(*one, None if segments is None else segments[row])
         np.testing.assert_allclose(y[row], exact, rtol=1e-5, atol=1e-5)
+
+
+OPTIONS = {
+    'window': (Scores(window=3), {'window': 3}),
+    'soft-cap': (Scores(softcap=0.7), {'softcap': 0.7}),
+    'scale': (Scores(scale=0.9), {'scale': 0.9}),
+    'slopes': (Scores(), {'slopes_H': np.array([0.5, 0.25, 0.1, 1.0], np.float32)}),
+    'sinks': (Scores(), {'sinks_H': np.array([0.5, -2.0, 3.0, 0.0], np.float32)}),
+    'all': (
+        Scores(scale=0.9, softcap=1.5, window=6),
+        {'scale': 0.9, 'softcap': 1.5, 'window': 6, 'slopes_H': np.array([0.5, 0.25, 0.1, 1.0], np.float32),
+         'sinks_H': np.array([0.5, -2.0, 3.0, 0.0], np.float32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('chunk', [64, 4, 5])
+@pytest.mark.parametrize('name', OPTIONS)
+def test_options_equal_loops(monkeypatch, chunk, name):
+    monkeypatch.setattr(attend_lib, 'MIN_SLICE', chunk)
+    scores, known = OPTIONS[name]
+    arrays = {key: known[key] for key in ('slopes_H', 'sinks_H') if key in known}
+    q, k, v = inputs(2)
+    y = jax.jit(lambda q, k, v: attend(q, k, v, rules=RULES, segments_BL=SEGMENTS, scores=scores, **arrays))(q, k, v)
+    for row in range(2):
+        exact = reference.attention(*[x[row].astype(np.float64) for x in (q, k, v)], SEGMENTS[row], **known)
+        np.testing.assert_allclose(y[row], exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('chunk', [64, 5])
+@pytest.mark.parametrize('name', OPTIONS)
+def test_gradients_of_options_equal_finite_differences_of_the_loops(monkeypatch, chunk, name):
+    """Central differences in float64, along one random direction for each argument."""
+    monkeypatch.setattr(attend_lib, 'MIN_SLICE', chunk)
+    scores, known = OPTIONS[name]
+    slopes, sinks = known.get('slopes_H'), known.get('sinks_H')
+    arrays = [x[:1] for x in inputs(2)] + ([] if sinks is None else [sinks])
+    rng = np.random.default_rng(1)
+    probe, *directions = (rng.normal(size=x.shape) for x in [arrays[0], *arrays])
+
+    def ours(q, k, v, sinks=None):
+        y = attend(q, k, v, rules=RULES, segments_BL=SEGMENTS[:1], scores=scores, slopes_H=slopes, sinks_H=sinks)
+        return jnp.sum(probe * y)
+
+    def exact(q, k, v, sinks=None):
+        options = known | ({} if sinks is None else {'sinks_H': sinks})
+        return np.sum(probe[0] * reference.attention(q[0], k[0], v[0], SEGMENTS[0], **options))
+
+    grads = jax.jit(jax.grad(ours, argnums=tuple(range(len(arrays)))))(*arrays)
+    for i, (grad, direction) in enumerate(zip(grads, directions, strict=True)):
+        exactly = [x.astype(np.float64) for x in arrays]
+        moved = lambda size, i=i, d=direction, all=exactly: [x + size * d if i == j else x for j, x in enumerate(all)]
+        slope = (exact(*moved(1e-5)) - exact(*moved(-1e-5))) / 2e-5
+        np.testing.assert_allclose(np.sum(np.asarray(grad) * direction), slope, rtol=1e-3, atol=1e-4)
 
 
 def plain(q, k, v, segments):
@@ -61,7 +115,9 @@ def test_gradients_under_dropout_equal_finite_differences(monkeypatch):
 
     @jax.jit
     def loss(q, k, v):
-        y = attend(q, k, v, rules=RULES, segments_BL=SEGMENTS, dropout=0.4, dropout_key=jax.random.key(3))
+        y = attend(
+            q, k, v, rules=RULES, segments_BL=SEGMENTS, scores=Scores(dropout=0.4), dropout_key=jax.random.key(3)
+        )
         return jnp.sum(probe * y)
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
@@ -106,7 +162,7 @@ def test_dropout_zeroes_weights_at_its_rate_and_keeps_the_mean():
     q = np.zeros((4, L, 8, 4), np.float32)  # uniform weights: row t has t + 1 weights of 1 / (t + 1)
     v = np.zeros((4, L, 8, L), np.float32) + np.eye(L, dtype=np.float32)[None, :, None, :]
     k = np.zeros((4, L, 8, 4), np.float32)
-    run = jax.jit(lambda v, key: attend(q, k, v[..., :4], rules=RULES, dropout=rate, dropout_key=key))
+    run = jax.jit(lambda v, key: attend(q, k, v[..., :4], rules=RULES, scores=Scores(dropout=rate), dropout_key=key))
     # With v a unit vector, the output is the weight itself.
     w = np.stack([run(v[..., s : s + 4], jax.random.key(0)) for s in range(0, L, 4)])  # [L/4, B, t, H, 4]
     w = np.moveaxis(w, 0, 3).reshape(4, L, 8, L)

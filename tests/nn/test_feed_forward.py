@@ -5,15 +5,15 @@ import pytest
 import reference
 from tiny import tiny_config
 
-from llm_jax.nn.feed_forward import FEED_FORWARDS
+from llm_jax.nn.feed_forward import DENSE
 
 
 @pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('name', FEED_FORWARDS)
+@pytest.mark.parametrize('name', DENSE)
 def test_equals_the_formula(name, bias):
     rng = np.random.default_rng(0)
     config = tiny_config(feed_forward=name, bias=bias, d_ff=48).model
-    module = FEED_FORWARDS[name](config)
+    module = DENSE[name](config)
     x = rng.normal(size=(2, 5, 32)).astype(np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)['params']
     assert set(shapes) == ({'gate', 'up', 'down'} if name in ('swiglu', 'geglu') else {'up', 'down'})
@@ -29,6 +29,6 @@ def test_equals_the_formula(name, bias):
 ])  # fmt: skip
 def test_hidden_width(name, d_ff, expected):
     config = tiny_config(feed_forward=name, d_ff=d_ff).model  # 8/3 · 32 = 85.3, up to a multiple of 64
-    shapes = jax.eval_shape(FEED_FORWARDS[name](config).init, jax.random.key(0), jnp.zeros((1, 1, 32)))['params']
+    shapes = jax.eval_shape(DENSE[name](config).init, jax.random.key(0), jnp.zeros((1, 1, 32)))['params']
     assert shapes['up']['kernel'].shape == (32, expected)
     assert shapes['down']['kernel'].shape == (expected, 32)

@@ -8,8 +8,9 @@ import pytest
 import reference
 from tiny import GPT2, LLAMA, L, V, random_params, tiny_config, tiny_model
 
+from llm_jax.generate import decode
 from llm_jax.nn.block import dropout
-from llm_jax.nn.transformer import Transformer, build, init_cache, init_params
+from llm_jax.nn.transformer import Transformer, build, init_params
 from llm_jax.schema import ConfigError
 
 OTHERS = {
@@ -207,6 +208,11 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
 
 
 def test_cache_holds_key_value_heads_only():
-    cache = init_cache(tiny_config(**LLAMA, dtype='bfloat16').model, 3, 20)
-    assert cache.k.shape == cache.v.shape == (2, 3, 2, 20, 8)  # heads before slots
+    (cache, _) = decode.empty_caches(tiny_config(**LLAMA, dtype='bfloat16').model, 3, 20)
+    assert cache.k.shape == cache.v.shape == (3, 2, 20, 8)  # heads before slots
     assert cache.k.dtype == jnp.bfloat16
+
+
+def test_latent_attention_caches_latents_alone():
+    config = tiny_config(attention='mla', model__mla__kv_rank=12, model__mla__d_rope=4).model
+    assert decode.empty_caches(config, 3, 20)[0].shape == (3, 1, 20, 16)
