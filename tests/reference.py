@@ -101,7 +101,7 @@ def feed_forward(kind, x, p):
 
 
 def mixture(moe, x_TD, p, kind):
-    """Every expert on every token, then a weighted sum of the chosen ones (DeepSeek-V3, arXiv:2412.19437, eq. 12-16)."""
+    """A weighted sum of the chosen experts, token by token (DeepSeek-V3, arXiv:2412.19437, eq. 12-16)."""
     logits = x_TD @ p['router']['kernel'] + p['router'].get('bias', 0.0)
     softmax = lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     out = np.zeros_like(x_TD)

@@ -15,7 +15,8 @@ from tensorboardX.proto import event_pb2
 from llm_jax import metrics
 from llm_jax.metrics import format as fmt
 from llm_jax.metrics import writers
-from llm_jax.schema import ConfigError, Model
+from llm_jax.nn.transformer import build, init_params, weights_of
+from llm_jax.schema import ConfigError, Model, Moe
 
 # --- Parameters and FLOPs --------------------------------------------------------------
 
@@ -61,15 +62,36 @@ def total(shape_list: list) -> int:
     return sum(math.prod(shape) for shape in shape_list)
 
 
+def count(model: Model) -> metrics.Counts:
+    transformer = build(model, vocab_size=model.vocab_size, seq_len=128)
+    params = jax.eval_shape(lambda: init_params(transformer, jax.random.key(0)))
+    return metrics.count(transformer.config, params, weights_of(transformer))
+
+
 @pytest.mark.parametrize('name', MODELS)
-def test_parameter_count_equals_the_shapes_written_out(name):
+def test_counts_equal_the_shapes_written_out(name):
     lookups, matrices, vectors = shapes(MODELS[name])
-    assert metrics.parameter_count(MODELS[name]) == total(lookups) + total(matrices) + total(vectors)
-    assert metrics.embedding_count(MODELS[name]) == total(lookups)
+    counts = count(MODELS[name])
+    assert counts.total == counts.active == total(lookups) + total(matrices) + total(vectors)
+    assert counts.embedding == total(lookups)
 
 
-def test_parameter_count_of_the_published_gpt2():
-    assert metrics.parameter_count(MODELS['gpt2']) == 124_439_808
+def test_count_of_the_published_gpt2():
+    assert count(MODELS['gpt2']).total == 124_439_808
+
+
+def test_of_experts_only_those_count_as_active_that_a_token_goes_to():
+    moe = Moe(n_experts=8, top_k=2, d_ff=96, n_shared=1)
+    model = Model(vocab_size=100, d_model=32, n_layers=3, n_heads=4, feed_forward='moe', moe=moe)
+    counts, expert = count(model), 3 * 32 * 96
+    assert counts.total - counts.active == 3 * 6 * expert
+    assert counts.matmul == 100 * 32 + 3 * (4 * 32 * 32 + 32 * 8 + (2 + 1) * expert)
+
+
+def test_a_window_bounds_what_attention_costs():
+    model = Model(vocab_size=100, d_model=32, n_layers=4, n_heads=4, pattern=((('window', 16),), ()))
+    counts = count(model)
+    assert metrics.flops_per_token(model, counts, 128) == 6 * counts.matmul + 12 * 32 * (2 * 16 + 2 * 128)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -82,7 +104,7 @@ def test_flops_equal_those_of_every_matrix_product(name):
     width = model.d_head or model.d_model // model.n_heads
     # Per query token and head: `length` scores of `width` products, and as many to mix the values.
     forward += model.n_layers * model.n_heads * 2 * (2 * length * width)
-    assert metrics.flops_per_token(model, length) == 3 * forward  # the backward pass is two more
+    assert metrics.flops_per_token(model, count(model), length) == 3 * forward  # the backward pass is two more
 
 
 def test_flops_agree_with_what_xla_counts():
@@ -101,7 +123,7 @@ def test_flops_agree_with_what_xla_counts():
     weights = [jax.ShapeDtypeStruct(s, jnp.float32) for s in sizes]
     x = jax.ShapeDtypeStruct((length, d), jnp.float32)
     cost = jax.jit(jax.grad(forward, argnums=(0, 1))).lower(weights, x).compile().cost_analysis()
-    assert cost['flops'] / length == pytest.approx(metrics.flops_per_token(model, length), rel=0.05)
+    assert cost['flops'] / length == pytest.approx(metrics.flops_per_token(model, count(model), length), rel=0.05)
 
 
 def test_feed_forward_width_rule():
@@ -110,13 +132,6 @@ def test_feed_forward_width_rule():
     assert Model(d_model=384, feed_forward='gelu').ff_size == 1536
     assert Model(d_model=384, feed_forward=lambda: None).ff_size == 1536
     assert Model(d_model=384, feed_forward='swiglu', d_ff=5).ff_size == 5
-
-
-def test_counting_needs_the_sizes():
-    with pytest.raises(ConfigError, match='model.vocab_size'):
-        metrics.flops_per_token(Model(), 128)
-    with pytest.raises(ConfigError, match='model.max_seq_len'):
-        metrics.parameter_count(Model(vocab_size=8, position='learned'))
 
 
 # --- Chips -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def test_equals_the_formula(name, bias):
     module = DENSE[name](config)
     x = rng.normal(size=(2, 5, 32)).astype(np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)['params']
-    assert set(shapes) == ({'gate', 'up', 'down'} if name in ('swiglu', 'geglu') else {'up', 'down'})
+    assert set(shapes) == ({'gate', 'up', 'down'} if name in reference.GATES else {'up', 'down'})
     assert all(('bias' in part) == bias for part in shapes.values())
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
     y = jax.jit(module.apply)({'params': params}, x)

@@ -11,7 +11,9 @@ from llm_jax.schema import ConfigError
 CASES = {
     'mixtral': {'score': 'softmax_top'},
     'qwen': {'score': 'softmax', 'normalize': True, 'n_shared': 1, 'shared_gate': True},
-    'deepseek v2': {'score': 'softmax', 'normalize': False, 'scale': 1.7, 'n_groups': 4, 'top_groups': 2, 'n_shared': 2},
+    'deepseek v2': {
+        'score': 'softmax', 'normalize': False, 'scale': 1.7, 'n_groups': 4, 'top_groups': 2, 'n_shared': 2,
+    },
     'deepseek v3': {
         'score': 'sigmoid', 'n_groups': 4, 'top_groups': 2, 'group_score': 'top2', 'balance': 'bias', 'scale': 2.5,
     },
@@ -33,7 +35,7 @@ def test_equals_every_expert_on_every_token(name, bias):
     x = rng.normal(size=(2, 9, 32)).astype(np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)['params']
     params = jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
-    y = jax.jit(lambda p, x: module.apply({'params': p}, x))(params, x)
+    y = jax.jit(lambda p, x: module.apply({'params': p}, jnp.asarray(x)))(params, x)
     exactly = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     exact = reference.mixture(config.moe, x.reshape(-1, 32).astype(np.float64), exactly, config.moe.activation)
     np.testing.assert_allclose(np.reshape(y, (-1, 32)), exact, rtol=1e-4, atol=1e-4)
@@ -47,7 +49,7 @@ def test_an_expert_that_nobody_chooses_and_one_that_all_choose():
     params = jax.tree.map(lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
     params['router']['kernel'][:] = 0
     params['router']['kernel'][:, 5] = 1
-    run = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.square(module.apply({'params': p}, x)))))
+    run = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.square(module.apply({'params': p}, jnp.asarray(x))))))
     value, grads = run(params)
     expert = {part: {'kernel': params[part]['kernel'][5].astype(np.float64)} for part in ('gate', 'up', 'down')}
     np.testing.assert_allclose(value, np.sum(reference.feed_forward('swiglu', x[0], expert) ** 2), rtol=1e-4)
@@ -91,11 +93,12 @@ def test_loss_free_balance_moves_against_the_load():
 def test_training_spreads_the_load(balance):
     """Routers that begin by sending almost everything to one expert come to use the others."""
     config = tiny_config(
-        feed_forward='moe', model__moe__n_experts=4, model__moe__top_k=1, model__moe__balance=balance,
+        feed_forward='moe', bias=True, model__moe__n_experts=4, model__moe__top_k=1, model__moe__balance=balance,
         model__moe__aux_weight=1.0, model__moe__bias_rate=0.05, model__moe__score='softmax',
         optimizer__learning_rate=0.01, train__duration=60,
     )  # fmt: skip
     step, state = tiny_training(config)
+    state.params['layers']['feed_forward']['router']['bias'] += np.array([4.0, 0, 0, 0], np.float32)
     peaks = []
     for i in range(40):
         state, metrics = step(state, packed_tokens(8, seed=i))
@@ -104,12 +107,10 @@ def test_training_spreads_the_load(balance):
 
 
 def test_accumulated_micro_batches_report_the_sum_of_their_loads():
-    run = lambda n: tiny_training(
-        tiny_config(feed_forward='moe', train__grad_accumulation=n, model__moe__aux_weight=0.0)
-    )
     results = []
     for n in (1, 4):
-        step, state = run(n)
+        config = tiny_config(feed_forward='moe', train__grad_accumulation=n, model__moe__aux_weight=0.0)
+        step, state = tiny_training(config)
         new, metrics = step(state, packed_tokens(8))
         results.append(({name: metrics[name] for name in ('loss', 'router_aux', 'router_peak')}, new.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *results)

@@ -113,7 +113,7 @@ def test_dropout_differs_between_layers_and_has_its_rate():
     model = tiny_model(config)
     params = {'embed': {'embedding': np.zeros((V, 32), np.float32)}}
     tokens = np.zeros((16, L), int)
-    apply = lambda key: model.apply({'params': params}, tokens, rngs={'dropout': key}, method='features')[0]
+    apply = lambda key: model.apply({'params': params}, tokens, rngs={'dropout': key}, method='features')
     total = jax.jit(apply)(jax.random.key(0))
     masks = np.stack([np.round(np.asarray(total) * 0.8) // 10**layer % 10 for layer in range(3)])  # base-10 digits
     assert set(np.unique(masks)) == {0, 1}
@@ -160,7 +160,7 @@ def test_a_callable_is_a_part(part):
     assert set(params['layers']) == {'attention'}
     params['layers']['attention']['out']['kernel'] *= 0  # so that x + 0, then + 2x
     tokens = rows()[0]
-    features, _ = jax.jit(lambda p: model.apply({'params': p}, tokens, method='features'))(params)
+    features = jax.jit(lambda p: model.apply({'params': p}, tokens, method='features'))(params)
     np.testing.assert_allclose(features, 3 * params['embed']['embedding'][tokens], rtol=1e-6)
 
 
