@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.seq_len = 256
     config.data.tokenizer.vocab_size = 2048
 
-    config.train.duration = '3e6 tokens'
+    config.train.duration = '3.6e6 tokens'
     config.train.batch_size = 8
     config.train.eval_every = '20 %'
     config.optimizer.learning_rate = 6e-3

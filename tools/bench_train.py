@@ -15,6 +15,9 @@ from llm_jax.schema import Config, ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEERS = ROOT / '.venv-peers'
+# Steps of each side that are not timed. The first compiles; and on CPU the heap still grows, by a
+# step's memory at a time, in some of the first ten, which costs several seconds in page faults.
+WARM_UP = 12
 
 
 def gpt2(args: argparse.Namespace, overrides: dict[str, str]) -> Config:
@@ -97,9 +100,8 @@ def main(argv: list[str]) -> None:
 
     ours = our_step(config, args.vocab_size)
     print(f'jax {jax.__version__} on {jax.device_count()} {jax.devices()[0].device_kind}, {args.threads} threads')
-    for step in (ours, peer_step):  # compiles, and warms up
-        step()
-        step()
+    for _ in range(WARM_UP):
+        ours(), peer_step()
 
     def rested(step) -> float:
         time.sleep(1.0)  # threads of the other side may spin for a while after its step
