@@ -28,7 +28,8 @@ class JsonTokenizer(Spelled):
           config: the content of tokenizer_config.json, kept for `save`.
 
         Raises:
-          ConfigError: not such a file, or one whose tokens have no certain bytes.
+          ConfigError: not such a file, or one whose tokens have no certain bytes, or that makes
+            special tokens of text.
         """
         spec = parse(model)
         vocab = vocabulary(spec)
@@ -55,6 +56,10 @@ class JsonTokenizer(Spelled):
             b'' if i in control or i not in names else spell(names[i], i in literal) for i in range(max(names) + 1)
         )
         super().__init__(spelled, bos_id, eos_ids)
+        written = [names[i] for i in sorted(control)]
+        for name, ids in zip(written, self.encode_batch(written), strict=True):
+            if control & set(ids):
+                raise ConfigError(f'the text {name!r} would become a special token; take a tokenizer of another kind')
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -155,6 +155,15 @@ def test_pieces_with_byte_fallback(tmp_path, prefix):
         )
 
 
+def test_a_tokenizer_that_makes_special_tokens_of_text_is_refused(tmp_path):
+    pieces = [('<unk>', 0.0), ('<s>', 0.0), *((f'<0x{b:02X}>', -9.0) for b in range(256)), ('a', -1.0)]
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0, byte_fallback=True))
+    unigram.decoder = tokenizers.decoders.ByteFallback()
+    unigram.add_special_tokens(['<unk>', '<s>'])
+    with pytest.raises(ConfigError, match="text '<unk>' would become a special token"):
+        tokenizer.load(write_json(tmp_path, unigram, tokenizer_config={'bos_token': '<s>'}))
+
+
 @pytest.mark.parametrize('chat', [False, True])
 def test_save_and_load(tmp_path, gpt2_like, chat):
     tok = gpt2_like
