@@ -20,6 +20,7 @@ from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.nn.transformer import Transformer, build, init_params
 from llm_jax.schema import Config, ConfigError
+from llm_jax.tokenizer import Tokenizer
 
 # The experiment's own copy in the run directory; 'experiment.py:Name' names a part in it.
 EXPERIMENT = 'experiment.py'
@@ -36,14 +37,14 @@ class Loaded:
     Attributes:
       model: the Linen module.
       params: nested dict, float32.
-      tokenizer: `encode`, `decode`, `bos_id`, `vocab_size`.
+      tokenizer: the one it was trained with.
       config: of the experiment.
       step: of the checkpoint.
     """
 
     model: Transformer
     params: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     config: Config
     step: int
 

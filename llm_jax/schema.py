@@ -183,8 +183,12 @@ def with_fields(section: Any, changes: Iterable[tuple[str, Any]]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    kind: str = _field('sentencepiece', 'sentencepiece')
-    path: str = _field('', 'an existing tokenizer file to use; empty trains one')
+    kind: str = _field('sentencepiece', 'what to train: sentencepiece')
+    path: str = _field(
+        '',
+        'tokenizer to use: tokenizer.json, tokenizer.model, the files of GPT-2 or llama2.c, or a directory of one; '
+        'empty trains one',
+    )
     algorithm: str = _field('bpe', 'bpe or unigram')
     vocab_size: int = _field(4096, 'number of tokens to train')
     sample_bytes: int = _field(50_000_000, 'bytes of training text the tokenizer is trained on')

@@ -3,13 +3,14 @@
 import json
 import random
 
+from awkward import write_pair
 import jax
 import numpy as np
 import pytest
 
 import llm_jax
 from llm_jax import config as config_lib
-from llm_jax import runs
+from llm_jax import runs, tokenizer
 from llm_jax.metrics import read_jsonl
 from llm_jax.schema import ConfigError
 from llm_jax.train.loop import train
@@ -127,6 +128,20 @@ def test_load_needs_only_the_path_and_keeps_parts_of_the_experiment(run_dir, exp
     assert logits.dtype == np.float32
     count = sum(leaf.size for leaf in jax.tree.leaves(run.params))
     assert json.loads((run_dir / 'run.json').read_text())['parameters'] == count
+
+
+def test_a_run_with_the_tokenizer_of_another_model(experiment, tmp_path):
+    write_pair(tmp_path / 'gpt2', 'gpt2_encoder.json', 'gpt2_vocab.bpe')
+    config = config_lib.load_experiment(experiment)
+    config.data.tokenizer.path = str(tmp_path / 'gpt2')
+    config.model.vocab_size = 0
+    config.train.duration = 1
+    assert train(config_lib.validate(config), tmp_path / 'run').status == 'finished'
+    given = tokenizer.load(tmp_path / 'gpt2')
+    (tmp_path / 'gpt2' / 'gpt2_vocab.bpe').unlink()  # the run directory has all it needs
+    run = llm_jax.load(tmp_path / 'run')
+    assert run.tokenizer.fingerprint == given.fingerprint and run.tokenizer.bos_id == 500
+    assert run.params['embed']['embedding'].shape == (501, 32)
 
 
 def test_validation_loss_is_that_of_a_plain_sum_over_documents(run_dir):

@@ -48,7 +48,7 @@ class Prepared:
     """
 
     directory: pathlib.Path
-    tokenizer: tokenizer.SentencePieceTokenizer
+    tokenizer: tokenizer.Tokenizer
     manifest: dict[str, Any]
 
     def rows(self, split: str) -> dict[str, records.Rows]:
@@ -137,9 +137,7 @@ def _hash(*items: Any) -> str:
 # --- Tokenizer -------------------------------------------------------------------------
 
 
-def _train_tokenizer(
-    config: schema.Data, parts: list[_Part], seed: int, report: Progress
-) -> tokenizer.SentencePieceTokenizer:
+def _train_tokenizer(config: schema.Data, parts: list[_Part], seed: int, report: Progress) -> tokenizer.Tokenizer:
     for split in ('train', 'validation'):  # before the minutes that follow
         _require_documents(config, split, any(True for p in parts if p.split == split for _ in p.documents()))
     texts = (text for part in parts if part.split == 'train' for text in part.documents())
@@ -202,7 +200,7 @@ def _write(
     directory: pathlib.Path,
     config: schema.Data,
     parts: list[_Part],
-    tok: tokenizer.SentencePieceTokenizer,
+    tok: tokenizer.Tokenizer,
     report: Progress,
 ) -> None:
     """Fills the directory of rows, one document batch in memory at a time."""
@@ -245,7 +243,7 @@ def _write(
 
 
 def _tokens(
-    part: _Part, tok: tokenizer.SentencePieceTokenizer, count: _Counts, gzip: _Gzip, report: Progress
+    part: _Part, tok: tokenizer.Tokenizer, count: _Counts, gzip: _Gzip, report: Progress
 ) -> Iterator[list[int]]:
     """Tokens of the documents of one part; counts them as they pass."""
     for batch in _batches(part.documents()):

@@ -1,15 +1,15 @@
-"""Text in, text out: prompts are documents that have begun, and BOS ends them."""
+"""Text in, text out: prompts are documents that have begun, and BOS or EOS ends them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax.generate import engine
 from llm_jax.nn.transformer import Transformer
-from llm_jax.tokenizer import SentencePieceTokenizer, StreamDecoder
+from llm_jax.tokenizer import StreamDecoder, Tokenizer
 
 
 def complete(
-    model: Transformer, params: Any, tokenizer: SentencePieceTokenizer, prompts: Sequence[str], **options: Any
+    model: Transformer, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], **options: Any
 ) -> list[str]:
     """The continuation of each prompt, without the prompt.
 
@@ -24,18 +24,18 @@ def complete(
       ConfigError: as `engine.stream`.
     """
     tokens = engine.generate(model, params, _encode(tokenizer, prompts), **_text_options(tokenizer), **options)
-    return [tokenizer.decode(row) for row in tokens]
+    return [tokenizer.decode(row, continues=bool(p)) for p, row in zip(prompts, tokens, strict=True)]
 
 
 def stream(
-    model: Transformer, params: Any, tokenizer: SentencePieceTokenizer, prompts: Sequence[str], **options: Any
+    model: Transformer, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], **options: Any
 ) -> Iterator[list[tuple[str, int]]]:
     """As `complete`, but yields each prompt's new text, and of how many tokens it is, as it comes.
 
     The texts of a prompt, joined, are what `complete` returns.
     """
     blocks = engine.stream(model, params, _encode(tokenizer, prompts), **_text_options(tokenizer), **options)
-    return _decoded(blocks, [StreamDecoder(tokenizer) for _ in prompts])
+    return _decoded(blocks, [StreamDecoder(tokenizer, continues=bool(p)) for p in prompts])
 
 
 def _decoded(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -> Iterator[list[tuple[str, int]]]:
@@ -48,10 +48,10 @@ def _decoded(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -
         yield rest
 
 
-def _encode(tokenizer: SentencePieceTokenizer, prompts: Sequence[str]) -> list[list[int]]:
+def _encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     return [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
 
 
-def _text_options(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+def _text_options(tokenizer: Tokenizer) -> dict[str, Any]:
     # Rows of the vocabulary past the tokenizer's only pad it, and stand for no text.
-    return {'stop_ids': [tokenizer.bos_id], 'vocab_size': tokenizer.vocab_size}
+    return {'stop_ids': [tokenizer.bos_id, *tokenizer.eos_ids], 'vocab_size': tokenizer.vocab_size}

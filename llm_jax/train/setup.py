@@ -17,7 +17,7 @@ from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
 from llm_jax.nn.transformer import Transformer, build
 from llm_jax.schema import Config, ConfigError
-from llm_jax.tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.state import State, init_state
 
@@ -122,7 +122,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)
 
 
-def check_samples(config: Config, tokenizer: SentencePieceTokenizer) -> None:
+def check_samples(config: Config, tokenizer: Tokenizer) -> None:
     """Raises: ConfigError: a sample during training would be longer than the model's context."""
     for prompt in config.train.sample_prompts:
         length = 1 + len(tokenizer.encode(prompt)) + config.train.sample_tokens

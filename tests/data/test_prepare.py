@@ -159,6 +159,24 @@ def test_a_tokenizer_that_is_given(config, tmp_path):
     assert prepare.prepare(given, seed=1).manifest['digest'] == trained.manifest['digest']
 
 
+def test_a_tokenizer_of_another_model(config, tmp_path):
+    from awkward import write_pair  # here, as the hosts below import this file alone
+
+    write_pair(tmp_path / 'gpt2', 'vocab.json', 'merges.txt')
+    given = dataclasses.replace(config, tokenizer=schema.Tokenizer(path=str(tmp_path / 'gpt2' / 'merges.txt')))
+    prepared = prepare.prepare(given, seed=0)
+    tok = prepared.tokenizer
+    rows = prepared.rows('validation')['a']
+    first = rows.read([0])[0]
+    stream = np.concatenate([first[:1], *(row[1:] for row in rows.read(range(len(rows))))])
+    stream = stream[stream >= 0]
+    assert stream[0] == tok.bos_id == 500
+    starts = np.flatnonzero(stream == tok.bos_id)
+    texts = [tok.decode(part) for part in np.split(stream, starts[1:])]
+    assert texts == documents_of(config, 'validation')['a']
+    assert tok.token_bytes[stream].sum() == sum(len(text.encode()) for text in texts)
+
+
 def test_validation_sources(tmp_path):
     write_corpus(tmp_path, 'abv')
     config = make_config(tmp_path, validation_sources={'a': f'jsonl:{tmp_path}/v.jsonl'}, test_fraction=0.0)

@@ -1,3 +1,4 @@
+from awkward import sentencepiece_model
 import pytest
 from tiny import LLAMA, random_params, tiny_config
 
@@ -46,6 +47,24 @@ def test_stream_joined_is_the_completion(tokenizer, trained):
             counts[i] += tokens
     assert texts == text.complete(*trained, tokenizer, PROMPTS, **OPTIONS)
     assert all(0 < n <= 30 for n in counts)
+
+
+def test_a_continuation_keeps_the_space_that_a_document_does_not_begin_with(monkeypatch):
+    """Of tokenizers that put a space before every text."""
+    keeps = {'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False}
+    tok = tokenizer_lib.SentencePieceTokenizer(sentencepiece_model(**keeps))
+    stops = []
+
+    def blocks(model, params, prompts, *, stop_ids, vocab_size):
+        stops.append(stop_ids)
+        ids = tok.encode('the parser')
+        assert prompts == [[tok.bos_id, *tok.encode('print')], [tok.bos_id]] and vocab_size == tok.vocab_size
+        return iter([[ids[:1], ids[:1]], [ids[1:], ids[1:]]])
+
+    monkeypatch.setattr(engine, 'stream', blocks)
+    joined = [''.join(new for new, _ in row) for row in zip(*text.stream(None, None, tok, ['print', '']), strict=True)]
+    assert joined == text.complete(None, None, tok, ['print', '']) == [' the parser', 'the parser']
+    assert stops == [[tok.bos_id, *tok.eos_ids]] * 2 == [[1, 2]] * 2
 
 
 def test_mistakes_come_before_the_first_step(tokenizer, trained):

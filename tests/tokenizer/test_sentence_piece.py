@@ -1,50 +1,20 @@
 """The tokenizer keeps every string as it is, counts bytes exactly and trains reproducibly."""
 
-import argparse
-import pathlib
-import random
 import unicodedata
 
+from awkward import TEXTS, cases, sentencepiece_model
 import numpy as np
 import pytest
+import sentencepiece
 
 from llm_jax import schema, tokenizer
 from llm_jax.schema import ConfigError
-
-TEXTS = [
-    pathlib.Path(argparse.__file__).read_text(),
-    'def f(x):\n    """Adds one."""\n    if x:\n\t\treturn x + 1\n    return 1234567\n',
-    'class A(Base):\n        pass\n\n\nprint("naïve café")\r\n',
-    'import os, sys\nfor i in range(10):\n    print(i, end=" ")\n' * 3,
-]
-AWKWARD = [
-    '', ' ', '   ', '\t', '\t\t x', '\n', '\n\n\n', '\r\n', 'a\r\nb\r', '\0', 'a\0b', '\u2581', 'a\u2581b\u2581',
-    ' \u2581 ', '\u2581\u2581', '\u2585', '\u0301', 'e\u0301', '\u00e9', '\ufb01', '\u00a0', '\u3000 x', '\u2028',
-    '\u200b', '\ufeffx', '\ufffd', '😀👩‍👩‍👧‍👦',
-    '<|bos|>', '<unk>', '<0x41>', '<|pad|><|eos|>', ' ⁇ ', '①²', '中文字', 'Ω',
-    '\U0010ffff', '\ue000', ' trailing ', '    deep\n        deeper\n', '\x7f\x1b[0m', '１２３',
-]  # fmt: skip
+from llm_jax.tokenizer import training
 
 
 @pytest.fixture(scope='module', params=['bpe', 'unigram'])
 def tok(request):
     return tokenizer.train(schema.Tokenizer(algorithm=request.param, vocab_size=600), TEXTS, seed=0)
-
-
-def random_text(rng: random.Random) -> str:
-    pools = [
-        lambda: chr(rng.randrange(0x80)),
-        lambda: rng.choice(' \t\n\r\u2581'),
-        lambda: rng.choice(AWKWARD),
-        lambda: rng.choice(TEXTS)[: rng.randrange(30)],
-        lambda: chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])),
-    ]
-    return ''.join(rng.choice(pools)() for _ in range(rng.randrange(25)))
-
-
-def cases() -> list[str]:
-    rng = random.Random(0)
-    return AWKWARD + [random_text(rng) for _ in range(2000)]
 
 
 def test_decode_inverts_encode_for_every_string(tok):
@@ -115,9 +85,9 @@ def test_training_depends_on_texts_and_seed_alone():
 
 def test_the_sample_is_bounded_and_nothing_is_lost_without_a_bound():
     long = 'x' * 50_000 + '\n' + 'line\n' * 10_000 + 'a\u2581b\0c'
-    assert ''.join(tokenizer._chunks(long)) == long.replace('\u2581', '').replace('\0', '')
-    assert max(len(c.encode()) for c in tokenizer._chunks('\U0001f600' * 50_000)) <= 4 * 8192
-    sample = tokenizer._sample([long], 20_000, seed=0)
+    assert ''.join(training._chunks(long)) == long.replace('\u2581', '').replace('\0', '')
+    assert max(len(c.encode()) for c in training._chunks('\U0001f600' * 50_000)) <= 4 * 8192
+    sample = training._sample([long], 20_000, seed=0)
     assert 0 < sum(map(len, sample)) <= 20_000
 
 
@@ -151,13 +121,63 @@ def test_errors(tmp_path, capfd):
     assert capfd.readouterr() == ('', '')  # SentencePiece keeps quiet
 
 
-def test_a_model_that_changes_text_is_refused(tmp_path):
-    import sentencepiece
-
-    prefix = str(tmp_path / 'm')
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS[1:]), model_prefix=prefix, vocab_size=320, byte_fallback=True,
-        model_type='bpe', minloglevel=2,
-    )  # fmt: skip
+def test_training_demands_a_model_that_keeps_text(monkeypatch):
+    monkeypatch.setattr(training, 'SentencePieceTokenizer', lambda model: load_model(sentencepiece_model()))
     with pytest.raises(ConfigError, match='changes text'):
-        tokenizer.load(prefix + '.model')
+        tokenizer.train(schema.Tokenizer(vocab_size=400), TEXTS, seed=0)
+
+
+# --- Models that others trained ----------------------------------------------------------
+
+
+def load_model(model: bytes) -> tokenizer.SentencePieceTokenizer:
+    return tokenizer.SentencePieceTokenizer(model)
+
+
+KEEPS = {'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False}
+FOREIGN = {
+    'as Llama 2': KEEPS,
+    'as Gemma': KEEPS | {'add_dummy_prefix': False},
+    'normalising': {},
+    'unigram': {'model_type': 'unigram'},
+    'user-defined pieces': KEEPS | {'user_defined_symbols': ['<turn>', '\t\t']},
+}
+
+
+@pytest.mark.parametrize('name', FOREIGN)
+def test_foreign_models_encode_and_decode_as_the_library_does(name):
+    model = sentencepiece_model(**FOREIGN[name])
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tok = load_model(model)
+    assert (tok.vocab_size, tok.bos_id, tok.eos_ids, tok.lossless) == (library.vocab_size(), 1, (2,), False)
+    assert tok.prefix == (b'' if name == 'as Gemma' else b' ')
+    texts = cases(500)
+    batch = tok.encode_batch(texts)
+    assert batch == library.encode(texts) and tok.encode(texts[-1]) == batch[-1]
+    for text, ids in zip(texts, batch, strict=True):
+        assert tok.decode([tok.bos_id, *ids, 2]) == library.decode(ids), repr(text)
+        assert tok.token_bytes[ids].sum() == len(tok.decode(ids, continues=True).encode())
+        assert not set(ids) & {0, 1, 2}
+        if FOREIGN[name].get('remove_extra_whitespaces') is False and '\u2581' not in text:
+            assert tok.decode(ids) == text
+            assert tok.token_bytes[ids].sum() == len(text.encode()) + (len(tok.prefix) if text else 0)
+
+
+def test_the_prefix_is_no_part_of_the_text_and_a_continuation_has_none():
+    tok = load_model(sentencepiece_model(**KEEPS))
+    ids = tok.encode('print it')
+    assert tok.decode(ids) == 'print it' and tok.decode(ids, continues=True) == ' print it'
+    for continues, text in ((False, 'print it'), (True, ' print it')):
+        stream = tokenizer.StreamDecoder(tok, continues=continues)
+        for _ in range(2):  # it starts afresh
+            assert ''.join(map(stream.push, [tok.bos_id, *ids])) + stream.flush() == text
+
+
+def test_foreign_models_that_cannot_be_used():
+    with pytest.raises(ConfigError, match='no byte fallback'):
+        load_model(sentencepiece_model(byte_fallback=False, vocab_size=150))
+    with pytest.raises(ConfigError, match='spaces behind words'):
+        load_model(sentencepiece_model(treat_whitespace_as_suffix=True))
+    with pytest.raises(ConfigError, match='neither BOS nor EOS'):
+        load_model(sentencepiece_model(bos_id=-1, eos_id=-1))
+    assert load_model(sentencepiece_model(bos_id=-1, eos_id=1)).bos_id == 1

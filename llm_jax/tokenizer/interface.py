@@ -1,0 +1,145 @@
+"""What every tokenizer offers, and what they share once the bytes of each token are known."""
+
+import codecs
+from collections.abc import Iterable, Sequence
+import os
+from typing import Protocol
+
+import numpy as np
+
+from llm_jax.schema import ConfigError
+
+# Text that a tokenizer changes if it normalises, folds or drops anything.
+_PROBE = ' \tA  \u00c5\u0041\u030a\ufb01\u2581\r\n\n<0x41>\0\ufeff\U0001f642 a '
+
+
+class Tokenizer(Protocol):
+    """Text <-> tokens.
+
+    Text is only ever text: the name of a special token written in it, such as
+    '<|endoftext|>', becomes the tokens of those characters.
+
+    Attributes:
+      vocab_size: V, one more than the largest id.
+      bos_id: the token that opens every document; of a tokenizer that has none, the one
+        that stands between documents.
+      eos_ids: tokens that end a text, besides bos_id; may be empty.
+      token_bytes: int32[V], how many bytes of UTF-8 each token stands for, 0 for the
+        special ones.
+      prefix: what `encode` puts before a text and `decode` takes off: b'' or b' '.
+      lossless: whether `decode(encode(text)) == text` for every text, and then
+        `token_bytes` summed over `encode(text)` is `len(text.encode())`. Tokenizers that
+        normalise, or put a space before the text, are not.
+      fingerprint: a hash; tokenizers with the same one encode alike.
+    """
+
+    vocab_size: int
+    bos_id: int
+    eos_ids: tuple[int, ...]
+    token_bytes: np.ndarray
+    prefix: bytes
+    lossless: bool
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, without BOS. A lone surrogate, which is no text, is a UnicodeEncodeError."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """Tokens of each text, without BOS; `num_threads` is a hint."""
+        ...
+
+    def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
+        """Text of the tokens; special ones are nothing, bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+          ids: tokens.
+          continues: whether other text comes before them, so that they begin with no prefix.
+        """
+        ...
+
+    def decode_token(self, token: int) -> bytes:
+        """UTF-8 bytes of one token; b'' for the special ones."""
+        ...
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes files from which `load(directory)` makes an equal tokenizer."""
+        ...
+
+    def export(self, directory: str | os.PathLike) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, for `transformers.AutoTokenizer`.
+
+        With add_special_tokens=False and split_special_tokens=True it encodes as this one does.
+
+        Raises:
+          ConfigError: a tokenizer that those files cannot describe.
+        """
+        ...
+
+
+class Spelled:
+    """The half of a `Tokenizer` that follows from the bytes of each token."""
+
+    def __init__(self, spelling: Iterable[bytes], bos_id: int, eos_ids: Iterable[int]):
+        """Args: spelling: bytes of token 0, 1, ...; `encode` has to work by now.
+
+        Raises:
+          ConfigError: some byte has no token, so that there is text without tokens.
+        """
+        self._bytes = tuple(spelling)
+        self.vocab_size = len(self._bytes)
+        self.bos_id = bos_id
+        self.eos_ids = tuple(i for i in dict.fromkeys(eos_ids) if i != bos_id)
+        self.token_bytes = np.array([len(b) for b in self._bytes], np.int32)
+        missing = 256 - len({b for b in self._bytes if len(b) == 1})
+        if missing:
+            raise ConfigError(
+                f'{missing} of the 256 bytes have no token, so that some text has none; only tokenizers with '
+                'byte fallback or of the byte-level kind keep all text, so take the tokenizer of another model'
+            )
+        self.prefix = b' ' if self._joined(self.encode('a')) == b' a' else b''
+        ids = self.encode(_PROBE)
+        self.lossless = self.decode(ids) == _PROBE and self.token_bytes[ids].sum() == len(_PROBE.encode())
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
+        data = self._joined(ids)
+        return (data if continues else data.removeprefix(self.prefix)).decode('utf-8', errors='replace')
+
+    def decode_token(self, token: int) -> bytes:
+        return self._bytes[token]
+
+    def _joined(self, ids: Iterable[int]) -> bytes:
+        return b''.join(self._bytes[i] for i in ids)
+
+
+class StreamDecoder:
+    """Text of tokens as they come; a character is given out when its last byte is there."""
+
+    def __init__(self, tokenizer: Tokenizer, *, continues: bool = False):
+        """Args: continues: whether other text comes before the tokens, as in `Tokenizer.decode`."""
+        self._tokenizer = tokenizer
+        self._prefix = b'' if continues else tokenizer.prefix
+        self._skip = self._prefix
+        self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, possibly ''."""
+        data = self._tokenizer.decode_token(token)
+        if data:  # the prefix lies in the first token that has text
+            data, self._skip = data.removeprefix(self._skip), b''
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """What is left: '', or U+FFFD for an unfinished character. Starts afresh."""
+        rest = self._decoder.decode(b'', final=True)
+        self._decoder.reset()
+        self._skip = self._prefix
+        return rest
