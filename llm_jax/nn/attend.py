@@ -84,7 +84,7 @@ def attend(
         # Heads and rows are independent, so each device attends to its own; what a
         # kernel sees is plain local arrays.
         table = dict(rules)
-        if table['kv_heads'] != table['heads'] and _parts(table['heads']) > 1:
+        if table['kv_heads'] != table['heads'] and max(_parts(table['heads']), _parts(table['kv_heads'])) > 1:
             # A device has some of the query heads but not just their key/value heads
             # (e.g. one of those, or fewer than devices): give each query head its own.
             k_BSGK, v_BSGK = (_repeat_heads(x, H, table) for x in (k_BSGK, v_BSGK))
@@ -95,6 +95,8 @@ def attend(
         if slopes_H is not None:
             slopes_H = jax.sharding.reshard(slopes_H, each(slopes_H))
         core = _per_device_key(core, table) if scores.dropout else core
+        if sinks_H is not None:
+            core = _own_sinks(core, mesh.mesh_axes(table['batch']))
         core = jax.shard_map(
             core,
             in_specs=(heads('heads'), heads('kv_heads'), heads('kv_heads'), rows(segments_BL), rows(slots_BL),
@@ -129,6 +131,16 @@ def _per_device_key(core, table: dict):
         return core(*arrays, key)
 
     return with_own_key
+
+
+def _own_sinks(core, batch_axes: tuple[str, ...]):
+    """Sinks are the same for all rows: cast to differ between devices, their gradients are summed over these."""
+
+    def with_own_sinks(*args):
+        *arrays, sinks, key = args
+        return core(*arrays, jax.lax.pcast(sinks, batch_axes, to='varying'), key)
+
+    return with_own_sinks
 
 
 class _Masks(NamedTuple):

@@ -36,7 +36,14 @@ def dependence(**overrides):
         """One direction of the logits: [B, L]."""
         return model.apply({'params': params | {'embed': {'embedding': table}}}, TOKENS, POSITIONS, SEGMENTS) @ probe
 
-    gradients_BLVD = jax.jit(jax.jacrev(logits))(jnp.asarray(params['embed']['embedding']))
+    @jax.jit
+    def jacobian(table):
+        # One output after another: a grouped product of experts cannot be batched.
+        y_BL, pull = jax.vjp(logits, table)
+        basis = jnp.eye(y_BL.size).reshape(y_BL.size, *y_BL.shape)
+        return jax.lax.map(lambda one: pull(one)[0], basis).reshape(*y_BL.shape, *table.shape)
+
+    gradients_BLVD = jacobian(jnp.asarray(params['embed']['embedding']))
     depends_BLV = np.any(np.asarray(gradients_BLVD) != 0, axis=-1)
     own = np.stack([depends_BLV[row][:, TOKENS[row]] for row in range(2)])
     assert depends_BLV.sum() == own.sum()  # rows know nothing of one another
