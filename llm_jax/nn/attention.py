@@ -23,11 +23,13 @@ class Tokens:
     """What every block knows of the tokens besides their vectors.
 
     Attributes:
+      ids_BL: int, the tokens.
       positions_BL: int, from 0 within each document; in cached decoding also the cache slot.
       segments_BL: int, the document of each token; None means one document per row.
       tables: of the position part.
     """
 
+    ids_BL: jax.Array
     positions_BL: jax.Array
     segments_BL: jax.Array | None
     tables: Any
@@ -62,17 +64,12 @@ class Attention(nn.Module):
     def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """dtype[B, L, D] -> the same, and the cache with these tokens in it."""
         config = self.config
-        D, H, G, K = config.d_model, config.n_heads, config.kv_heads, config.head_size
+        H, G, K = config.n_heads, config.kv_heads, config.head_size
         position = resolve_part('model.position', config.position, POSITIONS)
-
-        def project(name: str, heads: int, axis: str, bias: bool) -> jax.Array:
-            axes = ('d_model', axis, 'd_head')
-            return Einsum('BLD,DHK->BLHK', (D, heads, K), axes, config, use_bias=bias, name=name)(x_BLD)
-
         bias = config.bias in (True, 'qkv', 'attention')
-        q_BLHK = _qk_norm(config, 'q_norm', 'heads', project('q', H, 'heads', bias))
-        k_BLGK = _qk_norm(config, 'k_norm', 'kv_heads', project('k', G, 'kv_heads', bias))
-        v_BLGK = project('v', G, 'kv_heads', bias)
+        q_BLHK = _qk_norm(config, 'q_norm', 'heads', self.project(x_BLD, 'q', H, 'heads', bias))
+        k_BLGK = _qk_norm(config, 'k_norm', 'kv_heads', self.project(x_BLD, 'k', G, 'kv_heads', bias))
+        v_BLGK = self.values(x_BLD, tokens)
         q_BLHK = position.rotate(config, q_BLHK, tokens.tables)
         k_BLGK = position.rotate(config, k_BLGK, tokens.tables)
         if cache is not None:
@@ -81,8 +78,20 @@ class Attention(nn.Module):
             k_BLGK, v_BLGK = cache.k.swapaxes(1, 2), cache.v.swapaxes(1, 2)
         y_BLHK = attend_tokens(self, q_BLHK, k_BLGK, v_BLGK, tokens, init.attention_scale(config, K), cache is not None)
         if config.attention_gate:
-            y_BLHK *= jax.nn.sigmoid(project('gate', H, 'heads', False))
+            y_BLHK *= jax.nn.sigmoid(self.project(x_BLD, 'gate', H, 'heads', False))
         return project_out(config, y_BLHK), cache
+
+    def values(self, x_BLD: jax.Array, tokens: Tokens) -> jax.Array:
+        """Values [B, L, G, K]; a subclass may make them of more than the residual stream."""
+        return self.project(
+            x_BLD, 'v', self.config.kv_heads, 'kv_heads', self.config.bias in (True, 'qkv', 'attention')
+        )
+
+    def project(self, x_BLD: jax.Array, name: str, heads: int, axis: str, bias: bool) -> jax.Array:
+        """[B, L, D] -> [B, L, heads, K]."""
+        config = self.config
+        shape, axes = (config.d_model, heads, config.head_size), ('d_model', axis, 'd_head')
+        return Einsum('BLD,DHK->BLHK', shape, axes, config, use_bias=bias, name=name)(x_BLD)
 
 
 class LatentAttention(nn.Module):

@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         kinds = dict.fromkeys(config.layer(i) for i in range(config.n_layers))
         position = lambda layer: resolve_part('model.position', layer.position, POSITIONS)
         tables = lambda layer: position(layer).tables(layer, positions_BL)
-        return x_BLD, {layer: Tokens(positions_BL, segments_BL, tables(layer)) for layer in kinds}
+        return x_BLD, {layer: Tokens(tokens_BL, positions_BL, segments_BL, tables(layer)) for layer in kinds}
 
     def leave(self, x_BLD: jax.Array) -> jax.Array:
         """What the last block gave, dtype[B, L, D] -> logits float32[B, L, V]."""
