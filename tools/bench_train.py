@@ -62,7 +62,7 @@ def our_step(config: Config, vocab_size: int):
 def start_peer(args: argparse.Namespace) -> subprocess.Popen:
     """torch in an environment of its own, waiting to be told to take a step."""
     python = PEERS / 'bin' / 'python'
-    requirements = ROOT / 'tools/requirements/peers.txt'
+    requirements = ROOT / 'requirements-parity.txt'
     if not (PEERS / '.installed').exists():
         print(f'setting up {PEERS} with torch (once)', file=sys.stderr)
         venv.create(PEERS, with_pip=True, clear=True)
