@@ -14,6 +14,7 @@ from llm_jax import config as config_lib
 from llm_jax import models
 from llm_jax.interop import files, tensors
 from llm_jax.interop.same import differences
+from llm_jax.models.hf_config import original_len
 from llm_jax.schema import Config, ConfigError, Model
 
 # Largest file that is written, unless one tensor is larger.
@@ -54,11 +55,22 @@ def read_config(directory: str | os.PathLike, max_seq_len: int | None = None) ->
       ConfigError: what is not supported, or a longer context than learned positions.
     """
     family, fields = read_fields(directory)
+    config = to_config(fields, pathlib.Path(directory).resolve().name)
     if max_seq_len is not None:
-        if fields['position'] == 'learned' and max_seq_len != fields['max_seq_len']:
-            raise ConfigError(f'max_seq_len = {max_seq_len}: this model has learned {fields["max_seq_len"]} positions')
-        fields['max_seq_len'] = max_seq_len
-    return family, to_config(fields, pathlib.Path(directory).resolve().name)
+        config = dataclasses.replace(config, model=with_context(config.model, max_seq_len))
+    return family, config
+
+
+def with_context(model: Model, max_seq_len: int) -> Model:
+    """The model used at another context than it was trained at.
+
+    Raises:
+      ConfigError: it has a learned vector for each position.
+    """
+    if model.position == 'learned' and max_seq_len != model.max_seq_len:
+        raise ConfigError(f'max_seq_len = {max_seq_len}: this model has learned {model.max_seq_len} positions')
+    rope = dataclasses.replace(model.rope, original_len=original_len(model))
+    return dataclasses.replace(model, max_seq_len=max_seq_len, rope=rope)
 
 
 def to_config(fields: dict[str, Any], name: str) -> Config:
@@ -163,7 +175,8 @@ def find_family(model: Model) -> str:
             problems[name] = unsaid(model, module)
             if not problems[name]:
                 return name
-    nearest = min(problems, key=lambda name: len(problems[name]))
+    # A family that has no word for a part is further off than one with another value of a field.
+    nearest = min(problems, key=lambda name: (not problems[name][0].startswith('model.'), len(problems[name])))
     raise ConfigError(
         f'no family can say what this model is; the nearest, {nearest}, cannot say {"; ".join(problems[nearest])}'
     )

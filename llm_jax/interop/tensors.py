@@ -119,10 +119,11 @@ def check(wanted: list[Tensor], found: Mapping[str, Shape], ignored: Callable[[s
       ConfigError: a missing tensor, one too many, or one of another shape.
     """
     names = {tensor.name for tensor in wanted}
+    left_over = sorted(name for name in found.keys() - names if not ignored(name))
     for problem, these in (
         ('lacks', sorted(names - found.keys())),
-        ('has, but the model of config.json has no place for,', sorted(n for n in found.keys() - names if not ignored(n))),
-    ):  # fmt: skip
+        ('has, but the model of config.json has no place for,', left_over),
+    ):
         if these:
             more = f' and {len(these) - 3} more' if len(these) > 3 else ''
             raise ConfigError(f'the checkpoint {problem} {", ".join(map(repr, these[:3]))}{more}')

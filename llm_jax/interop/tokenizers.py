@@ -1,21 +1,30 @@
 """Tokenizers on their way between directories: the one place where weights meet text."""
 
 import os
+from typing import Any
+
+from etils import epath
 
 from llm_jax import tokenizer as tokenizer_lib
-from llm_jax.schema import ConfigError
+
+# Files that `tokenizer.load` reads.
+FILES = (tokenizer_lib.FILE_NAME,)
 
 
-def find(directory: str | os.PathLike) -> object | None:
-    """The tokenizer of a directory, or None where there is none that can be read: weights need none."""
-    try:
-        return tokenizer_lib.load(directory)
-    except ConfigError:
+def find(path: str | os.PathLike) -> Any | None:
+    """The tokenizer of a file or directory; None where a directory has none: weights need none.
+
+    Raises:
+      ConfigError: a tokenizer that cannot be used.
+    """
+    path = epath.Path(path)
+    if path.is_dir() and not any((path / name).exists() for name in FILES):
         return None
+    return tokenizer_lib.load(path)
 
 
-def carry(source: str | os.PathLike, target: str | os.PathLike) -> object | None:
-    """Copies the tokenizer of one directory into another; what `find` says."""
+def carry(source: str | os.PathLike, target: str | os.PathLike) -> Any | None:
+    """Copies the tokenizer of one directory into another, and returns what `find` finds."""
     tokenizer = find(source)
     if tokenizer is not None:
         tokenizer.save(target)

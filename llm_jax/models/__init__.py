@@ -49,5 +49,7 @@ def by_model_type(model_type: str) -> types.ModuleType:
     """
     known = {family.MODEL_TYPE: family for family in FAMILIES.values() if family.MODEL_TYPE}
     if model_type not in known:
-        raise ConfigError(f'model_type {model_type!r} is not supported{nearest(model_type, known)} Known: {", ".join(known)}')
+        raise ConfigError(
+            f'model_type {model_type!r} is not supported{nearest(model_type, known)} Known: {", ".join(known)}'
+        )
     return known[model_type]

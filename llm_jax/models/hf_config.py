@@ -6,21 +6,24 @@ from typing import Any
 from llm_jax.schema import ConfigError, Model
 
 # Keys that say nothing about the logits of a forward pass without dropout.
-HARMLESS = frozenset("""
-    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _name_or_path add_cross_attention
-    architectures attention_dropout attn_pdrop auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
-    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
-    min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type
-    pruned_heads remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    router_aux_loss_coef sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
-    use_bfloat16 use_cache vocab_size
-""".split())
+HARMLESS = {
+    '_attn_implementation', '_attn_implementation_autoset', '_attn_implementation_internal', '_name_or_path',
+    'add_cross_attention', 'architectures', 'attention_dropout', 'attn_pdrop', 'auto_map', 'bad_words_ids',
+    'begin_suppress_tokens', 'bos_token_id', 'cache_implementation', 'chunk_size_feed_forward',
+    'classifier_dropout', 'cross_attention_hidden_size', 'decoder_start_token_id', 'diversity_penalty', 'do_sample',
+    'dtype', 'early_stopping', 'embd_pdrop', 'encoder_no_repeat_ngram_size', 'eos_token_id',
+    'exponential_decay_length_penalty', 'finetuning_task', 'forced_bos_token_id', 'forced_eos_token_id',
+    'gradient_checkpointing', 'hidden_dropout', 'id2label', 'initializer_range', 'is_decoder', 'is_encoder_decoder',
+    'label2id', 'length_penalty', 'max_length', 'min_length', 'model_type', 'no_repeat_ngram_size',
+    'num_beam_groups', 'num_beams', 'num_return_sequences', 'output_attentions', 'output_hidden_states',
+    'output_router_logits', 'output_scores', 'pad_token_id', 'prefix', 'pretraining_tp', 'problem_type',
+    'pruned_heads', 'remove_invalid_values', 'repetition_penalty', 'resid_pdrop', 'return_dict',
+    'return_dict_in_generate', 'router_aux_loss_coef', 'sep_token_id', 'summary_activation',
+    'summary_first_dropout', 'summary_proj_to_labels', 'summary_type', 'summary_use_proj', 'suppress_tokens',
+    'task_specific_params', 'temperature', 'tf_legacy_loss', 'tie_encoder_decoder', 'tokenizer_class', 'top_k',
+    'top_p', 'torch_dtype', 'torchscript', 'transformers_version', 'typical_p', 'unsloth_fixed', 'unsloth_version',
+    'use_bfloat16', 'use_cache', 'vocab_size',
+}  # fmt: skip
 _REQUIRED = object()
 
 # Feed-forwards by hidden_act, plain and gated.
@@ -127,7 +130,9 @@ def activation(known: Mapping[str, str], part: Any) -> str:
     for name, ours in known.items():
         if ours == part:
             return name
-    raise ConfigError(f'feed-forward {part!r} has no hidden_act there; known: {", ".join(dict.fromkeys(known.values()))}')
+    raise ConfigError(
+        f'feed-forward {part!r} has no hidden_act there; known: {", ".join(dict.fromkeys(known.values()))}'
+    )
 
 
 # --- Rotary positions ------------------------------------------------------------------
