@@ -98,11 +98,12 @@ def load_params(
     """
     reader = files.Reader(directory)
     wanted = tensors.tensors(model, family)
+    outer = {row[1] for row in family.OUTER}
     shapes, full = {}, {}
     for name, shape in reader.shapes.items():
         # A checkpoint of the bare model leaves out the prefix.
         bare = family.BASE and not any(known.startswith(family.BASE) for known in reader.shapes)
-        whole = family.BASE + name if bare and name != 'lm_head.weight' else name
+        whole = family.BASE + name if bare and name not in outer else name
         shapes[whole], full[whole] = shape, name
     if model.tie_embeddings and (head := _tied_copy(wanted, shapes, family)):
         _check_tied(reader, full[head], full[wanted[0].name])

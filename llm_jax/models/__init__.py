@@ -15,11 +15,22 @@ import copy
 import types
 from typing import Any
 
-from llm_jax.models import gpt2, llama
+from llm_jax.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
 from llm_jax.parts import nearest
 from llm_jax.schema import ConfigError
 
-FAMILIES: dict[str, types.ModuleType] = {'gpt2': gpt2, 'llama': llama}
+FAMILIES: dict[str, types.ModuleType] = {
+    'gpt2': gpt2,
+    'gpt_neox': gpt_neox,
+    'llama': llama,
+    'mistral': mistral,
+    'qwen2': qwen2,
+    'qwen3': qwen3,
+    'gemma2': gemma2,
+    'gemma3': gemma3,
+    'olmo2': olmo2,
+    'phi3': phi3,
+}
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class Keys:
             raise ConfigError(f'config.json has no {name!r}')
         return default
 
+    def nullable(self, name: str, default: Any) -> Any:
+        """A value for which null has a meaning of its own; the default is for its absence."""
+        self._seen.add(name)
+        return self.values.get(name, default)
+
     def only(self, name: str, *known: Any, default: Any = None) -> Any:
         """A value that has to be one of `known`; the first is the default, unless there is another.
 

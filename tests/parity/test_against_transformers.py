@@ -2,7 +2,7 @@
 
 import json
 
-from families import CASES, V, draw
+from families import CASES, CONTEXT, V, draw
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +46,7 @@ class Pair:
         weights = draw({key: value.shape for key, value in load_file(file).items()})
         save_file(weights, file, metadata={'format': 'pt'})
         self.theirs = read_theirs(self.directory)
-        self.family, self.config = hf.read_config(self.directory)
+        self.family, self.config = hf.read_config(self.directory, CONTEXT.get(name))
         self.model = Transformer(self.config.model)
         self.params = hf.load_params(self.directory, self.family, self.config.model)
         rng = np.random.default_rng(1)
