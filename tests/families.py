@@ -85,22 +85,21 @@ CASES = {
     'olmo2.biased_tied': {
         **_LLAMA, 'model_type': 'olmo2', 'num_key_value_heads': 4, 'attention_bias': True, 'tie_word_embeddings': True,
     },
-    'phi3.window': {**_LLAMA, 'model_type': 'phi3', 'sliding_window': 7, 'pad_token_id': None},
+    'phi3.window': {**_LLAMA, 'model_type': 'phi3', 'sliding_window': 7},
     'phi3.partial_tied': {
         **_LLAMA, 'model_type': 'phi3', 'hidden_size': 32, 'partial_rotary_factor': 0.5, 'tie_word_embeddings': True,
-        'pad_token_id': None,
     },
     'phi3.long': {
-        **_LLAMA, 'model_type': 'phi3', 'original_max_position_embeddings': 6, 'pad_token_id': None,
+        **_LLAMA, 'model_type': 'phi3', 'original_max_position_embeddings': 6,
         'rope_scaling': {'rope_type': 'longrope', 'short_factor': [1.0, 1.1, 1.2], 'long_factor': [1.5, 3.0, 9.0]},
     },
     'phi3.long_used_short': {
-        **_LLAMA, 'model_type': 'phi3', 'original_max_position_embeddings': 32, 'pad_token_id': None,
+        **_LLAMA, 'model_type': 'phi3', 'original_max_position_embeddings': 32,
         'rope_scaling': {'rope_type': 'longrope', 'short_factor': [1.0, 1.1, 1.2], 'long_factor': [1.5, 3.0, 9.0]},
     },
     'gpt_neox.partial': {**_NEOX, 'rotary_pct': 0.5, 'rotary_emb_base': 500.0},
     'gpt_neox.sequential_tanh_tied': {
-        **_NEOX, 'hidden_size': 32, 'use_parallel_residual': False, 'hidden_act': 'gelu_new',
+        **_NEOX, 'hidden_size': 48, 'use_parallel_residual': False, 'hidden_act': 'gelu_new',
         'tie_word_embeddings': True, 'layer_norm_eps': 1e-3,
     },
 }  # fmt: skip

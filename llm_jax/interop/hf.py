@@ -159,7 +159,8 @@ def save(
     shapes = {tensor.name: tensor.shape for tensor in wanted}
     files.write(directory, shapes, tensors.values(wanted, params), dtype, max_bytes)
     said = {'architectures': [module.ARCHITECTURE], 'model_type': module.MODEL_TYPE, **module.to_hf(model)}
-    said |= {'torch_dtype': dtype, **(more or {})}
+    # Said, because what is not said has a default there, which may be no token of this vocabulary.
+    said |= dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')) | {'torch_dtype': dtype} | (more or {})
     (directory / 'config.json').write_text(json.dumps(said, indent=2) + '\n')
     return family
 
