@@ -16,11 +16,11 @@ from etils import epath
 import jax
 
 from llm_jax import config as config_lib
-from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.interop import hf
 from llm_jax.nn.transformer import Transformer, build, init_params
 from llm_jax.schema import Config, ConfigError
-from llm_jax.tokenizer import Tokenizer
+from llm_jax.tokenizer import Tokenizer, find
 
 # The experiment's own copy in the run directory; 'experiment.py:Name' names a part in it.
 EXPERIMENT = 'experiment.py'
@@ -37,41 +37,58 @@ class Loaded:
     Attributes:
       model: the Linen module.
       params: nested dict, float32.
-      tokenizer: the one it was trained with.
+      tokenizer: the one it was trained with; None if there is none.
       config: of the experiment.
       step: of the checkpoint.
     """
 
     model: Transformer
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     config: Config
     step: int
 
 
-def load(path: str | epath.Path, step: int | None = None) -> Loaded:
-    """Reads a run directory: model, parameters, tokenizer and config.
+def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | None = None) -> Loaded:
+    """Reads a run directory, or one of Hugging Face: model, parameters, tokenizer and config.
 
     Parameters come from the averaged ones (EMA) where the run kept them, and go to the
     default device.
 
     Args:
-      path: a run directory, such as 'runs/quickstart'.
-      step: which checkpoint; None takes the newest.
+      path: a run directory, such as 'runs/quickstart', or one with a config.json of
+        Hugging Face and safetensors.
+      step: which checkpoint of a run; None takes the newest.
+      max_seq_len: the context to use the model at; None takes that of its config.
 
     Raises:
-      ConfigError: not a run directory, or no (such) checkpoint in it.
+      ConfigError: not such a directory, no (such) checkpoint in it, a model that is not
+        supported, or a max_seq_len that its learned positions do not have.
     """
+    if hf.is_hf(path):
+        return _load_hf(path, step, max_seq_len)
     run_dir = epath.Path(path)
     config = read_config(run_dir)
-    tokenizer = tokenizer_lib.load(run_dir / 'tokenizer')
-    model = build(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len)
+    has_tokenizer = (run_dir / 'tokenizer').exists()  # weights from elsewhere may have come without
+    tokenizer = find(run_dir / 'tokenizer') if has_tokenizer else None
+    vocab_size = tokenizer.vocab_size if tokenizer else config.model.vocab_size
+    model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
+    if max_seq_len is not None:
+        model = Transformer(hf.with_context(model.config, max_seq_len))
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     step = pick_step(checkpoints, run_dir, step)
     shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     item = 'ema' if checkpoints.has(step, 'ema') else 'params'
     params = checkpoints.restore(step, {item: shapes}, mesh=None)[item]
     return Loaded(model, params, tokenizer, config, step)
+
+
+def _load_hf(path: str | epath.Path, step: int | None, max_seq_len: int | None) -> Loaded:
+    if step is not None:
+        raise ConfigError(f'{path} is no run directory and has no step {step}')
+    family, config = hf.read_config(path, max_seq_len)
+    params = hf.load_params(path, family, config.model)
+    return Loaded(Transformer(config.model), params, find(path), config, 0)
 
 
 def pick_step(checkpoints: Checkpoints, run_dir: epath.Path, step: int | None) -> int:

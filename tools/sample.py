@@ -11,7 +11,7 @@ from llm_jax.schema import ConfigError
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='sample', description=__doc__, allow_abbrev=False)
-    parser.add_argument('run_dir', help='the directory that train wrote, e.g. runs/quickstart')
+    parser.add_argument('run_dir', help='of a run, e.g. runs/quickstart, or a Hugging Face directory')
     parser.add_argument('--prompt', action='append', default=[], help='text to continue; may be given several times')
     parser.add_argument('--prompt_file', action='append', default=[], help='a file whose whole text is a prompt')
     parser.add_argument('--max_new_tokens', type=int, default=100, help='most tokens to add (100)')
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
 
     sampler = Sampler(args.temperature, args.top_k, args.top_p)
     loaded = load(args.run_dir, args.step)
+    if loaded.tokenizer is None:
+        raise ConfigError(f'{args.run_dir} has no tokenizer; give one to convert with --tokenizer')
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     started = time.monotonic()
     blocks = text.stream(

@@ -1,6 +1,7 @@
-"""Print an experiment: its model as a tree with shapes, counts, costs and sharding, and its config.
+"""Print an experiment or a published model as a tree with shapes, counts, costs and sharding.
 
 ./tools/run show experiments/gpt2_124m.py --devices 8
+./tools/run show llama:3.1-8b --devices 8 --config.mesh.tensor=2
 """
 
 import argparse
@@ -8,7 +9,7 @@ import sys
 
 import rich.console
 
-from llm_jax import cli
+from llm_jax import cli, models
 from llm_jax import config as config_lib
 from llm_jax.report import show
 from llm_jax.report.model import summarise
@@ -16,13 +17,14 @@ from llm_jax.report.model import summarise
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='show', description=__doc__.partition('\n')[0], allow_abbrev=False)
-    parser.add_argument('experiment', help='the experiment file, e.g. experiments/quickstart.py')
+    parser.add_argument('experiment', help='an experiment file, or a published model such as llama:3.1-8b')
     parser.add_argument(
         '--devices', type=int, default=1, help='how many devices the mesh is laid over (none is needed)'
     )
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
-    experiment = config_lib.load_experiment(known.experiment)
+    load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
+    experiment = load(known.experiment)
     config_lib.apply_overrides(experiment, cli.overrides(rest))
     config = config_lib.validate(experiment)
     console = rich.console.Console()

@@ -4,9 +4,18 @@
 """
 
 from llm_jax.tokenizer.interface import StreamDecoder, Tokenizer
-from llm_jax.tokenizer.loading import load
+from llm_jax.tokenizer.loading import find, load
 from llm_jax.tokenizer.sentence_piece import FILE_NAME, SentencePieceTokenizer
 from llm_jax.tokenizer.tokenizer_json import JsonTokenizer
 from llm_jax.tokenizer.training import train
 
-__all__ = ['FILE_NAME', 'JsonTokenizer', 'SentencePieceTokenizer', 'StreamDecoder', 'Tokenizer', 'load', 'train']
+__all__ = [
+    'FILE_NAME',
+    'JsonTokenizer',
+    'SentencePieceTokenizer',
+    'StreamDecoder',
+    'Tokenizer',
+    'find',
+    'load',
+    'train',
+]

@@ -55,6 +55,18 @@ def load(path: str | os.PathLike) -> Tokenizer:
         raise ConfigError(f'tokenizer {str(file)!r}: {error}') from error
 
 
+def find(path: str | os.PathLike) -> Tokenizer | None:
+    """What `load` reads; None for a directory that holds no tokenizer, as weights need none.
+
+    Raises:
+      ConfigError: as `load`.
+    """
+    path = epath.Path(path)
+    if path.is_dir() and not any(any(path.glob(pattern)) for pattern in _PATTERNS):
+        return None
+    return load(path)
+
+
 def _in_directory(directory: epath.Path) -> epath.Path:
     for pattern in _PATTERNS:
         found = sorted(directory.glob(pattern))

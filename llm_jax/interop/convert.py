@@ -1,0 +1,95 @@
+"""Run directories from weights of other projects, and the other way round."""
+
+import os
+from typing import Any
+
+from etils import epath
+
+from llm_jax import runs
+from llm_jax.checkpoint import Checkpoints
+from llm_jax.interop import hf, llama2c
+from llm_jax.schema import Config, ConfigError
+from llm_jax.tokenizer import Tokenizer, find
+
+
+def from_hf(
+    source: str | os.PathLike, run_dir: str | os.PathLike, *, tokenizer: str = '', max_seq_len: int | None = None
+) -> Tokenizer | None:
+    """Makes a run directory of a Hugging Face directory.
+
+    Args:
+      source: with config.json and safetensors.
+      run_dir: where to; new or empty.
+      tokenizer: a file or directory of another tokenizer than the source's own.
+      max_seq_len: the context to use the model at; None takes that of config.json.
+
+    Returns:
+      the tokenizer, None if there was none.
+
+    Raises:
+      ConfigError: what is not supported, or `run_dir` is in use.
+    """
+    _check_new(run_dir)
+    family, config = hf.read_config(source, max_seq_len)
+    params = hf.load_params(source, family, config.model)
+    return _write(run_dir, config, params, tokenizer or source, str(source))
+
+
+def from_llama2c(file: str | os.PathLike, run_dir: str | os.PathLike, *, tokenizer: str = '') -> Tokenizer | None:
+    """Makes a run directory of a llama2.c file; see `from_hf`."""
+    _check_new(run_dir)
+    config, params = llama2c.load(file)
+    return _write(run_dir, config, params, tokenizer, str(file))
+
+
+def to_hf(
+    run_dir: str | os.PathLike, target: str | os.PathLike, *, step: int | None = None, family: str = '',
+    dtype: str = 'float32',
+) -> str:  # fmt: skip
+    """Makes a Hugging Face directory of a run directory.
+
+    Args:
+      run_dir: with a checkpoint.
+      target: where to; new or empty.
+      step: of the checkpoint; None takes the newest.
+      family: whose form; '' takes the first that can say all that the model is.
+      dtype: of the tensors, 'float32' or 'bfloat16'.
+
+    Returns:
+      the name of the family.
+
+    Raises:
+      ConfigError: no family can say what the model is, or `target` is in use.
+    """
+    loaded = runs.load(run_dir, step)
+    more = {}
+    if loaded.tokenizer is not None:
+        # BOS begins a document and so is also what a model of ours writes at its end.
+        ends = [*loaded.tokenizer.eos_ids, loaded.tokenizer.bos_id]
+        more = {'bos_token_id': loaded.tokenizer.bos_id, 'eos_token_id': list(dict.fromkeys(ends))}
+    family = hf.save(loaded.model.config, loaded.params, target, family=family, dtype=dtype, more=more)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.export(target)
+    return family
+
+
+def _check_new(run_dir: str | os.PathLike) -> None:
+    run_dir = epath.Path(run_dir)
+    if run_dir.exists() and any(run_dir.iterdir()):
+        raise ConfigError(f'{run_dir} is not empty; convert to a new directory')
+
+
+def _write(
+    run_dir: str | os.PathLike, config: Config, params: Any, tokenizer: str | os.PathLike, source: str
+) -> Tokenizer | None:
+    run_dir = epath.Path(run_dir)
+    runs.write_config(run_dir, config, None)
+    found = find(tokenizer) if tokenizer else None
+    if found is not None:
+        found.save(run_dir / 'tokenizer')
+    # Without text there is no data to go on with: a run begins from here with init_from.
+    meta = {'tokenizer': found.fingerprint if found else '', 'data': '', 'source': source}
+    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    checkpoints.save(0, {'params': params}, meta, {})
+    checkpoints.close()
+    return found

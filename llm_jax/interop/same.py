@@ -1,0 +1,84 @@
+"""Whether two configs compute the same function of their parameters."""
+
+import dataclasses
+from typing import Any
+
+from llm_jax.models.hf_config import original_len
+from llm_jax.schema import Mla, Model, Moe, Mup, Rope
+
+# Fields of training, of how it is computed, and of how layers are written down.
+_FREE = {'init', 'init_std', 'dropout', 'dtype', 'remat', 'scan', 'rules', 'pattern', 'first_layers'}
+# Of the experts, what only training sees.
+_FREE_MOE = {'aux_weight', 'z_weight', 'bias_rate'}
+# Fields of rope that count, by scaling.
+_ALWAYS = ('theta', 'fraction', 'interleaved', 'scaling')
+_ROPE = {
+    'none': (),
+    'linear': ('factor',),
+    'ntk': ('factor',),
+    'dynamic': ('factor', 'original_len'),
+    'llama3': ('factor', 'original_len', 'low_freq_factor', 'high_freq_factor'),
+    'longrope': ('factor', 'original_len', 'attention_factor', 'short_factors', 'long_factors'),
+    'yarn': ('factor', 'original_len', 'attention_factor', 'beta_fast', 'beta_slow', 'round_betas', 'mscale',
+             'mscale_all_dim'),
+}  # fmt: skip
+
+
+def differences(a: Model, b: Model) -> list[str]:
+    """Fields in which two models differ, 'model.norm = ...' as `a` has them; empty for the same function."""
+    if a.n_layers != b.n_layers:
+        return [f'model.n_layers = {a.n_layers}']
+    out = {}
+    for i in range(a.n_layers):
+        ours, theirs = (_plain(model.layer(i)) for model in (a, b))
+        for name in ours:
+            if ours[name] != theirs[name]:
+                out.setdefault(f'model.{name} = {ours[name]!r}')
+    return list(out)
+
+
+def _plain(model: Model) -> dict[str, Any]:
+    """The fields of a layer that count, defaults filled in."""
+    heads = model.attention in ('mha', 'gqa', 'mqa')
+    model = dataclasses.replace(
+        model,
+        attention='gqa' if heads else model.attention,
+        n_kv_heads=model.kv_heads if heads else 0,
+        d_head=model.head_size if heads else 0,
+        d_ff=model.ff_size if model.feed_forward != 'moe' or model.moe.n_shared or not model.moe.d_ff else 0,
+        # ALiBi and no position have no rotary part; without experts those fields mean nothing.
+        rope=_rope(model) if model.position == 'rope' else Rope(),
+        mla=Mla() if heads else model.mla,
+        moe=_moe(model) if model.feed_forward == 'moe' else Moe(),
+        mup=model.mup if model.mup.base_width else Mup(),
+        attention_scale=model.attention_scale or _scale(model),
+    )
+    out = {}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name in _FREE:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            out |= {f'{field.name}.{f.name}': getattr(value, f.name) for f in dataclasses.fields(value)}
+        else:
+            out[field.name] = value
+    return out
+
+
+def _scale(model: Model) -> float:
+    width = model.mla.d_nope + model.mla.d_rope if model.attention == 'mla' else model.head_size
+    return width**-0.5
+
+
+def _rope(model: Model) -> Rope:
+    rope = dataclasses.replace(model.rope, original_len=original_len(model))
+    kept = {name: getattr(rope, name) for name in (*_ALWAYS, *_ROPE[rope.scaling])}
+    return Rope(**kept)
+
+
+def _moe(model: Model) -> Moe:
+    moe = dataclasses.replace(model.moe, d_ff=model.moe.d_ff or model.ff_size)
+    plain = {name: getattr(Moe(), name) for name in _FREE_MOE}
+    balance = moe.balance if moe.balance == 'bias' else 'none'
+    moe = dataclasses.replace(moe, **plain, balance=balance)
+    return moe if moe.n_groups > 1 else dataclasses.replace(moe, top_groups=1, group_score='max')

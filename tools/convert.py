@@ -1,0 +1,52 @@
+"""Convert weights: convert --from hf:DIR --to runs/NAME, or --from runs/NAME --to hf:DIR"""
+
+import argparse
+import sys
+
+from llm_jax import cli
+from llm_jax.schema import ConfigError
+
+_FORMS = 'hf:DIR (Hugging Face), llama2c:FILE (only --from), or a run directory'
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='convert', description=__doc__, allow_abbrev=False)
+    parser.add_argument('--from', dest='source', required=True, help=_FORMS)
+    parser.add_argument('--to', dest='target', required=True, help=_FORMS)
+    parser.add_argument('--tokenizer', default='', help="a tokenizer's file or directory, if not the source's own")
+    parser.add_argument('--max_seq_len', type=int, help='context to use the model at; default that of config.json')
+    parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
+    parser.add_argument('--dtype', default='float32', help='of what is written to hf:, float32 or bfloat16 (float32)')
+    parser.add_argument('--family', default='', help='whose form hf: takes; default the first that fits')
+    cli.add_debug(parser)
+    args = parser.parse_args(argv)
+    kinds = tuple(_kind(value) for value in (args.source, args.target))
+
+    from llm_jax.interop import convert  # imports JAX: a mistake in the arguments comes first, and at once
+
+    if kinds == ('hf', 'run'):
+        tokenizer = convert.from_hf(
+            _path(args.source), args.target, tokenizer=args.tokenizer, max_seq_len=args.max_seq_len
+        )
+    elif kinds == ('llama2c', 'run'):
+        tokenizer = convert.from_llama2c(_path(args.source), args.target, tokenizer=args.tokenizer)
+    elif kinds == ('run', 'hf'):
+        family = convert.to_hf(args.source, _path(args.target), step=args.step, family=args.family, dtype=args.dtype)
+        print(f'wrote {_path(args.target)} as {family}')
+        return
+    else:
+        raise ConfigError(f'--from {args.source} --to {args.target}: one of them has to be a run directory')
+    print(f'wrote {args.target}' + ('' if tokenizer else ', without a tokenizer: give one with --tokenizer'))
+
+
+def _kind(value: str) -> str:
+    kind, colon, _ = value.partition(':')
+    return kind if colon and kind in ('hf', 'llama2c') else 'run'
+
+
+def _path(value: str) -> str:
+    return value.partition(':')[2]
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
