@@ -4,7 +4,14 @@ from typing import Any
 
 from llm_jax.models import llama
 from llm_jax.models.hf_config import (
-    GATED, Keys, activation, original_len, rope, rope_to_hf, sizes, sizes_to_hf,
+    GATED,
+    Keys,
+    activation,
+    original_len,
+    rope,
+    rope_to_hf,
+    sizes,
+    sizes_to_hf,
 )  # fmt: skip
 from llm_jax.models.layouts import from_heads, joined, linear, vector
 from llm_jax.schema import Model

@@ -4,7 +4,15 @@ from typing import Any
 
 from llm_jax.models import llama
 from llm_jax.models.hf_config import (
-    GATED, Keys, activation, pattern, rope, rope_to_hf, sizes, sizes_to_hf, windows,
+    GATED,
+    Keys,
+    activation,
+    pattern,
+    rope,
+    rope_to_hf,
+    sizes,
+    sizes_to_hf,
+    windows,
 )  # fmt: skip
 from llm_jax.schema import Model
 
