@@ -60,6 +60,7 @@ class Mla:
     d_nope: int = _field(32, 'width of the part of queries and keys without position')
     d_rope: int = _field(16, 'width of the rotated part, of which all heads share the key')
     d_value: int = _field(32, 'width of the values')
+    norm_eps: float = _field(0.0, "added to the variance inside the latents' norms; 0 means model.norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)

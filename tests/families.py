@@ -15,6 +15,10 @@ _NEOX = {
     'model_type': 'gpt_neox', 'vocab_size': V, 'hidden_size': 24, 'intermediate_size': 56, 'num_hidden_layers': 3,
     'num_attention_heads': 3, 'max_position_embeddings': 64,
 }  # fmt: skip
+_DEEPSEEK = {
+    **_LLAMA, 'num_key_value_heads': 4, 'moe_intermediate_size': 20, 'n_shared_experts': 1, 'q_lora_rank': 14,
+    'kv_lora_rank': 12, 'qk_nope_head_dim': 10, 'qk_rope_head_dim': 6, 'v_head_dim': 7,
+}  # fmt: skip
 _LLAMA3_ROPE = {
     'rope_type': 'llama3', 'factor': 4.0, 'low_freq_factor': 1.0, 'high_freq_factor': 3.0,
     'original_max_position_embeddings': 16,
@@ -101,6 +105,54 @@ CASES = {
     'gpt_neox.sequential_tanh_tied': {
         **_NEOX, 'hidden_size': 48, 'use_parallel_residual': False, 'hidden_act': 'gelu_new',
         'tie_word_embeddings': True, 'layer_norm_eps': 1e-3,
+    },
+    'mixtral.grouped': {**_LLAMA, 'model_type': 'mixtral', 'num_local_experts': 5, 'num_experts_per_tok': 2},
+    'mixtral.window_narrow_heads_tied': {
+        **_LLAMA, 'model_type': 'mixtral', 'num_local_experts': 4, 'num_experts_per_tok': 3, 'head_dim': 10,
+        'sliding_window': 6, 'tie_word_embeddings': True,
+    },
+    'qwen3_moe.all_layers': {
+        **_LLAMA, 'model_type': 'qwen3_moe', 'head_dim': 8, 'num_experts': 6, 'num_experts_per_tok': 3,
+        'moe_intermediate_size': 20, 'norm_topk_prob': True,
+    },
+    'qwen3_moe.some_layers_unnormalised': {
+        **_LLAMA, 'model_type': 'qwen3_moe', 'head_dim': 8, 'num_experts': 4, 'num_experts_per_tok': 2,
+        'moe_intermediate_size': 20, 'num_hidden_layers': 5, 'decoder_sparse_step': 2, 'mlp_only_layers': [3],
+        'attention_bias': True, 'use_sliding_window': True, 'sliding_window': 9, 'tie_word_embeddings': True,
+    },
+    'gpt_oss.yarn': {
+        **_LLAMA, 'model_type': 'gpt_oss', 'head_dim': 16, 'num_local_experts': 5, 'num_experts_per_tok': 3,
+        'sliding_window': 5, 'rope_scaling': {
+            'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 8.0, 'beta_slow': 1.0, 'truncate': False,
+            'original_max_position_embeddings': 16},
+    },
+    'gpt_oss.odd_depth_tied': {
+        **_LLAMA, 'model_type': 'gpt_oss', 'num_hidden_layers': 2, 'head_dim': 8, 'num_local_experts': 4,
+        'num_experts_per_tok': 1, 'sliding_window': 7, 'tie_word_embeddings': True,
+        'layer_types': ['full_attention', 'sliding_attention'],
+    },
+    'deepseek_v3.grouped_yarn': {
+        **_DEEPSEEK, 'model_type': 'deepseek_v3', 'n_routed_experts': 8, 'num_experts_per_tok': 3, 'n_group': 4,
+        'topk_group': 2, 'first_k_dense_replace': 1, 'routed_scaling_factor': 2.5, 'norm_topk_prob': True,
+        'rope_scaling': {
+            'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 8.0, 'beta_slow': 1.0, 'mscale': 1.0,
+            'mscale_all_dim': 0.7, 'original_max_position_embeddings': 16},
+    },
+    'deepseek_v3.biased_without_query_latent': {
+        **_DEEPSEEK, 'model_type': 'deepseek_v3', 'n_routed_experts': 4, 'num_experts_per_tok': 2, 'n_group': 1,
+        'topk_group': 1, 'first_k_dense_replace': 2, 'q_lora_rank': None, 'attention_bias': True,
+        'n_shared_experts': 2, 'norm_topk_prob': False, 'rope_interleave': False, 'rms_norm_eps': 1e-3,
+    },
+    'deepseek_v2.grouped_yarn': {
+        **_DEEPSEEK, 'model_type': 'deepseek_v2', 'n_routed_experts': 6, 'num_experts_per_tok': 2, 'n_group': 3,
+        'topk_group': 2, 'first_k_dense_replace': 1, 'routed_scaling_factor': 1.5,
+        'topk_method': 'group_limited_greedy', 'rope_scaling': {
+            'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 8.0, 'beta_slow': 1.0, 'mscale': 0.7,
+            'mscale_all_dim': 0.7, 'original_max_position_embeddings': 16},
+    },
+    'deepseek_v2.greedy_without_query_latent': {
+        **_DEEPSEEK, 'model_type': 'deepseek_v2', 'n_routed_experts': 5, 'num_experts_per_tok': 3,
+        'first_k_dense_replace': 0, 'q_lora_rank': None, 'topk_method': 'greedy', 'n_shared_experts': 2,
     },
 }  # fmt: skip
 # The context that a model is used at, where it is not that of its config.json.

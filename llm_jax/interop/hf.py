@@ -108,7 +108,8 @@ def load_params(
     if model.tie_embeddings and (head := _tied_copy(wanted, shapes, family)):
         _check_tied(reader, full[head], full[wanted[0].name])
         del shapes[head]
-    tensors.check(wanted, shapes, lambda name: re.fullmatch(family.BUFFERS, name) is not None)
+    passed_over = re.compile(family.BUFFERS.replace('{n_layers}', str(model.n_layers)))
+    tensors.check(wanted, shapes, lambda name: passed_over.fullmatch(name) is not None)
     return tensors.load(model, wanted, lambda name, index: reader.fetch(full[name], index), mesh)
 
 

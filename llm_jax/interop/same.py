@@ -45,10 +45,10 @@ def _plain(model: Model) -> dict[str, Any]:
         attention='gqa' if heads else model.attention,
         n_kv_heads=model.kv_heads if heads else 0,
         d_head=model.head_size if heads else 0,
-        d_ff=model.ff_size if model.feed_forward != 'moe' or model.moe.n_shared or not model.moe.d_ff else 0,
+        d_ff=model.ff_size if model.feed_forward != 'moe' else 0,  # that of the experts is in `moe`
         # ALiBi and no position have no rotary part; without experts those fields mean nothing.
         rope=_rope(model) if model.position == 'rope' else Rope(),
-        mla=Mla() if heads else model.mla,
+        mla=Mla() if heads else dataclasses.replace(model.mla, norm_eps=model.mla.norm_eps or model.norm_eps),
         moe=_moe(model) if model.feed_forward == 'moe' else Moe(),
         mup=model.mup if model.mup.base_width else Mup(),
         attention_scale=model.attention_scale or _scale(model),

@@ -8,7 +8,7 @@ and the table of its tensors. What is fixed in it:
     from_hf(config), to_hf(model)
     OUTER, LAYER               rows (ours, theirs, layout); LAYER's follow the prefix LAYERS
     BASE                       prefix that checkpoints of the bare model leave out
-    BUFFERS                    regex of tensors that hold no parameters
+    BUFFERS                    regex of tensors that are passed over, such as buffers; may say {n_layers}
 """
 
 import copy
@@ -18,21 +18,44 @@ from typing import Any
 import ml_collections
 
 from llm_jax import config as config_lib
-from llm_jax.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo2, phi3, qwen2, qwen3
+from llm_jax.models import (
+    deepseek_v2,
+    deepseek_v3,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt3,
+    gpt_neox,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
 from llm_jax.parts import nearest
 from llm_jax.schema import ConfigError
 
 FAMILIES: dict[str, types.ModuleType] = {
     'gpt2': gpt2,
+    'gpt3': gpt3,
     'gpt_neox': gpt_neox,
     'llama': llama,
     'mistral': mistral,
+    'mixtral': mixtral,
     'qwen2': qwen2,
     'qwen3': qwen3,
+    'qwen3_moe': qwen3_moe,
     'gemma2': gemma2,
     'gemma3': gemma3,
     'olmo2': olmo2,
     'phi3': phi3,
+    'gpt_oss': gpt_oss,
+    'deepseek_v2': deepseek_v2,
+    'deepseek_v3': deepseek_v3,
 }
 
 

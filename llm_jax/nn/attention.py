@@ -1,5 +1,6 @@
 """Self-attention with its projections, over whole sequences or over a cache."""
 
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -118,6 +119,7 @@ class LatentAttention(nn.Module):
         D, H, R, N, V = config.d_model, config.n_heads, mla.kv_rank, mla.d_nope, mla.d_value
         position = resolve_part('model.position', config.position, POSITIONS)
         Norm = resolve_part('model.norm', config.norm, NORMS)
+        latent_config = dataclasses.replace(config, norm_eps=mla.norm_eps or config.norm_eps)
         rotate = lambda x: position.rotate(config, x, tokens.tables)
 
         def narrow(name: str, width: int, axis: str, bias: bool = False) -> jax.Array:
@@ -125,14 +127,14 @@ class LatentAttention(nn.Module):
 
         bias = config.bias in (True, 'attention')
         if mla.q_rank:
-            latent_BLQ = Norm(config, ('latent',), name='q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
+            latent_BLQ = Norm(latent_config, ('latent',), name='q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
             shape, axes = (mla.q_rank, H, N + mla.d_rope), ('latent', 'heads', 'd_head')
             q_BLHK = Einsum('BLR,RHK->BLHK', shape, axes, config, name='q_up')(latent_BLQ)
         else:
             shape, axes = (D, H, N + mla.d_rope), ('d_model', 'heads', 'd_head')
             q_BLHK = Einsum('BLD,DHK->BLHK', shape, axes, config, name='q')(x_BLD)
         q_nope, q_rope = q_BLHK[..., :N], rotate(q_BLHK[..., N:])
-        latent_BLR = Norm(config, ('latent',), name='kv_norm')(narrow('kv_down', R, 'latent', bias))
+        latent_BLR = Norm(latent_config, ('latent',), name='kv_norm')(narrow('kv_down', R, 'latent', bias))
         k_rope_BL1K = rotate(narrow('k_rope', mla.d_rope, 'd_head', bias)[:, :, None])
         to_heads = ('latent', 'heads', 'd_head')
         up_k = Einsum('BLR,RHK->BLHK', (R, H, N), to_heads, config, name='k_up')
