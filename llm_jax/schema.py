@@ -228,14 +228,16 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    name: Part = _field('adamw', 'adamw, or a callable')
-    learning_rate: float = _field(3e-4, 'peak learning rate')
-    b1: float = _field(0.9, 'decay of the first moment')
-    b2: float = _field(0.95, 'decay of the second moment')
-    eps: float = _field(1e-8, 'added to the root of the second moment')
-    weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only')
+    name: Part = _field('adamw', 'adamw, lion, adafactor, sgd, muon, or a callable')
+    learning_rate: float = _field(3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it')
+    b1: float = _field(0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment')
+    b2: float = _field(0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment')
+    eps: float = _field(1e-8, '"adamw", "muon" (embeddings, vectors): added to the root of the second moment')
+    momentum: float = _field(0.95, '"sgd", "muon" (matrices): decay of the sum of gradients')
+    nesterov: bool = _field(True, '"sgd", "muon": whether the step looks ahead of that sum')
+    weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
     decay_mask: tuple = _field(
-        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias)', False)),
+        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias|sinks|balance)', False)),
         '(regex, decays) pairs; the first that matches a whole parameter path decides',
     )
     clip: float = _field(1.0, 'largest global gradient norm; 0 never clips')
