@@ -89,7 +89,7 @@ class Mup:
     """Maximal update parametrisation: hyperparameters found at base_width hold at every width."""
 
     base_width: int = _field(0, 'd_model at which learning rate and init_std were tuned; 0 is off')
-    base_head: int = _field(0, 'head width there; 0 means that heads have the same width')
+    base_head: int = _field(0, 'head width there, if heads grow in width; 0 means that they grow in number')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Model:
     mla: Mla = _section(Mla, 'the widths of "mla"')
     window: int = _field(0, 'tokens that a query sees, itself included; 0 means all before it')
     attention_softcap: float = _field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
-    attention_scale: float = _field(0.0, 'what scores are multiplied by; 0 means 1/√K')
+    attention_scale: float = _field(0.0, 'what scores are multiplied by (with mup.base_head: at that width); 0 is 1/√K')
     attention_sinks: bool = _field(False, 'whether each head has a learned score that takes attention nowhere')
     attention_gate: bool = _field(False, "whether a sigmoid of the block's input gates what attention gives")
     qk_norm: str = _field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
