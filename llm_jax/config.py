@@ -217,6 +217,7 @@ def _check(config: Config) -> None:
         _require(value >= 1, field, value, 'it must be at least 1')
     not_negative = {
         'model.vocab_size': model.vocab_size, 'model.n_kv_heads': model.n_kv_heads, 'model.d_head': model.d_head,
+        'model.mup.base_width': model.mup.base_width, 'model.mup.base_head': model.mup.base_head,
         'model.d_ff': model.d_ff, 'model.max_seq_len': model.max_seq_len, 'model.norm_eps': model.norm_eps,
         'train.eval_batches': train.eval_batches, 'train.z_loss': train.z_loss,
         'optimizer.learning_rate': config.optimizer.learning_rate, 'optimizer.clip': config.optimizer.clip,
@@ -227,10 +228,13 @@ def _check(config: Config) -> None:
     fractions = {
         'model.dropout': model.dropout, 'train.ema_decay': train.ema_decay,
         'optimizer.b1': config.optimizer.b1, 'optimizer.b2': config.optimizer.b2,
+        'optimizer.momentum': config.optimizer.momentum,
         'data.validation_fraction': data.validation_fraction, 'data.test_fraction': data.test_fraction,
     }  # fmt: skip
     for field, value in fractions.items():
         _require(0 <= value < 1, field, value, 'it must be at least 0 and below 1')
+    _require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
+             'it does nothing without model.mup.base_width; set that too')  # fmt: skip
     _require(len(model.first_layers) <= model.n_layers, 'model.first_layers', len(model.first_layers),
              f'there are only model.n_layers = {model.n_layers}')  # fmt: skip
     for layer in dict.fromkeys(model.layer(i) for i in range(model.n_layers)):

@@ -14,24 +14,26 @@ import jax
 from llm_jax.parts import resolve_part
 from llm_jax.schema import Model
 
-# Logical axes that grow with the width of the model. All grow as d_model does, but the
-# width of a head, which model.mup.base_head tells.
-WIDTHS = ('d_model', 'heads', 'kv_heads', 'd_head', 'd_ff', 'latent')
+# Logical axes that grow with the width of the model. All grow as d_model does, but heads:
+# model.mup.base_head tells whether their width or their number does.
+WIDTHS = ('d_model', 'residual', 'heads', 'kv_heads', 'd_head', 'd_ff', 'latent')
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """What is known of a weight matrix; a pytree without leaves, so that it passes through `jit` and `scan`.
+    """What is known of a parameter; a pytree without leaves, so that it passes through `jit` and `scan`.
 
     Attributes:
-      axes_in: logical axes that are summed over.
+      axes_in: logical axes that are summed over; none for a vector (a bias, the scale of a norm).
       axes_out: logical axes of the result.
       fan_in: how many inputs each output sums.
       fan_out: how many outputs there are.
       writes_residual: whether its output is added to the residual stream.
       lookup: whether its rows are looked up and not multiplied.
       share: of the tokens that are multiplied by it: top_k / n_experts for an expert's.
+      trained: whether gradients change it.
+      fixed: axes among WIDTHS that nevertheless stay the same in a wider model.
       grow_in: fan_in over that at the base width; 1 without muP.
       grow_out: the same for fan_out.
     """
@@ -43,20 +45,39 @@ class Weight:
     writes_residual: bool = False
     lookup: bool = False
     share: float = 1.0
+    trained: bool = True
+    fixed: tuple[str, ...] = ()
     grow_in: float = 1.0
     grow_out: float = 1.0
 
     @property
     def role(self) -> str:
-        """'hidden' (width to width), 'readout' (width to a fixed size) or 'embedding' (from a fixed size)."""
-        if not set(self.axes_in) & set(WIDTHS):
+        """'hidden' (width to width), 'readout' (width to a fixed size) or 'embedding' (from a fixed size; vectors)."""
+        growing = set(WIDTHS) - set(self.fixed)
+        if not growing & set(self.axes_in):
             return 'embedding'
-        return 'hidden' if set(self.axes_out) & set(WIDTHS) else 'readout'
+        return 'hidden' if growing & set(self.axes_out) else 'readout'
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it maps features to features: neither tokens, nor positions, nor experts are on one side of it."""
+        return bool(set(WIDTHS) & set(self.axes_in) and set(WIDTHS) & set(self.axes_out))
 
     @property
     def learning_rate(self) -> float:
         """What Adam's learning rate is multiplied by under muP (table 8 of the paper): 1/m for hidden matrices."""
         return 1 / self.grow_in if self.role == 'hidden' else 1.0
+
+    @property
+    def sgd_learning_rate(self) -> float:
+        """What the learning rate of plain gradients is multiplied by under muP (table 8 of the paper).
+
+        Gradients with respect to activations shrink as 1/m, for the readout divides by m.
+        A hidden matrix makes up for that itself: a change by δ xᵀ is read by a sum of m
+        equal terms. Embeddings and vectors do not, and get m. The gradient of a readout
+        has its 1/m, and its sum of m terms is divided by m again: m as well.
+        """
+        return {'hidden': self.grow_out / self.grow_in, 'readout': self.grow_in, 'embedding': self.grow_out}[self.role]
 
     @property
     def forward(self) -> float:
@@ -65,7 +86,7 @@ class Weight:
 
 
 def describe(config: Model, shape: tuple[int, ...], axes: tuple[str, ...], n_in: int, **known) -> Weight:
-    """The Weight of a kernel whose first `n_in` dimensions are summed over."""
+    """The Weight of a parameter whose first `n_in` dimensions are summed over."""
     grow = lambda names: math.prod(_growth(config, name) for name in names)
     return Weight(
         axes_in=axes[:n_in],
@@ -74,25 +95,33 @@ def describe(config: Model, shape: tuple[int, ...], axes: tuple[str, ...], n_in:
         fan_out=math.prod(shape[n_in:]),
         grow_in=grow(axes[:n_in]),
         grow_out=grow(axes[n_in:]),
+        fixed=tuple(axis for axis in axes if axis in WIDTHS and _stays(config, axis)),
         **known,
     )
 
 
 def _growth(config: Model, axis: str) -> float:
     mup = config.mup
-    if not mup.base_width or axis not in WIDTHS:
+    if not mup.base_width or axis not in WIDTHS or _stays(config, axis):
         return 1.0
     head = config.head_size / mup.base_head if mup.base_head else 1.0
     width = config.d_model / mup.base_width
     return {'d_head': head, 'heads': width / head, 'kv_heads': width / head}.get(axis, width)
 
 
+def _stays(config: Model, axis: str) -> bool:
+    """Heads of a fixed width, and the one key/value head of multi-query attention."""
+    return (axis == 'd_head' and not config.mup.base_head) or (axis == 'kv_heads' and config.kv_heads == 1)
+
+
 def attention_scale(config: Model, width: int) -> float:
-    """1/√K, or under muP with wider heads √K₀/K, which agrees with it at the base width K₀ (§ "1/d attention")."""
-    if config.attention_scale:
-        return config.attention_scale
-    base = config.mup.base_head if config.mup.base_width else 0
-    return base**0.5 / width if base else width**-0.5
+    """1/√K, or what `attention_scale` says; under muP with heads n times as wide as at the base, /√n or /n of that.
+
+    The products of queries and keys that training has aligned grow as K and not as √K,
+    so the scale has to fall as 1/K (Tensor Programs V, definition 4.1).
+    """
+    wider = _growth(config, 'd_head')
+    return config.attention_scale / wider if config.attention_scale else (width * wider) ** -0.5
 
 
 # --- Schemes ---------------------------------------------------------------------------
@@ -131,15 +160,16 @@ def orthogonal(config: Model, weight: Weight) -> Init:
     """Orthogonal rows or columns (Saxe et al. 2014, arXiv:1312.6120); scaled by depth as "gpt2"."""
     if weight.lookup:
         return _normal(config.init_std)
-    # Its entries shrink with the actual size by themselves: undo what muP will do to them.
-    gain = _by_depth(config, weight) / _mup_std(weight)
-
     n_dims = len(weight.axes_in) + len(weight.axes_out)
 
     def init(key, shape, dtype, out_sharding=None):
         lead, dims = shape[: len(shape) - n_dims], shape[len(shape) - n_dims :]
         rows = math.prod(dims[: len(weight.axes_in)])
-        draw = lambda k: jax.nn.initializers.orthogonal(gain)(k, (rows, math.prod(dims) // rows), dtype)
+        columns = math.prod(dims) // rows
+        # Its entries are 1/√(longer side) by themselves: what muP makes of a scheme needs those of the base width.
+        longer = max(rows, columns) / max(weight.fan_in, weight.fan_out)
+        gain = _by_depth(config, weight) * longer**0.5
+        draw = lambda k: jax.nn.initializers.orthogonal(gain)(k, (rows, columns), dtype)
         stack = jax.vmap(draw)(jax.random.split(key, math.prod(lead))).reshape(shape)
         return stack if out_sharding is None else jax.sharding.reshard(stack, out_sharding)
 

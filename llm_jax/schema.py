@@ -90,7 +90,7 @@ class Mup:
     """Maximal update parametrisation: hyperparameters found at base_width hold at every width."""
 
     base_width: int = _field(0, 'd_model at which learning rate and init_std were tuned; 0 is off')
-    base_head: int = _field(0, 'head width there; 0 means that heads have the same width')
+    base_head: int = _field(0, 'head width there, if heads grow in width; 0 means that they grow in number')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Model:
     mla: Mla = _section(Mla, 'the widths of "mla"')
     window: int = _field(0, 'tokens that a query sees, itself included; 0 means all before it')
     attention_softcap: float = _field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
-    attention_scale: float = _field(0.0, 'what scores are multiplied by; 0 means 1/√K')
+    attention_scale: float = _field(0.0, 'what scores are multiplied by (with mup.base_head: at that width); 0 is 1/√K')
     attention_sinks: bool = _field(False, 'whether each head has a learned score that takes attention nowhere')
     attention_gate: bool = _field(False, "whether a sigmoid of the block's input gates what attention gives")
     qk_norm: str = _field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
@@ -231,12 +231,14 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    name: Part = _field('adamw', 'adamw, or a callable')
-    learning_rate: float = _field(3e-4, 'peak learning rate')
-    b1: float = _field(0.9, 'decay of the first moment')
-    b2: float = _field(0.95, 'decay of the second moment')
-    eps: float = _field(1e-8, 'added to the root of the second moment')
-    weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only')
+    name: Part = _field('adamw', 'adamw, lion, adafactor, sgd, muon, or a callable')
+    learning_rate: float = _field(3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it')
+    b1: float = _field(0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment')
+    b2: float = _field(0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment')
+    eps: float = _field(1e-8, '"adamw", "muon" (embeddings, vectors): added to the root of the second moment')
+    momentum: float = _field(0.95, '"sgd", "muon" (matrices): decay of the sum of gradients')
+    nesterov: bool = _field(True, '"sgd", "muon": whether the step looks ahead of that sum')
+    weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
     decay_mask: tuple = _field(
         ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias|sinks|balance)', False)),
         '(regex, decays) pairs; the first that matches a whole parameter path decides',

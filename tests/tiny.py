@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_jax import config as config_lib
 from llm_jax import mesh as mesh_lib
-from llm_jax.nn.transformer import Transformer, build, init_params
+from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
 from llm_jax.schema import Config
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import State
@@ -137,7 +137,7 @@ def tiny_training(config: Config, seed: int = 0) -> tuple:
     model = tiny_model(config)
     params = place_params(model, random_params(model, seed))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, Span(10, 2, 0, 0.1))
-    optimizer = make_optimizer(config.optimizer, schedule, params)
+    optimizer = make_optimizer(config.optimizer, schedule, params, parameters_of(model))
     ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay else None
     state = State(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params), ema)
     return jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS)), state

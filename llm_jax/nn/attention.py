@@ -12,7 +12,7 @@ from llm_jax import init, mesh
 from llm_jax.nn import cache as cache_lib
 from llm_jax.nn import rope
 from llm_jax.nn.attend import Scores, attend
-from llm_jax.nn.einsum import Einsum
+from llm_jax.nn.einsum import Einsum, vector
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
 from llm_jax.parts import resolve_part
@@ -169,9 +169,10 @@ def attend_tokens(
     position = resolve_part('model.position', config.position, POSITIONS)
     sinks_H = None
     if config.attention_sinks:
-        spec = mesh.spec(config.rules, ('heads',))
-        sinks_H = module.param('sinks', nn.initializers.zeros, (config.n_heads,), jnp.float32, spec)
+        sinks_H = vector(module, 'sinks', nn.initializers.zeros, (config.n_heads,), ('heads',))
     rate = config.dropout if module.has_rng('dropout') else 0.0
+    # Kept only where somebody asks for the intermediates, as the coordinate check does.
+    module.sow('intermediates', 'queries_keys', (q, k, scale))
     table = dict(config.rules)
     if kv_axis != 'kv_heads' and table:
         table['kv_heads'] = table[kv_axis] if kv_axis else None

@@ -21,6 +21,17 @@ def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     return module.param(name, initializer(config, weight), shape, jnp.float32, mesh.spec(config.rules, axes))
 
 
+def vector(
+    module: nn.Module, name: str, start: nn.initializers.Initializer, shape: tuple[int, ...], axes: tuple[str, ...],
+    **known,
+) -> jax.Array:  # fmt: skip
+    """A parameter that multiplies nothing: a bias, a scale; float32, recorded in the collection 'vectors'."""
+    config = module.config
+    if module.is_initializing():
+        module.put_variable('vectors', name, describe(config, shape, axes, 0, **known))
+    return module.param(name, start, shape, jnp.float32, mesh.spec(config.rules, axes))
+
+
 class Einsum(nn.Module):
     """`y = einsum(equation, x, kernel) (+ bias)`, e.g. 'BLD,DHK->BLHK'.
 
@@ -52,8 +63,7 @@ class Einsum(nn.Module):
         self.weight = describe(self.config, self.shape, self.axes, n, writes_residual=self.writes_residual)
         self.kernel = kernel(self, 'kernel', self.shape, self.axes, self.weight)
         if self.use_bias:
-            spec = mesh.spec(self.config.rules, activation_axes(self.axes[n:]))
-            self.bias = self.param('bias', nn.initializers.zeros, self.shape[n:], jnp.float32, spec)
+            self.bias = vector(self, 'bias', nn.initializers.zeros, self.shape[n:], activation_axes(self.axes[n:]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         config, rules, n = self.config, self.config.rules, self.n_in

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from llm_jax import mesh
 from llm_jax.init import describe
-from llm_jax.nn.einsum import Einsum, activation_axes, kernel
+from llm_jax.nn.einsum import Einsum, activation_axes, kernel, vector
 from llm_jax.nn.feed_forward import DENSE
 from llm_jax.parts import resolve_part
 from llm_jax.schema import Model, Moe
@@ -43,8 +42,7 @@ class MixtureOfExperts(nn.Module):
         logits_BLE = router(x_BLD)
         balance_E = None
         if moe.balance == 'bias':
-            spec = mesh.spec(config.rules, (None,))
-            balance_E = self.param('balance', nn.initializers.zeros, (E,), jnp.float32, spec)
+            balance_E = vector(self, 'balance', nn.initializers.zeros, (E,), (None,), trained=False)
         chosen_BLk, weights_BLk = route(moe, logits_BLE, balance_E)
         self.sow(STATS, 'stats', router_stats(moe, logits_BLE, chosen_BLk), reduce_fn=lambda _, new: new, init_fn=dict)
         y_BLD = self.experts(x_BLD, chosen_BLk, weights_BLk.astype(config.dtype))
@@ -120,8 +118,8 @@ class _Matrices(nn.Module):
         w = kernel(self, 'kernel', shape, axes, weight)
         if self.config.bias is not True:
             return (w,)
-        spec = mesh.spec(self.config.rules, (axes[0], activation_axes(axes)[2]))
-        return w, self.param('bias', nn.initializers.zeros, (shape[0], shape[2]), jnp.float32, spec)
+        outputs = (axes[0], activation_axes(axes)[2])
+        return w, vector(self, 'bias', nn.initializers.zeros, (shape[0], shape[2]), outputs)
 
 
 def route(moe: Moe, logits_BLE: jax.Array, balance_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:

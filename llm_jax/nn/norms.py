@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.nn.einsum import vector
 from llm_jax.schema import Model
 
 
@@ -22,14 +22,14 @@ class _Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """dtype[..., D] -> dtype[..., D]."""
         config, n = self.config, len(self.axes)
-        shape, spec = x.shape[-n:], mesh.spec(config.rules, self.axes)
+        shape = x.shape[-n:]
         y = self.normalise(x.astype(jnp.float32), tuple(range(-n, 0)))
         if config.norm_scale:
             start = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
-            scale = self.param('scale', start, shape, jnp.float32, spec)
+            scale = vector(self, 'scale', start, shape, self.axes)
             y *= 1 + scale if config.norm_offset else scale
         if config.norm_bias:
-            y += self.param('bias', nn.initializers.zeros, shape, jnp.float32, spec)
+            y += vector(self, 'bias', nn.initializers.zeros, shape, self.axes)
         return y.astype(config.dtype)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -170,7 +171,7 @@ def _stack(config: Model, pattern: tuple[Model, ...], repeats: int) -> nn.Module
     body, argument = (Group, pattern) if len(pattern) > 1 else (_block(config, scanned=config.scan), pattern[0])
     return nn.scan(
         body,
-        variable_axes={'params': 0, 'weights': 0, STATS: 0},
+        variable_axes={'params': 0, 'weights': 0, 'vectors': 0, STATS: 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast, nn.broadcast),
         length=repeats,
@@ -187,6 +188,16 @@ def init_params(model: Transformer, key: jax.Array) -> dict:
 def weights_of(model: Transformer) -> dict:
     """The `Weight` of every kernel: a tree like that of the parameters, without norms and biases."""
     return jax.eval_shape(lambda: _init(model, jax.random.key(0)))['weights']
+
+
+def parameters_of(model: Transformer) -> dict:
+    """The `Weight` of every parameter, norms and biases included: a tree like that of the parameters.
+
+    What a part of one's own makes with Linen's `self.param` is missing from it.
+    """
+    made = jax.eval_shape(lambda: _init(model, jax.random.key(0)))
+    flat = traverse_util.flatten_dict(made['weights']) | traverse_util.flatten_dict(made.get('vectors', {}))
+    return traverse_util.unflatten_dict(flat)
 
 
 def _init(model: Transformer, key: jax.Array) -> dict:

@@ -34,16 +34,7 @@ def write_report(run_dir: epath.PathLike) -> None:
 
 def render(run: Run, template: str) -> str:
     """The text of one template of this package for a run."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('llm_jax.report', 'templates'),
-        autoescape=template.endswith('.html.jinja'),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(visible=_visible, cell=_markdown_cell, fenced=_markdown_fence)
-    return environment.get_template(template).render(
+    return load_template(template).render(
         run=run,
         headline=facts.headline(run),
         cards=facts.cards(run),
@@ -57,6 +48,20 @@ def render(run: Run, template: str) -> str:
         command=facts.command(run),
         written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
     )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """A template of this package."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('llm_jax.report', 'templates'),
+        autoescape=name.endswith('.html.jinja'),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(visible=_visible, cell=_markdown_cell, fenced=_markdown_fence)
+    return environment.get_template(name)
 
 
 def _visible(text: str) -> str:

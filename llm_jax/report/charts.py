@@ -14,27 +14,27 @@ from llm_jax.report.run import Run
 
 # Matplotlib wants fixed colours, the page has a light and a dark scheme: these stand
 # in for CSS colours and are swapped for them in the finished SVG.
-_INK, _GRID, _MAIN, _SECOND = '#010203', '#010204', '#010205', '#010206'
-_CSS = {_INK: 'var(--muted)', _GRID: 'var(--line)', _MAIN: 'var(--main)', _SECOND: 'var(--second)'}
+INK, _GRID, MAIN, SECOND = '#010203', '#010204', '#010205', '#010206'
+_CSS = {INK: 'var(--muted)', _GRID: 'var(--line)', MAIN: 'var(--main)', SECOND: 'var(--second)'}
 
 _SIZE = (4.9, 2.7)  # inches: text stays readable on a phone, where it is shown at this size
 _MAX_POINTS = 800  # more cannot be seen, and make the page heavy
-_STYLE = {
+STYLE = {
     'svg.fonttype': 'none',
     'font.size': 9,
     'axes.edgecolor': _GRID,
-    'axes.labelcolor': _INK,
+    'axes.labelcolor': INK,
     'axes.spines.top': False,
     'axes.spines.right': False,
     'axes.grid': True,
     'axes.axisbelow': True,
     'grid.color': _GRID,
     'grid.linewidth': 0.6,
-    'text.color': _INK,
+    'text.color': INK,
     'xtick.color': _GRID,
     'ytick.color': _GRID,
-    'xtick.labelcolor': _INK,
-    'ytick.labelcolor': _INK,
+    'xtick.labelcolor': INK,
+    'ytick.labelcolor': INK,
     'legend.frameon': False,
     'lines.linewidth': 1.6,
     'lines.solid_joinstyle': 'round',
@@ -83,14 +83,14 @@ def _loss(run: Run) -> Chart | None:
     val_steps, val_loss = run.series('val/loss')
     if not steps and not val_steps:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig, ax = _figure()
         note = 'Nats per token.'
         if steps:
-            _line(ax, steps, loss, color=_MAIN, alpha=0.3, linewidth=0.8)
-            _line(ax, steps, smoothed(steps, loss), color=_MAIN, label='training, smoothed')
+            _line(ax, steps, loss, color=MAIN, alpha=0.3, linewidth=0.8)
+            _line(ax, steps, smoothed(steps, loss), color=MAIN, label='training, smoothed')
         if val_steps:
-            ax.plot(val_steps, val_loss, 'o-', color=_SECOND, markersize=3.5, linewidth=1, label='validation')
+            ax.plot(val_steps, val_loss, 'o-', color=SECOND, markersize=3.5, linewidth=1, label='validation')
         shown = [v for v in [*loss[len(loss) // 20 :], *val_loss[1 if len(val_loss) > 2 else 0 :]] if np.isfinite(v)]
         highest = max([v for v in loss if np.isfinite(v)], default=0)
         if shown and len(loss) >= 40 and highest > max(shown):
@@ -99,7 +99,7 @@ def _loss(run: Run) -> Chart | None:
             ax.set_ylim(low - margin, high + margin)
             note += f' The start, at {highest:.2f}, lies above the frame.'
         ax.legend(loc='upper right')
-        return Chart('Loss', note, _svg(fig, 'loss'))
+        return Chart('Loss', note, svg(fig, 'loss'))
 
 
 def _bits_per_byte(run: Run) -> Chart | None:
@@ -107,31 +107,31 @@ def _bits_per_byte(run: Run) -> Chart | None:
     if not steps:
         return None
     gzip = run.data.get('gzip_bits_per_byte')
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig, ax = _figure()
-        ax.plot(steps, bits, 'o-', color=_SECOND, markersize=3.5, label='model')
+        ax.plot(steps, bits, 'o-', color=SECOND, markersize=3.5, label='model')
         if gzip:
-            ax.axhline(gzip, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label='gzip -9')
+            ax.axhline(gzip, color=INK, linewidth=1, linestyle=(0, (4, 3)), label='gzip -9')
         ax.set_ylim(bottom=0)
         ax.legend(loc='best')
-        return Chart('Bits per byte', 'Validation split; lower is better.', _svg(fig, 'bits'))
+        return Chart('Bits per byte', 'Validation split; lower is better.', svg(fig, 'bits'))
 
 
 def _simple(run, name, title, note, tick_format, *, smooth=False, zero=False) -> Chart | None:
     steps, values = run.series(name)
     if not np.isfinite(values).any():
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig, ax = _figure()
         if smooth:
-            _line(ax, steps, values, color=_MAIN, alpha=0.3, linewidth=0.8)
+            _line(ax, steps, values, color=MAIN, alpha=0.3, linewidth=0.8)
             values = smoothed(steps, values)
-        _line(ax, steps, values, color=_MAIN)
+        _line(ax, steps, values, color=MAIN)
         if zero:
             ax.set_ylim(bottom=0)
         if tick_format:
             ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: tick_format(v)))
-        return Chart(title, note, _svg(fig, name))
+        return Chart(title, note, svg(fig, name))
 
 
 def _figure() -> tuple[figure.Figure, axes.Axes]:
@@ -161,18 +161,18 @@ def _line(ax: axes.Axes, steps: Sequence[int], values: Sequence[float], **style)
     ax.plot(steps, values, marker='o' if len(steps) == 1 else None, markersize=3.5, **style)
 
 
-def _svg(fig: figure.Figure, name: str) -> str:
+def svg(fig: figure.Figure, name: str) -> str:
     """The figure as one <svg> element in the page's colours and fonts, at any width."""
     out = io.StringIO()
     # The salt keeps the ids of several charts in one page apart.
     with matplotlib.rc_context({'svg.hashsalt': name}):
         fig.savefig(out, format='svg', transparent=True, metadata={'Date': None})
-    svg = out.getvalue()
-    svg = svg[svg.index('<svg') :]
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"|\s(width|height)="[\d.]+pt"', '', svg)
-    svg = re.sub(r'\sid="[\w.]+_\d+"', '', svg)  # group names, which repeat from chart to chart
-    svg = re.sub(r'font: ([\d.]+)px [^;"]*', r'font-size: \1px', svg)
+    text = out.getvalue()
+    text = text[text.index('<svg') :]
+    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"|\s(width|height)="[\d.]+pt"', '', text)
+    text = re.sub(r'\sid="[\w.]+_\d+"', '', text)  # group names, which repeat from chart to chart
+    text = re.sub(r'font: ([\d.]+)px [^;"]*', r'font-size: \1px', text)
     for placeholder, css in _CSS.items():
-        svg = svg.replace(placeholder, css)
-    return svg
+        text = text.replace(placeholder, css)
+    return text

@@ -1,4 +1,4 @@
-"""How gradients become updates, and the learning rate over time."""
+"""The optimizer of a run: the learning rate over time, and the chain from gradients to updates."""
 
 from collections.abc import Callable
 import dataclasses
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax import schema
+from llm_jax.init import Weight
 from llm_jax.parts import resolve_part
 from llm_jax.schema import ConfigError
+from llm_jax.train.optimizers import RULES, is_weight
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -89,27 +91,40 @@ def make_schedule(config: schema.Schedule, peak: float, span: Span) -> Schedule:
 # --- Updates ---------------------------------------------------------------------------
 
 
-def adamw(config: schema.Optimizer, schedule: Schedule, decays: Any) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    return optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decays
-    )
+def make_optimizer(
+    config: schema.Optimizer, schedule: Schedule, params: Any, weights: Any
+) -> optax.GradientTransformation:
+    """Clipping by global norm, the named rule, decoupled weight decay, the learning rate.
 
-
-OPTIMIZERS = {'adamw': adamw}
-
-
-def make_optimizer(config: schema.Optimizer, schedule: Schedule, params: Any) -> optax.GradientTransformation:
-    """Clipping by global norm, then the named optimizer.
+    Decay comes after the rule, so that muP, which is part of a rule, does not touch it:
+    a step takes the share learning rate · weight_decay off a parameter at every width
+    (in Adam's own terms: its decay is multiplied by m where its learning rate is divided).
 
     Args:
       config: name and numbers.
       schedule: step -> learning rate.
-      params: the parameters or their shapes, for the weight-decay mask.
+      params: the parameters or their shapes.
+      weights: the `Weight` of each, from `nn.transformer.parameters_of`. A parameter
+        that is missing there is taken for a vector that is the same at every width.
+
+    Raises:
+      ConfigError: an unknown name, or a mask that does not cover all parameters.
     """
-    optimizer = resolve_part('optimizer.name', config.name, OPTIMIZERS)
-    update = optimizer(config, schedule, decay_mask(config.decay_mask, params))
+    weights = _for_all(weights, params)
+    rule = resolve_part('optimizer.name', config.name, RULES)(config, weights)
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask(config.decay_mask, params))
+    update = optax.chain(rule, decay, optax.scale_by_learning_rate(schedule))
+    fixed = jax.tree.map(lambda weight: not weight.trained, weights, is_leaf=is_weight)
+    if any(jax.tree.leaves(fixed)):
+        update = optax.chain(update, optax.masked(optax.set_to_zero(), fixed))
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+
+
+def _for_all(weights: Any, params: Any) -> Any:
+    """A tree like `params`, with a Weight for each."""
+    known = dict(jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_weight))
+    unknown = lambda leaf: Weight((), ('',) * leaf.ndim, fan_in=1, fan_out=leaf.size)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(path) or unknown(leaf), params)
 
 
 def decay_mask(patterns: tuple, params: Any) -> Any:

@@ -15,7 +15,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
-from llm_jax.nn.transformer import Transformer, build
+from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import optimizer as optimizer_lib
@@ -116,7 +116,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
         key = jax.eval_shape(lambda: jax.random.key(0))
         params = jax.eval_shape(lambda k: init_state(model, optax.identity(), k, with_ema=False), key).params
-        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, params)
+        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, params, parameters_of(model))
         with_ema = config.train.ema_decay > 0
         shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
     return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)

@@ -12,7 +12,7 @@ from tiny import BOS
 
 from llm_jax import config as config_lib
 from llm_jax import mesh as mesh_lib
-from llm_jax.nn.transformer import build, init_params
+from llm_jax.nn.transformer import build, init_params, parameters_of
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
@@ -36,7 +36,7 @@ def lower(config, n_devices):
     with jax.sharding.use_abstract_mesh(mesh):
         schedule = make_schedule(config.schedule, config.optimizer.learning_rate, Span(total, 1, 1, 0.1))
         params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        optimizer = make_optimizer(config.optimizer, schedule, params)
+        optimizer = make_optimizer(config.optimizer, schedule, params, parameters_of(model))
         with_ema = config.train.ema_decay > 0
         state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), with_ema=with_ema))
         batch = mesh_lib.spec(config.model.rules, ('batch', None))

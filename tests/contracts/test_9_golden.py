@@ -13,7 +13,7 @@ import jax
 import pytest
 from tiny import BOS, GPT2, LLAMA, packed_tokens, tiny_config, tiny_model
 
-from llm_jax.nn.transformer import init_params
+from llm_jax.nn.transformer import init_params, parameters_of
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
@@ -27,7 +27,7 @@ def first_steps(family: str) -> list[dict[str, float]]:
     model = tiny_model(config)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, Span(10, 2, 0, 0.1))
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    optimizer = make_optimizer(config.optimizer, schedule, shapes)
+    optimizer = make_optimizer(config.optimizer, schedule, shapes, parameters_of(model))
     state = jax.jit(lambda key: init_state(model, optimizer, key, with_ema=False))(jax.random.key(0))
     step = jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS))
     record = []

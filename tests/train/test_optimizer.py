@@ -4,12 +4,14 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import GPT2, LLAMA, random_params, tiny_config, tiny_model
 
 from llm_jax import schema
+from llm_jax.init import Weight
 from llm_jax.schema import ConfigError
-from llm_jax.train.optimizer import OPTIMIZERS, SCHEDULES, Span, decay_mask, make_optimizer, make_schedule
+from llm_jax.train.optimizer import SCHEDULES, Span, decay_mask, make_optimizer, make_schedule
 
 PEAK, TOTAL, WARMUP, DECAY, FLOOR = 2e-3, 100, 10, 20, 0.1
 
@@ -91,7 +93,7 @@ def test_adamw_equals_the_paper(clip):
     params = {'a': {'kernel': rng.normal(size=(3, 4)), 'bias': rng.normal(size=4)}}
     exact = jax.tree.map(np.copy, params)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-    optimizer = make_optimizer(config, schedule, params)
+    optimizer = make_optimizer(config, schedule, params, {})
     state = optimizer.init(params)
 
     @jax.jit
@@ -119,15 +121,21 @@ def test_adamw_equals_the_paper(clip):
 def test_a_callable_is_an_optimizer():
     called = []
 
-    def sgd(config, schedule, decays):
-        called.append(decays)
-        return OPTIMIZERS['adamw'](config, schedule, decays)
+    def sign(config, weights):
+        called.append(weights)
+        return optax.scale_by_sign()
 
-    make_optimizer(schema.Optimizer(name=sgd), lambda step: 0.1, {'a': {'kernel': jnp.ones(2)}})
-    assert called == [{'a': {'kernel': True}}]
+    params, weights = {'a': {'kernel': jnp.ones(2)}}, {'a': {'kernel': Weight(('d_model',), (), 2, 1)}}
+    optimizer = make_optimizer(schema.Optimizer(name=sign, weight_decay=3.0), lambda step: 0.1, params, weights)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert called == [weights]
+    np.testing.assert_allclose(updates['a']['kernel'], -0.1 * (1 + 3), rtol=1e-6)
 
 
-@pytest.mark.parametrize('family', [GPT2, LLAMA])
+EVERYTHING = {'attention_sinks': True, 'feed_forward': 'moe', 'model__moe__balance': 'bias', 'qk_norm': 'head'}
+
+
+@pytest.mark.parametrize('family', [GPT2, LLAMA, GPT2 | EVERYTHING])
 def test_default_mask_decays_matrices_only(family):
     params = random_params(tiny_model(tiny_config(**family)))
     mask = decay_mask(schema.Optimizer().decay_mask, params)
