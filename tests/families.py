@@ -1,10 +1,13 @@
 """Tiny config.json of every family, odd on purpose, and weights for them from a seed."""
 
 from collections.abc import Mapping
+import json
+import pathlib
 import re
 import zlib
 
 import numpy as np
+from safetensors.numpy import save_file
 
 V = 67
 _LLAMA = {
@@ -177,3 +180,11 @@ def draw(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.n
             values = values * (0.5 if 'emb' in name or 'wte' in name else 1.2 / np.sqrt(shape[-1]))
         out[name] = values.astype(np.float32)
     return out
+
+
+def write_weights(directory: str, values: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A Hugging Face directory: config.json of these values, and drawn tensors of these shapes."""
+    directory = pathlib.Path(directory)
+    said = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')) | dict(values)
+    (directory / 'config.json').write_text(json.dumps(said))
+    save_file(draw(shapes), directory / 'model.safetensors', metadata={'format': 'pt'})

@@ -48,9 +48,9 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
     n_layers = keys.get('num_hidden_layers')
     kinds = keys.get('layer_types', [LOCAL if (i + 1) % every else GLOBAL for i in range(n_layers)])
     out = gemma2.decoder(keys, window=4096, softcaps=(0.0, 0.0))
-    local_theta = keys.get('rope_local_base_freq', 10_000.0)
     # In the older form, what rope_scaling says is of the global layers alone.
-    local = rope(keys, 10_000.0, LOCAL) if keys.get('rope_parameters', None) else {'theta': local_theta}
+    local = {'theta': keys.get('rope_local_base_freq', 10_000.0)}
+    local = rope(keys, 10_000.0, LOCAL) if keys.get('rope_parameters', None) else local
     ropes = {LOCAL: local, GLOBAL: rope(keys, 1_000_000.0, GLOBAL)}
     fields = {kind: {f'rope.{name}': value for name, value in ropes[kind].items()} for kind in ropes}
     fields[LOCAL]['window'] = out['window']
