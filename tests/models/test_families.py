@@ -2,11 +2,11 @@
 
 import pathlib
 
+from families import CASES, CONTEXT, write_weights
 import jax
 import numpy as np
 import pytest
 
-from families import CASES, CONTEXT, write_weights
 from llm_jax import models
 from llm_jax.interop import hf, tensors
 from llm_jax.nn.transformer import Transformer
