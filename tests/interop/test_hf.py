@@ -297,11 +297,10 @@ def test_a_converted_run_is_what_others_start_from(tmp_path):
     config = config_lib.default()
     config.model.update(hf.read_fields(tmp_path / 'hf')[1] | {'max_seq_len': 32})
     config.init_from = str(tmp_path / 'run')
-    config.data.update(
-        {'sources': f'jsonl:{tmp_path}/corpus.jsonl', 'seq_len': 32, 'cache_dir': str(tmp_path / 'cache')}
-    )
+    config.data.sources = f'jsonl:{tmp_path}/corpus.jsonl'
+    config.data.update({'seq_len': 32, 'cache_dir': str(tmp_path / 'cache')})
     config.data.tokenizer.vocab_size = 300
-    config.train.update({'duration': 1, 'batch_size': 8, 'sample_every': 0})
+    config.train.update({'duration': 1, 'batch_size': 8, 'sample_tokens': 4, 'sample_prompts': ('the',)})
     config.optimizer.learning_rate = 0.0
     train(config_lib.validate(config), tmp_path / 'tuned')
     tuned = llm_jax.load(tmp_path / 'tuned')
