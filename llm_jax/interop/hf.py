@@ -57,7 +57,8 @@ def read_config(directory: str | os.PathLike, max_seq_len: int | None = None) ->
     family, fields = read_fields(directory)
     config = to_config(fields, pathlib.Path(directory).resolve().name)
     if max_seq_len is not None:
-        config = dataclasses.replace(config, model=with_context(config.model, max_seq_len))
+        data = dataclasses.replace(config.data, seq_len=min(config.data.seq_len, max_seq_len))
+        config = dataclasses.replace(config, model=with_context(config.model, max_seq_len), data=data)
     return family, config
 
 
