@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.tokenizer.vocab_size = 512
     config.data.tokenizer.sample_bytes = 2_000_000
 
-    config.train.duration = '150 steps'
-    config.train.batch_size = 16
+    config.train.duration = '120 steps'
+    config.train.batch_size = 8
     config.optimizer.learning_rate = 2**-6
     config.schedule.name = 'linear'
     config.schedule.warmup = '10 %'

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 import sys
 
+import rich.console
+import rich.table
+
 from llm_jax.schema import ConfigError
 
 
@@ -31,6 +34,19 @@ def overrides(arguments: list[str]) -> dict[str, str]:
         out[key.removeprefix('--config.')] = value
         i += 1
     return out
+
+
+def integers(text: str) -> list[int]:
+    """'64,128' -> [64, 128]; for argparse."""
+    return [int(part) for part in text.split(',')]
+
+
+def print_table(title: str, rows: list[list[str]]) -> None:
+    """Prints a table, the first of `rows` being its header."""
+    table = rich.table.Table(*rows[0], title=title, box=None)
+    for row in rows[1:]:
+        table.add_row(*row)
+    rich.console.Console().print(table)
 
 
 def run(main: Callable[[list[str]], None], argv: list[str]) -> None:

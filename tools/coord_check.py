@@ -1,0 +1,46 @@
+"""Check muP: do activations change alike at every width? coord_check experiments/X.py [--widths 64,128,256]"""
+
+import argparse
+import pathlib
+import sys
+
+from llm_jax import cli
+from llm_jax import config as config_lib
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='coord_check', description=__doc__, allow_abbrev=False)
+    parser.add_argument('experiment', help='the experiment file; its optimizer and peak learning rate are used')
+    parser.add_argument('--widths', type=cli.integers, default=[64, 128, 256, 512], help='values of model.d_model')
+    parser.add_argument('--steps', type=int, default=6, help='training steps')
+    parser.add_argument('--seeds', type=int, default=2, help='how many initial values')
+    parser.add_argument('--grow', choices=('heads', 'd_head'), default='heads', help='more heads, or wider ones')
+    parser.add_argument('--workdir', help='where coord_check.html is written; default runs/<name of the experiment>')
+    cli.add_debug(parser)
+    known, rest = parser.parse_known_args(argv)
+    config = config_lib.load_experiment(known.experiment)
+    config_lib.apply_overrides(config, cli.overrides(rest))
+    config = config_lib.validate(config)
+    from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
+    from llm_jax.train import widths_page as report
+    from llm_jax.train.coord_check import check
+    from llm_jax.train.widths import training_batches
+
+    prepared = prepare(config.data, config.seed)
+    result = check(
+        config, training_batches(prepared, config, known.steps + 1), vocab_size=prepared.tokenizer.vocab_size,
+        bos_id=prepared.tokenizer.bos_id, widths=known.widths, seeds=known.seeds, grow=known.grow,
+        progress=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
+    command = ' '.join(['./tools/run coord_check', *argv])
+    page = report.write_coord_check(result, directory, name=config.name, command=command)
+    cli.print_table('exponent of the width in the change of activations', report.coord_check_table(result))
+    print(f'wrote {page}')
+    if not result.passed:
+        print('muP does not hold: a change depends on the width', file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,45 @@
+"""Best learning rate against width, without muP and with it: mup_transfer experiments/mup_transfer.py"""
+
+import argparse
+import pathlib
+import sys
+
+from llm_jax import cli
+from llm_jax import config as config_lib
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='mup_transfer', description=__doc__, allow_abbrev=False)
+    parser.add_argument('experiment', help='the experiment file; its schedule, optimizer and data are used')
+    parser.add_argument('--widths', type=cli.integers, default=[64, 128, 256], help='values of model.d_model')
+    parser.add_argument('--log2-rates', type=cli.integers, default=[-10, -9, -8, -7, -6, -5], help='of learning rates')
+    parser.add_argument('--held-out', type=int, default=16, help='batches that the loss is measured on')
+    parser.add_argument('--workdir', help='where mup_transfer.html is written; default runs/<name of the experiment>')
+    cli.add_debug(parser)
+    known, rest = parser.parse_known_args(argv)
+    config = config_lib.load_experiment(known.experiment)
+    config_lib.apply_overrides(config, cli.overrides(rest))
+    config = config_lib.validate(config)
+    from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
+    from llm_jax.train import widths_page as report
+    from llm_jax.train.setup import Steps
+    from llm_jax.train.transfer import sweep
+    from llm_jax.train.widths import training_batches
+
+    prepared = prepare(config.data, config.seed)
+    steps = Steps.of(config, prepared.count('train')).total
+    batches = training_batches(prepared, config, steps + known.held_out)  # the last are not trained on
+    result = sweep(
+        config, batches[:steps], batches[steps:], vocab_size=prepared.tokenizer.vocab_size,
+        bos_id=prepared.tokenizer.bos_id, widths=known.widths, rates=[2.0**k for k in known.log2_rates],
+        progress=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
+    command = ' '.join(['./tools/run mup_transfer', *argv])
+    page = report.write_transfer(result, directory, name=config.name, command=command)
+    cli.print_table('held-out loss by learning rate', report.transfer_table(result))
+    print(f'wrote {page}')
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
