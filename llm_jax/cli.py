@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable
 import sys
 
+import ml_collections
 import rich.console
 import rich.table
 
-from llm_jax.schema import ConfigError
+from llm_jax import config as config_lib
+from llm_jax.schema import Config, ConfigError
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,19 @@ def overrides(arguments: list[str]) -> dict[str, str]:
         out[key.removeprefix('--config.')] = value
         i += 1
     return out
+
+
+def experiment(
+    name: str, arguments: list[str], load: Callable[[str], ml_collections.ConfigDict] = config_lib.load_experiment
+) -> Config:
+    """The validated config of an experiment with the overrides among `arguments`.
+
+    Raises:
+      ConfigError: no such experiment, or a mistake in it or in the arguments.
+    """
+    config = load(name)
+    config_lib.apply_overrides(config, overrides(arguments))
+    return config_lib.validate(config)
 
 
 def integers(text: str) -> list[int]:

@@ -8,6 +8,7 @@ Programs V", arXiv:2203.03466), and so its variance, its learning rate, its mult
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
@@ -83,6 +84,11 @@ class Weight:
     def forward(self) -> float:
         """What the product is multiplied by under muP: 1/m for readouts."""
         return 1 / self.grow_in if self.role == 'readout' else 1.0
+
+
+def is_weight(node: Any) -> bool:
+    """For `is_leaf`: a Weight is a pytree without leaves of its own."""
+    return isinstance(node, Weight)
 
 
 def describe(config: Model, shape: tuple[int, ...], axes: tuple[str, ...], n_in: int, **known) -> Weight:

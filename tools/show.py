@@ -24,9 +24,7 @@ def main(argv: list[str]) -> None:
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
     load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
-    experiment = load(known.experiment)
-    config_lib.apply_overrides(experiment, cli.overrides(rest))
-    config = config_lib.validate(experiment)
+    config = cli.experiment(known.experiment, rest, load)
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 160  # what goes into a file is not cut

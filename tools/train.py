@@ -5,7 +5,6 @@ import pathlib
 import sys
 
 from llm_jax import cli
-from llm_jax import config as config_lib
 
 
 def main(argv: list[str]) -> None:
@@ -14,9 +13,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--workdir', help='the run directory; default runs/<name of the experiment>')
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
-    config = config_lib.load_experiment(known.experiment)
-    config_lib.apply_overrides(config, cli.overrides(rest))
-    config = config_lib.validate(config)
+    config = cli.experiment(known.experiment, rest)
     from llm_jax.train.loop import train  # imports JAX: errors in the config come first, and at once
 
     train(config, known.workdir or pathlib.Path('runs') / config.name, experiment=known.experiment)

@@ -7,6 +7,7 @@ import jax
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.generate import decode
+from llm_jax.init import is_weight
 from llm_jax.metrics import Counts, count, flops_per_token
 from llm_jax.nn.transformer import build, init_params, weights_of
 from llm_jax.schema import Config, Model
@@ -72,7 +73,7 @@ def summarise(config: Config, n_devices: int, vocab_size: int) -> Summary:
     by_path = lambda tree, **kw: {
         tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, **kw)
     }
-    roles = by_path(weights, is_leaf=lambda node: not isinstance(node, dict))
+    roles = by_path(weights, is_leaf=is_weight)
     parameters = tuple(_parameter(path, leaf, sizes, roles.get(path)) for path, leaf in by_path(shapes).items())
     counts = count(model.config, shapes, weights)
     caches = jax.eval_shape(lambda: decode.empty_caches(model.config, 1, 1))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax import schema
-from llm_jax.init import Weight
+from llm_jax.init import Weight, is_weight
 from llm_jax.parts import resolve_part
 from llm_jax.schema import ConfigError
-from llm_jax.train.optimizers import RULES, is_weight
+from llm_jax.train.optimizers import RULES
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 

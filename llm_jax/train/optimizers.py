@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from llm_jax import schema
-from llm_jax.init import Weight
+from llm_jax.init import Weight, is_weight
 from llm_jax.mesh import mesh_axes
 
 Rule = Callable[[schema.Optimizer, Any], optax.GradientTransformation]
@@ -90,11 +90,6 @@ RULES: dict[str, Rule] = {'adamw': adamw, 'lion': lion, 'adafactor': adafactor, 
 
 
 # --- What rules are made of ------------------------------------------------------------
-
-
-def is_weight(node: Any) -> bool:
-    """For `is_leaf`: a Weight is a pytree without leaves of its own."""
-    return isinstance(node, Weight)
 
 
 def _only(weights: Any, keep: Callable[[Weight], bool]) -> Any:
