@@ -26,20 +26,20 @@ from llm_jax.schema import DEFAULT_RULES, Config, ConfigError, Duration, Model
 # --- From an experiment file to a ConfigDict -------------------------------------------
 
 
-def default() -> ml_collections.ConfigDict:
-    """A ConfigDict with every field at its default, to be changed by an experiment."""
+def default(cls: type = Config) -> ml_collections.ConfigDict:
+    """A ConfigDict with every field of a schema at its default, to be changed by an experiment."""
 
-    def build(cls: type) -> ml_collections.ConfigDict:
+    def table(cls: type) -> ml_collections.ConfigDict:
         out = ml_collections.ConfigDict(type_safe=False)  # validate() checks types, in better words
         for f in _user_fields(cls):
-            out[f.name] = build(f.type) if dataclasses.is_dataclass(f.type) else _default_of(f)
+            out[f.name] = table(f.type) if dataclasses.is_dataclass(f.type) else _default_of(f)
         out.lock()
         for f in _user_fields(cls):
             if f.type is dict or f.type == dict | str:
                 out[f.name].unlock()  # free-form tables: new keys are welcome
         return out
 
-    return build(Config)
+    return table(cls)
 
 
 def load_experiment(path: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -105,7 +105,7 @@ def validate(config: ml_collections.ConfigDict) -> Config:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
-    built = _build(Config, config, prefix='')
+    built = build(Config, config)
     built = dataclasses.replace(built, model=dataclasses.replace(built.model, rules=freeze_rules(built.mesh.rules)))
     _check(built)
     return built
@@ -305,7 +305,17 @@ def _require(condition: bool, field: str, value: Any, fix: str) -> None:
         raise ConfigError(f'{field} = {value!r}: {fix}')
 
 
-def _build(cls: type, values: Any, prefix: str) -> Any:
+def build(cls: type, values: Any, prefix: str = '') -> Any:
+    """A frozen dataclass of a schema from a table of its fields; what is not named has its default.
+
+    Args:
+      cls: one of the dataclasses of a schema.
+      values: a ConfigDict or mapping.
+      prefix: where the table stands in the config ('data.'), for errors.
+
+    Raises:
+      ConfigError: an unknown field or a wrong type.
+    """
     if not isinstance(values, Mapping | ml_collections.ConfigDict):
         raise ConfigError(f'{prefix[:-1]} = {values!r} is a section; set its fields')
     fields = {f.name: f for f in _user_fields(cls)}
@@ -320,7 +330,7 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
         if path in ('model.pattern', 'model.first_layers'):
             out[name] = _layers(value, path)
         else:
-            out[name] = _build(f.type, value, path + '.') if is_section else _typed(value, f.type, path)
+            out[name] = build(f.type, value, path + '.') if is_section else _typed(value, f.type, path)
     return cls(**out)
 
 

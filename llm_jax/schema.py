@@ -19,13 +19,15 @@ class ConfigError(ValueError):
     """A mistake in what the user asked for; the message says what and how to fix it."""
 
 
-def _field(default: Any, meaning: str) -> Any:
+def field(default: Any, meaning: str) -> Any:
+    """A field of a config section; what it means is shown to users."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={'meaning': meaning})
     return dataclasses.field(default=default, metadata={'meaning': meaning})
 
 
-def _section(cls: type, meaning: str) -> Any:
+def section(cls: type, meaning: str) -> Any:
+    """A section within a config section."""
     return dataclasses.field(default_factory=cls, metadata={'meaning': meaning})
 
 
@@ -33,115 +35,113 @@ def _section(cls: type, meaning: str) -> Any:
 class Rope:
     """Rotary positions; what each scaling does stands in `nn/rope.py`."""
 
-    theta: float = _field(10_000.0, 'base wavelength')
-    fraction: float = _field(1.0, 'share of each head that is rotated (partial rotary)')
-    interleaved: bool = _field(False, 'whether neighbours (2i, 2i+1) form a pair; false pairs halves (i, i + K/2)')
-    scaling: str = _field('none', 'none, linear, ntk, dynamic, yarn, llama3, longrope')
-    factor: float = _field(1.0, 'how many times longer the context is made')
-    original_len: int = _field(0, 'context the model was trained at before it was scaled; 0 means max_seq_len / factor')
-    low_freq_factor: float = _field(1.0, '"llama3": wavelengths above original_len / this are stretched')
-    high_freq_factor: float = _field(4.0, '"llama3": wavelengths below original_len / this are kept')
-    beta_fast: float = _field(32.0, '"yarn": dimensions that turn more often than this in original_len are kept')
-    beta_slow: float = _field(1.0, '"yarn": dimensions that turn less often than this are stretched')
-    round_betas: bool = _field(True, '"yarn": whether the two borders are rounded to whole dimensions')
-    attention_factor: float = _field(0.0, '"yarn", "longrope": what queries and keys are multiplied by; 0 computes it')
-    mscale: float = _field(0.0, '"yarn" as in DeepSeek: growth of attention_factor with log(factor); 0 means 1')
-    mscale_all_dim: float = _field(0.0, '"yarn" as in DeepSeek: the same for the attention scale, also without rope')
-    short_factors: tuple = _field((), '"longrope": divisor of each frequency up to original_len')
-    long_factors: tuple = _field((), '"longrope": divisor of each frequency beyond it')
+    theta: float = field(10_000.0, 'base wavelength')
+    fraction: float = field(1.0, 'share of each head that is rotated (partial rotary)')
+    interleaved: bool = field(False, 'whether neighbours (2i, 2i+1) form a pair; false pairs halves (i, i + K/2)')
+    scaling: str = field('none', 'none, linear, ntk, dynamic, yarn, llama3, longrope')
+    factor: float = field(1.0, 'how many times longer the context is made')
+    original_len: int = field(0, 'context the model was trained at before it was scaled; 0 means max_seq_len / factor')
+    low_freq_factor: float = field(1.0, '"llama3": wavelengths above original_len / this are stretched')
+    high_freq_factor: float = field(4.0, '"llama3": wavelengths below original_len / this are kept')
+    beta_fast: float = field(32.0, '"yarn": dimensions that turn more often than this in original_len are kept')
+    beta_slow: float = field(1.0, '"yarn": dimensions that turn less often than this are stretched')
+    round_betas: bool = field(True, '"yarn": whether the two borders are rounded to whole dimensions')
+    attention_factor: float = field(0.0, '"yarn", "longrope": what queries and keys are multiplied by; 0 computes it')
+    mscale: float = field(0.0, '"yarn" as in DeepSeek: growth of attention_factor with log(factor); 0 means 1')
+    mscale_all_dim: float = field(0.0, '"yarn" as in DeepSeek: the same for the attention scale, also without rope')
+    short_factors: tuple = field((), '"longrope": divisor of each frequency up to original_len')
+    long_factors: tuple = field((), '"longrope": divisor of each frequency beyond it')
 
 
 @dataclasses.dataclass(frozen=True)
 class Mla:
     """Multi-head latent attention."""
 
-    q_rank: int = _field(0, 'width of the latent that queries are made of; 0 makes them of the residual stream')
-    kv_rank: int = _field(64, 'width of the latent that keys and values are made of, which is cached')
-    d_nope: int = _field(32, 'width of the part of queries and keys without position')
-    d_rope: int = _field(16, 'width of the rotated part, of which all heads share the key')
-    d_value: int = _field(32, 'width of the values')
-    norm_eps: float = _field(0.0, "added to the variance inside the latents' norms; 0 means model.norm_eps")
+    q_rank: int = field(0, 'width of the latent that queries are made of; 0 makes them of the residual stream')
+    kv_rank: int = field(64, 'width of the latent that keys and values are made of, which is cached')
+    d_nope: int = field(32, 'width of the part of queries and keys without position')
+    d_rope: int = field(16, 'width of the rotated part, of which all heads share the key')
+    d_value: int = field(32, 'width of the values')
+    norm_eps: float = field(0.0, "added to the variance inside the latents' norms; 0 means model.norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Moe:
     """Mixture of experts."""
 
-    n_experts: int = _field(8, 'experts E')
-    top_k: int = _field(2, 'experts that a token goes to')
-    d_ff: int = _field(0, 'hidden width of one expert; 0 means model.d_ff')
-    activation: str = _field('swiglu', 'what an expert is: one of the plain feed-forwards')
-    n_shared: int = _field(0, 'experts that every token goes to, as one of n_shared times the width')
-    shared_gate: bool = _field(False, 'whether a sigmoid of the token scales the shared experts')
-    score: str = _field('softmax', 'softmax over all experts, softmax_top over the chosen ones, or sigmoid')
-    normalize: bool = _field(True, 'whether the weights of the chosen experts are made to sum to 1')
-    scale: float = _field(1.0, 'what those weights are multiplied by')
-    n_groups: int = _field(1, 'groups of experts; a token chooses top_groups of them first')
-    top_groups: int = _field(1, 'groups that a token may take experts from')
-    group_score: str = _field('max', 'a group counts by its best expert (max) or by its best two (top2)')
-    balance: str = _field('aux', 'how load is balanced: none, aux (a loss), bias (loss-free)')
-    aux_weight: float = _field(0.01, 'weight of the balance loss of "aux"')
-    z_weight: float = _field(0.0, "weight of the router's z-loss")
-    bias_rate: float = _field(1e-3, 'step by which "bias" moves the score of an over- or underloaded expert')
+    n_experts: int = field(8, 'experts E')
+    top_k: int = field(2, 'experts that a token goes to')
+    d_ff: int = field(0, 'hidden width of one expert; 0 means model.d_ff')
+    activation: str = field('swiglu', 'what an expert is: one of the plain feed-forwards')
+    n_shared: int = field(0, 'experts that every token goes to, as one of n_shared times the width')
+    shared_gate: bool = field(False, 'whether a sigmoid of the token scales the shared experts')
+    score: str = field('softmax', 'softmax over all experts, softmax_top over the chosen ones, or sigmoid')
+    normalize: bool = field(True, 'whether the weights of the chosen experts are made to sum to 1')
+    scale: float = field(1.0, 'what those weights are multiplied by')
+    n_groups: int = field(1, 'groups of experts; a token chooses top_groups of them first')
+    top_groups: int = field(1, 'groups that a token may take experts from')
+    group_score: str = field('max', 'a group counts by its best expert (max) or by its best two (top2)')
+    balance: str = field('aux', 'how load is balanced: none, aux (a loss), bias (loss-free)')
+    aux_weight: float = field(0.01, 'weight of the balance loss of "aux"')
+    z_weight: float = field(0.0, "weight of the router's z-loss")
+    bias_rate: float = field(1e-3, 'step by which "bias" moves the score of an over- or underloaded expert')
 
 
 @dataclasses.dataclass(frozen=True)
 class Mup:
     """Maximal update parametrisation: hyperparameters found at base_width hold at every width."""
 
-    base_width: int = _field(0, 'd_model at which learning rate and init_std were tuned; 0 is off')
-    base_head: int = _field(0, 'head width there, if heads grow in width; 0 means that they grow in number')
+    base_width: int = field(0, 'd_model at which learning rate and init_std were tuned; 0 is off')
+    base_head: int = field(0, 'head width there, if heads grow in width; 0 means that they grow in number')
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    vocab_size: int = _field(0, "rows V of the embedding; 0 takes the tokenizer's size")
-    d_model: int = _field(256, 'width D of the residual stream')
-    n_layers: int = _field(6, 'number of blocks')
-    n_heads: int = _field(4, 'query heads H')
-    n_kv_heads: int = _field(0, 'key/value heads G of "gqa"; 0 means n_heads')
-    d_head: int = _field(0, 'width K of a head; 0 means d_model / n_heads')
-    d_ff: int = _field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated')
-    max_seq_len: int = _field(0, 'longest context in tokens; 0 means data.seq_len')
-    pattern: tuple = _field((), 'fields that differ by layer, repeated over the depth: ({"window": 512}, {})')
-    first_layers: tuple = _field((), 'the same for the layers before the pattern begins, one entry each')
-    position: Part = _field('rope', 'none, learned, sinusoidal, rope, alibi, or a callable')
-    rope: Rope = _section(Rope, 'rotary positions')
-    norm: Part = _field('rmsnorm', 'layernorm, rmsnorm, or a callable')
-    norm_eps: float = _field(1e-5, 'added to the variance inside the norm')
-    norm_bias: bool = _field(False, 'whether norms add a learned bias')
-    norm_offset: bool = _field(False, 'whether a norm multiplies by 1 + its scale, which starts at 0 (Gemma)')
-    norm_scale: bool = _field(True, 'whether norms have a learned scale')
-    norm_at: str = _field('pre', 'where a branch is normed: pre, post, output, sandwich')
-    attention: Part = _field('mha', 'mha, gqa, mqa, mla, or a callable')
-    mla: Mla = _section(Mla, 'the widths of "mla"')
-    window: int = _field(0, 'tokens that a query sees, itself included; 0 means all before it')
-    attention_softcap: float = _field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
-    attention_scale: float = _field(0.0, 'what scores are multiplied by (with mup.base_head: at that width); 0 is 1/√K')
-    attention_sinks: bool = _field(False, 'whether each head has a learned score that takes attention nowhere')
-    attention_gate: bool = _field(False, "whether a sigmoid of the block's input gates what attention gives")
-    qk_norm: str = _field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
-    feed_forward: Part = _field(
+    vocab_size: int = field(0, "rows V of the embedding; 0 takes the tokenizer's size")
+    d_model: int = field(256, 'width D of the residual stream')
+    n_layers: int = field(6, 'number of blocks')
+    n_heads: int = field(4, 'query heads H')
+    n_kv_heads: int = field(0, 'key/value heads G of "gqa"; 0 means n_heads')
+    d_head: int = field(0, 'width K of a head; 0 means d_model / n_heads')
+    d_ff: int = field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated')
+    max_seq_len: int = field(0, 'longest context in tokens; 0 means data.seq_len')
+    pattern: tuple = field((), 'fields that differ by layer, repeated over the depth: ({"window": 512}, {})')
+    first_layers: tuple = field((), 'the same for the layers before the pattern begins, one entry each')
+    position: Part = field('rope', 'none, learned, sinusoidal, rope, alibi, or a callable')
+    rope: Rope = section(Rope, 'rotary positions')
+    norm: Part = field('rmsnorm', 'layernorm, rmsnorm, or a callable')
+    norm_eps: float = field(1e-5, 'added to the variance inside the norm')
+    norm_bias: bool = field(False, 'whether norms add a learned bias')
+    norm_offset: bool = field(False, 'whether a norm multiplies by 1 + its scale, which starts at 0 (Gemma)')
+    norm_scale: bool = field(True, 'whether norms have a learned scale')
+    norm_at: str = field('pre', 'where a branch is normed: pre, post, output, sandwich')
+    attention: Part = field('mha', 'mha, gqa, mqa, mla, or a callable')
+    mla: Mla = section(Mla, 'the widths of "mla"')
+    window: int = field(0, 'tokens that a query sees, itself included; 0 means all before it')
+    attention_softcap: float = field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
+    attention_scale: float = field(0.0, 'what scores are multiplied by (with mup.base_head: at that width); 0 is 1/√K')
+    attention_sinks: bool = field(False, 'whether each head has a learned score that takes attention nowhere')
+    attention_gate: bool = field(False, "whether a sigmoid of the block's input gates what attention gives")
+    qk_norm: str = field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
+    feed_forward: Part = field(
         'swiglu', 'gelu, gelu_exact, relu, relu2, swiglu, geglu, geglu_exact, swiglu_clipped, moe, or a callable'
     )
-    moe: Moe = _section(Moe, 'the experts of "moe"')
-    residual: Part = _field('sequential', 'sequential, parallel, parallel_two_norms, or a callable block')
-    residual_scale: float = _field(1.0, 'what each branch is multiplied by before it is added')
-    bias: bool | str = _field(False, 'learned biases of linear maps: false, true (all), "qkv", "attention"')
-    dropout: float = _field(0.0, 'rate on embeddings, attention weights and branch outputs')
-    tie_embeddings: bool = _field(True, 'whether the output head is the embedding, transposed')
-    embed_scale: float = _field(1.0, 'what embeddings are multiplied by')
-    logit_scale: float = _field(1.0, 'what logits are multiplied by')
-    logit_softcap: float = _field(0.0, 'logits z become c tanh(z / c); 0 is off')
-    init: Part = _field(
-        'gpt2', 'gpt2, normal, xavier, lecun, orthogonal, zero_residual, small_embedding, or a callable'
-    )
-    init_std: float = _field(0.02, 'standard deviation of the initial weights')
-    mup: Mup = _section(Mup, 'maximal update parametrisation')
-    dtype: str = _field('float32', 'dtype of the computation; parameters are always float32')
-    remat: str = _field('none', 'what the backward pass recomputes: none, dots, full')
-    scan: bool = _field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
-    rules: tuple = _field((), 'filled from mesh.rules by validate()')
+    moe: Moe = section(Moe, 'the experts of "moe"')
+    residual: Part = field('sequential', 'sequential, parallel, parallel_two_norms, or a callable block')
+    residual_scale: float = field(1.0, 'what each branch is multiplied by before it is added')
+    bias: bool | str = field(False, 'learned biases of linear maps: false, true (all), "qkv", "attention"')
+    dropout: float = field(0.0, 'rate on embeddings, attention weights and branch outputs')
+    tie_embeddings: bool = field(True, 'whether the output head is the embedding, transposed')
+    embed_scale: float = field(1.0, 'what embeddings are multiplied by')
+    logit_scale: float = field(1.0, 'what logits are multiplied by')
+    logit_softcap: float = field(0.0, 'logits z become c tanh(z / c); 0 is off')
+    init: Part = field('gpt2', 'gpt2, normal, xavier, lecun, orthogonal, zero_residual, small_embedding, or a callable')
+    init_std: float = field(0.02, 'standard deviation of the initial weights')
+    mup: Mup = section(Mup, 'maximal update parametrisation')
+    dtype: str = field('float32', 'dtype of the computation; parameters are always float32')
+    remat: str = field('none', 'what the backward pass recomputes: none, dots, full')
+    scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
+    rules: tuple = field((), 'filled from mesh.rules by validate()')
 
     @property
     def kv_heads(self) -> int:
@@ -184,74 +184,74 @@ def with_fields(section: Any, changes: Iterable[tuple[str, Any]]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    kind: str = _field('sentencepiece', 'what to train: sentencepiece')
-    path: str = _field(
+    kind: str = field('sentencepiece', 'what to train: sentencepiece')
+    path: str = field(
         '',
         'tokenizer to use: tokenizer.json, tokenizer.model, the files of GPT-2 or llama2.c, or a directory of one; '
         'empty trains one',
     )
-    algorithm: str = _field('bpe', 'bpe or unigram')
-    vocab_size: int = _field(4096, 'number of tokens to train')
-    sample_bytes: int = _field(50_000_000, 'bytes of training text the tokenizer is trained on')
+    algorithm: str = field('bpe', 'bpe or unigram')
+    vocab_size: int = field(4096, 'number of tokens to train')
+    sample_bytes: int = field(50_000_000, 'bytes of training text the tokenizer is trained on')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    sources: dict | str = _field(
+    sources: dict | str = field(
         {'stdlib': 'stdlib'},
         'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME" or "tfds:DIR"',
     )
-    mixture: dict = _field({}, 'name -> weight of its rows in training; empty means by size')
-    validation_sources: dict | str = _field({}, 'held-out sources; empty holds out documents of `sources`')
-    validation_fraction: float = _field(0.05, 'share of documents held out for validation')
-    test_fraction: float = _field(0.05, 'share of documents held out for the final test')
-    text_field: str = _field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
-    max_document_chars: int = _field(0, 'cut longer documents at line ends; 0 never cuts')
-    seq_len: int = _field(256, 'tokens L that one row trains on')
-    tokenizer: Tokenizer = _section(Tokenizer, 'how text becomes tokens')
-    cache_dir: str = _field('.cache/data', 'where tokenizers and packed rows are kept between runs')
-    prefetch: int = _field(16, 'batches prepared ahead of the training step')
+    mixture: dict = field({}, 'name -> weight of its rows in training; empty means by size')
+    validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
+    validation_fraction: float = field(0.05, 'share of documents held out for validation')
+    test_fraction: float = field(0.05, 'share of documents held out for the final test')
+    text_field: str = field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
+    max_document_chars: int = field(0, 'cut longer documents at line ends; 0 never cuts')
+    seq_len: int = field(256, 'tokens L that one row trains on')
+    tokenizer: Tokenizer = section(Tokenizer, 'how text becomes tokens')
+    cache_dir: str = field('.cache/data', 'where tokenizers and packed rows are kept between runs')
+    prefetch: int = field(16, 'batches prepared ahead of the training step')
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    duration: Duration = _field('1000 steps', 'how long to train')
-    batch_size: int = _field(16, 'rows of one optimizer step, over all devices')
-    grad_accumulation: int = _field(1, 'micro-batches that one optimizer step is split into')
-    log_every: Duration = _field(10, 'between lines of metrics.jsonl')
-    eval_every: Duration = _field('10 %', 'between evaluations on the validation split')
-    eval_batches: int = _field(0, 'validation batches in one evaluation; 0 means the whole split')
-    sample_every: Duration = _field('25 %', 'between sample completions')
-    sample_prompts: tuple = _field(('def ', 'import ', 'class '), 'what the samples complete')
-    sample_tokens: int = _field(64, 'new tokens in one sample')
-    z_loss: float = _field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
-    loss_chunk: int = _field(2048, 'tokens per device whose logits are in memory at once')
-    ema_decay: float = _field(0.0, 'decay of the averaged parameters; 0 keeps none')
+    duration: Duration = field('1000 steps', 'how long to train')
+    batch_size: int = field(16, 'rows of one optimizer step, over all devices')
+    grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into')
+    log_every: Duration = field(10, 'between lines of metrics.jsonl')
+    eval_every: Duration = field('10 %', 'between evaluations on the validation split')
+    eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split')
+    sample_every: Duration = field('25 %', 'between sample completions')
+    sample_prompts: tuple = field(('def ', 'import ', 'class '), 'what the samples complete')
+    sample_tokens: int = field(64, 'new tokens in one sample')
+    z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
+    loss_chunk: int = field(2048, 'tokens per device whose logits are in memory at once')
+    ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none')
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    name: Part = _field('adamw', 'adamw, lion, adafactor, sgd, muon, or a callable')
-    learning_rate: float = _field(3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it')
-    b1: float = _field(0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment')
-    b2: float = _field(0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment')
-    eps: float = _field(1e-8, '"adamw", "muon" (embeddings, vectors): added to the root of the second moment')
-    momentum: float = _field(0.95, '"sgd", "muon" (matrices): decay of the sum of gradients')
-    nesterov: bool = _field(True, '"sgd", "muon": whether the step looks ahead of that sum')
-    weight_decay: float = _field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
-    decay_mask: tuple = _field(
+    name: Part = field('adamw', 'adamw, lion, adafactor, sgd, muon, or a callable')
+    learning_rate: float = field(3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it')
+    b1: float = field(0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment')
+    b2: float = field(0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment')
+    eps: float = field(1e-8, '"adamw", "muon" (embeddings, vectors): added to the root of the second moment')
+    momentum: float = field(0.95, '"sgd", "muon" (matrices): decay of the sum of gradients')
+    nesterov: bool = field(True, '"sgd", "muon": whether the step looks ahead of that sum')
+    weight_decay: float = field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
+    decay_mask: tuple = field(
         ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias|sinks|balance)', False)),
         '(regex, decays) pairs; the first that matches a whole parameter path decides',
     )
-    clip: float = _field(1.0, 'largest global gradient norm; 0 never clips')
+    clip: float = field(1.0, 'largest global gradient norm; 0 never clips')
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    name: Part = _field('cosine', 'constant, linear, cosine, wsd, inverse_sqrt, or a callable')
-    warmup: Duration = _field('2 %', 'linear rise from 0 to the peak')
-    decay: Duration = _field('20 %', 'the final fall of "wsd"')
-    floor: float = _field(0.1, 'final learning rate as a fraction of the peak')
+    name: Part = field('cosine', 'constant, linear, cosine, wsd, inverse_sqrt, or a callable')
+    warmup: Duration = field('2 %', 'linear rise from 0 to the peak')
+    decay: Duration = field('20 %', 'the final fall of "wsd"')
+    floor: float = field(0.1, 'final learning rate as a fraction of the peak')
 
 
 DEFAULT_RULES = {
@@ -274,31 +274,31 @@ DEFAULT_RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    data: int = _field(1, 'devices that hold whole copies; -1 means the rest')
-    fsdp: int = _field(-1, 'devices the batch and the parameters are split over')
-    tensor: int = _field(1, 'devices that heads, d_ff and vocabulary are split over')
-    rules: dict = _field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
-    distributed: bool = _field(False, 'whether to start jax.distributed (several hosts)')
+    data: int = field(1, 'devices that hold whole copies; -1 means the rest')
+    fsdp: int = field(-1, 'devices the batch and the parameters are split over')
+    tensor: int = field(1, 'devices that heads, d_ff and vocabulary are split over')
+    rules: dict = field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
+    distributed: bool = field(False, 'whether to start jax.distributed (several hosts)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    every: Duration = _field('10 %', 'between checkpoints')
-    keep: int = _field(2, 'how many of the newest to keep')
-    keep_best: bool = _field(True, 'also keep the best by validation loss')
+    every: Duration = field('10 %', 'between checkpoints')
+    keep: int = field(2, 'how many of the newest to keep')
+    keep_best: bool = field(True, 'also keep the best by validation loss')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment, complete and validated."""
 
-    name: str = _field('', "the run directory is runs/<name>; empty takes the file's name")
-    seed: int = _field(0, 'seed of the initial weights, data order, dropout and samples')
-    init_from: str = _field('', 'run directory whose parameters this run starts from')
-    model: Model = _section(Model, 'the Transformer and its parts')
-    data: Data = _section(Data, 'text, tokenizer and rows')
-    train: Train = _section(Train, 'how long, how much, how often')
-    optimizer: Optimizer = _section(Optimizer, 'how gradients become updates')
-    schedule: Schedule = _section(Schedule, 'the learning rate over time')
-    mesh: Mesh = _section(Mesh, 'how the devices are arranged')
-    checkpoint: Checkpoint = _section(Checkpoint, 'when state is saved, and what is kept')
+    name: str = field('', "the run directory is runs/<name>; empty takes the file's name")
+    seed: int = field(0, 'seed of the initial weights, data order, dropout and samples')
+    init_from: str = field('', 'run directory whose parameters this run starts from')
+    model: Model = section(Model, 'the Transformer and its parts')
+    data: Data = section(Data, 'text, tokenizer and rows')
+    train: Train = section(Train, 'how long, how much, how often')
+    optimizer: Optimizer = section(Optimizer, 'how gradients become updates')
+    schedule: Schedule = section(Schedule, 'the learning rate over time')
+    mesh: Mesh = section(Mesh, 'how the devices are arranged')
+    checkpoint: Checkpoint = section(Checkpoint, 'when state is saved, and what is kept')
