@@ -66,6 +66,8 @@ class Document:
       text: the text.
       kind: as in `Raw`: some rules hold for code alone, or for prose alone.
       language: ISO 639 code, or the programming language of code ('python').
+      cluster: documents with the same one go to the same split, as they share much of their text;
+        '' stands for the document alone.
       signals: measured qualities by name ('gopher.mean_word_length'), kept with the document.
     """
 
@@ -77,6 +79,7 @@ class Document:
     language: str = ''
     licence: str = ''
     title: str = ''
+    cluster: str = ''
     signals: Mapping[str, float] = dataclasses.field(default_factory=lambda: _NOTHING)
 
 
