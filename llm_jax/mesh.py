@@ -61,10 +61,12 @@ def axis_sizes(config: schema.Mesh, n_devices: int) -> dict[str, int]:
     fixed = math.prod(n for n in sizes.values() if n != -1)
     written = ' × '.join(f'{axis} {n}' for axis, n in sizes.items())
     if n_devices % fixed or (-1 not in sizes.values() and fixed != n_devices):
-        raise ConfigError(
-            f'mesh = {written} does not fit {n_devices} device(s): the axes must multiply to {n_devices}; '
-            'set one of them to -1 to take the rest'
+        fix = (
+            f'without the -1 they multiply to {fixed}, which must divide {n_devices}'
+            if -1 in sizes.values()
+            else f'the axes must multiply to {n_devices}; set one of them to -1 to take the rest'
         )
+        raise ConfigError(f'mesh = {written} does not fit {n_devices} device(s): {fix}')
     return {axis: n_devices // fixed if n == -1 else n for axis, n in sizes.items()}
 
 

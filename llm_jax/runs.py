@@ -121,7 +121,10 @@ def read_config(run_dir: epath.Path) -> Config:
     except json.JSONDecodeError as error:
         raise ConfigError(f'{file} is not valid JSON: {error}') from error
     here = f'{run_dir / EXPERIMENT}:'
-    return config_lib.from_dict(_replace_prefix(values, f'{EXPERIMENT}:', here))
+    try:
+        return config_lib.from_dict(_replace_prefix(values, f'{EXPERIMENT}:', here))
+    except ConfigError as error:  # a run of another version, or a file changed by hand
+        raise ConfigError(f'{file}: {error}') from error
 
 
 def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:

@@ -18,12 +18,19 @@ def test_axis_sizes(axes, devices, expected):
     assert sizes == dict(zip(('data', 'fsdp', 'tensor'), expected, strict=True))
 
 
-@pytest.mark.parametrize(('axes', 'devices'), [((1, 3, -1), 8), ((1, 4, 1), 8), ((2, 8, 1), 8), ((1, -1, 16), 8)])
-def test_axes_that_do_not_fit(axes, devices):
+@pytest.mark.parametrize(
+    ('axes', 'fix'),
+    [
+        ((1, 4, 1), 'the axes must multiply to 8; set one of them to -1 to take the rest'),
+        ((2, 8, 1), 'the axes must multiply to 8; set one of them to -1 to take the rest'),
+        ((1, 3, -1), 'without the -1 they multiply to 3, which must divide 8'),
+        ((1, -1, 16), 'without the -1 they multiply to 16, which must divide 8'),
+    ],
+)
+def test_axes_that_do_not_fit(axes, fix):
     written = 'mesh = data {} × fsdp {} × tensor {}'.format(*axes)
-    message = f'{written} does not fit 8 device(s): the axes must multiply to 8; set one of them to -1'
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        mesh_lib.axis_sizes(Mesh(*axes), devices)
+    with pytest.raises(ConfigError, match=re.escape(f'{written} does not fit 8 device(s): {fix}')):
+        mesh_lib.axis_sizes(Mesh(*axes), 8)
 
 
 def test_make_mesh_is_explicit():

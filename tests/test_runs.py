@@ -4,6 +4,7 @@ import json
 import random
 
 from awkward import write_pair
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -212,3 +213,11 @@ def test_a_damaged_checkpoint_is_one_error(run_dir, tmp_path):
 def test_config_json_is_read_back_as_it_was(run_dir):
     config = runs.read_config(run_dir)
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
+
+
+def test_a_config_json_of_another_version_is_named(run_dir, tmp_path):
+    values = json.loads((run_dir / 'config.json').read_text())
+    values['model']['n_hydras'] = 3
+    (tmp_path / 'config.json').write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r'config.json: there is no field .model.n_hydras. in the config'):
+        runs.read_config(epath.Path(tmp_path))

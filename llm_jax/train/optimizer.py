@@ -49,14 +49,13 @@ def cosine(progress: jax.Array, span: Span) -> jax.Array:
 def wsd(progress: jax.Array, span: Span) -> jax.Array:
     """Stable, then linear over the last `decay` steps (Hu et al. 2024, "MiniCPM", arXiv:2404.06395)."""
     fall = span.decay / max(1, span.total - span.warmup)
-    return 1 - (1 - span.floor) * jnp.clip((progress - 1) / max(fall, 1e-9) + 1, 0, 1)
+    return 1 - (1 - span.floor) * jnp.clip((progress - 1) / fall + 1, 0, 1)
 
 
 def inverse_sqrt(progress: jax.Array, span: Span) -> jax.Array:
     """√(warmup / step), never below the floor (Vaswani et al. 2017, §5.3)."""
-    start = max(span.warmup, 1)
-    step = start + progress * (span.total - span.warmup)
-    return jnp.maximum(jnp.sqrt(start / step), span.floor)
+    step = span.warmup + progress * (span.total - span.warmup)
+    return jnp.maximum(jnp.sqrt(span.warmup / step), span.floor)
 
 
 SCHEDULES = {'constant': constant, 'linear': linear, 'cosine': cosine, 'wsd': wsd, 'inverse_sqrt': inverse_sqrt}
@@ -69,8 +68,12 @@ def make_schedule(config: schema.Schedule, peak: float, span: Span) -> Schedule:
     at the end) to a fraction of the peak.
 
     Raises:
-      ConfigError: the warmup does not fit into the run.
+      ConfigError: the warmup does not fit into the run, or the shape needs a span that is 0.
     """
+    if config.name == 'wsd' and not span.decay:
+        raise ConfigError(f'schedule.decay = {config.decay!r}: "wsd" falls over it; "constant" is without a fall')
+    if config.name == 'inverse_sqrt' and not span.warmup:
+        raise ConfigError(f'schedule.warmup = {config.warmup!r}: "inverse_sqrt" falls in proportion to it; set one')
     if span.warmup + (span.decay if config.name == 'wsd' else 0) > span.total:
         raise ConfigError(
             f'schedule.warmup = {config.warmup!r} is {span.warmup} steps'
