@@ -56,6 +56,9 @@ def all_charts(run: Run) -> list[Chart]:
         _simple(run, 'tokens_per_second', 'Throughput', 'Tokens per second, over all devices.', _tick, zero=True),
         _simple(run, 'grad_norm', 'Gradient norm', 'Before clipping.', None, smooth=True),
         _simple(run, 'param_norm', 'Parameter norm', 'Over all parameters.', None),
+        _simple(run, 'router_peak', 'Fullest expert', 'Its load over the mean load; 1 is even.', None, smooth=True),
+        _simple(run, 'router_aux', 'Balance of experts', 'The balance loss; 1 is even.', None, smooth=True),
+        _simple(run, 'router_z', 'Router logits', 'Mean of log(Σ exp)².', None, smooth=True),
     ]
     return [chart for chart in made if chart]
 

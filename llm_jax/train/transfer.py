@@ -4,15 +4,11 @@ from collections.abc import Callable
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.nn.transformer import build, init_params, parameters_of
 from llm_jax.schema import Config
-from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
-from llm_jax.train.setup import Steps
-from llm_jax.train.state import init_state
-from llm_jax.train.step import make_loss, make_train_step
+from llm_jax.train.step import make_loss
+from llm_jax.train.trial import Trial
 from llm_jax.train.widths import MUP, STANDARD, slope, widened
 
 
@@ -95,30 +91,13 @@ def sweep(
 def _runner(
     config: Config, batches: np.ndarray, held_out: np.ndarray, vocab_size: int, bos_id: int
 ) -> Callable[[float], float]:
-    """Peak learning rate -> loss. Compiled once: the rate is an argument of the step."""
-    model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
-    shapes, weights = jax.eval_shape(lambda: init_params(model, jax.random.key(0))), parameters_of(model)
-    steps = Steps.of(config, rows=len(batches) * config.train.batch_size)
-    span = Span(len(batches), steps.warmup, steps.decay, config.schedule.floor)
-    shape = make_schedule(config.schedule, 1.0, span)
-
-    def at(rate: jax.Array | float):
-        schedule = lambda step: rate * shape(step)
-        return schedule, make_optimizer(config.optimizer, schedule, shapes, weights)
-
-    @jax.jit
-    def step(state, tokens, rate):
-        schedule, optimizer = at(rate)
-        return make_train_step(model, config, optimizer, schedule, bos_id=bos_id)(state, tokens)
-
-    init = jax.jit(lambda key: init_state(model, at(0.0)[1], key, with_ema=False))
-    evaluate = jax.jit(lambda params, tokens: make_loss(model, config, bos_id=bos_id)(params, tokens)[1])
+    """Peak learning rate -> loss."""
+    trial = Trial(config, batches, vocab_size=vocab_size, bos_id=bos_id)
+    evaluate = jax.jit(lambda params, tokens: make_loss(trial.model, config, bos_id=bos_id)(params, tokens)[1])
 
     def run(rate: float) -> float:
-        state = init(jax.random.key(config.seed))
-        for tokens in batches:
-            state, _ = step(state, tokens, jnp.float32(rate))
-        sums = [jax.device_get(evaluate(state.params, tokens)) for tokens in held_out]
+        params = trial.train(rate)
+        sums = [jax.device_get(evaluate(params, tokens)) for tokens in held_out]
         loss = sum(s['nll'] for s in sums) / sum(s['weight'] for s in sums)
         return float(loss) if np.isfinite(loss) else float('inf')
 

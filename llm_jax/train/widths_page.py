@@ -1,16 +1,14 @@
 """Pages on what a model's width does: the coordinate check, and the best learning rate."""
 
 from collections.abc import Sequence
-import json
-from typing import Any
 
 from etils import epath
 import matplotlib
 from matplotlib import axes, figure
 import numpy as np
 
-from llm_jax.report import load_template
 from llm_jax.report.charts import INK, MAIN, SECOND, STYLE, Chart, svg
+from llm_jax.report.page import write_page
 from llm_jax.train.coord_check import LIMIT, CoordCheck
 from llm_jax.train.transfer import Transfer
 from llm_jax.train.widths import MUP, STANDARD
@@ -44,7 +42,7 @@ def write_coord_check(check: CoordCheck, directory: epath.PathLike, *, name: str
         'size': {p: values.tolist() for p, values in check.size.items()},
     }  # fmt: skip
     page = {'title': 'coordinate check', 'sentence': sentence, 'charts': charts, 'table': coord_check_table(check)}
-    return _write(directory, 'coord_check', name, command, page, numbers)
+    return write_page(directory, 'coord_check', name, command, page, numbers)
 
 
 def transfer_table(result: Transfer) -> list[list[str]]:
@@ -76,18 +74,7 @@ def write_transfer(result: Transfer, directory: epath.PathLike, *, name: str, co
         'title': 'learning rate and width', 'sentence': sentence + '.', 'charts': charts,
         'table': transfer_table(result),
     }  # fmt: skip
-    return _write(directory, 'mup_transfer', name, command, page, numbers)
-
-
-def _write(
-    directory: epath.PathLike, stem: str, name: str, command: str, page: dict[str, Any], numbers: dict[str, Any]
-) -> epath.Path:
-    directory = epath.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f'{stem}.json').write_text(json.dumps({'command': command, **numbers}, indent=1))
-    path = directory / f'{stem}.html'
-    path.write_text(load_template('widths.html.jinja').render(name=name, command=command, **page))
-    return path
+    return write_page(directory, 'mup_transfer', name, command, page, numbers)
 
 
 def _changes(check: CoordCheck, kind: str) -> Chart:

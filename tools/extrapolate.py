@@ -1,0 +1,41 @@
+"""Perplexity beyond the training length, for each kind of position: extrapolate experiments/extrapolation.py"""
+
+import argparse
+import pathlib
+import sys
+
+from llm_jax import cli
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='extrapolate', description=__doc__, allow_abbrev=False)
+    parser.add_argument('experiment', help='the experiment file; data.seq_len is the length of training')
+    parser.add_argument('--lengths', type=cli.integers, help='default: the length of training, times 2, 4 and 8')
+    parser.add_argument('--rows', type=int, default=64, help='rows of the longest length that perplexity is taken over')
+    parser.add_argument('--workdir', help='where extrapolation.html is written; default runs/<name of the experiment>')
+    cli.add_debug(parser)
+    known, rest = parser.parse_known_args(argv)
+    config = cli.experiment(known.experiment, rest)
+    from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
+    from llm_jax.train import extrapolation_page as page
+    from llm_jax.train.extrapolate import extrapolate, longer_rows
+    from llm_jax.train.setup import Steps
+    from llm_jax.train.widths import training_batches
+
+    prepared = prepare(config.data, config.seed)
+    lengths = sorted(known.lengths or [config.data.seq_len * n for n in (1, 2, 4, 8)])
+    batches = training_batches(prepared, config, Steps.of(config, prepared.count('train')).total)
+    result = extrapolate(
+        config, batches, longer_rows(prepared, lengths[-1], known.rows)[:, None],
+        vocab_size=prepared.tokenizer.vocab_size, bos_id=prepared.tokenizer.bos_id, lengths=lengths,
+        progress=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
+    command = ' '.join(['./tools/run extrapolate', *argv])
+    written = page.write(result, directory, name=config.name, command=command)
+    cli.print_table('perplexity of tokens at these positions', page.table(result))
+    print(f'wrote {written}')
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
