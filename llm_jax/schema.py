@@ -192,6 +192,8 @@ class Tokenizer:
     )
     algorithm: str = field('bpe', 'bpe or unigram')
     vocab_size: int = field(4096, 'number of tokens to train')
+    split_digits: bool = field(True, 'whether each digit of a number is a token of its own')
+    reserved: tuple = field((), 'names of tokens that no text becomes, such as the marks of a chat: ("<|user|>", ...)')
     sample_bytes: int = field(50_000_000, 'bytes of training text the tokenizer is trained on')
 
 

@@ -4,17 +4,23 @@ A record is a tf.train.Example of `tokens` (uint16 or uint32 [L+1], as bytes) an
 `length` (how many of them are real). `tfds.builder_from_directory` reads it too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import itertools
 import os
 import pathlib
+from typing import Any
 
 from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
+from llm_jax.schema import ConfigError
+
 PADDING = -1
+# Of the data set, which file names begin with.
+NAME = 'rows'
 _SHARD_BYTES = 1 << 30
 
 
@@ -33,53 +39,108 @@ def write(
       seq_len: L.
       dtype: np.uint16 or np.uint32.
     """
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    shard_rows = max(1, _SHARD_BYTES // ((seq_len + 1) * np.dtype(dtype).itemsize))
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for split, rows in splits.items():
+        rest = iter(rows)
+        for first in rest:
+            shard = itertools.chain([first], itertools.islice(rest, shard_rows - 1))
+            done = sizes.setdefault(split, [])
+            path = os.path.join(directory, file_name(NAME, split, len(done)))
+            done.append(write_rows(path, shard, seq_len=seq_len, dtype=dtype))
+    features = row_features(seq_len, dtype)
+    write_info(directory, NAME, features, sizes, 'Packed rows of tokens.')
+
+
+def row_features(seq_len: int, dtype: type[np.unsignedinteger]) -> Any:
+    """What a record of a row holds, for TFDS."""
     import tensorflow_datasets as tfds
 
-    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     as_bytes = tfds.features.Encoding.BYTES
     tokens = tfds.features.Tensor(shape=(seq_len + 1,), dtype=dtype, encoding=as_bytes)
-    features = tfds.features.FeaturesDict({'tokens': tokens, 'length': np.int32})
-    identity = tfds.core.DatasetIdentity(
-        name='rows', version=tfds.core.Version('1.0.0'), data_dir=os.fspath(directory), module_name='llm_jax.data'
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=features, description='Packed rows of tokens.')
+    return tfds.features.FeaturesDict({'tokens': tokens, 'length': np.int32})
+
+
+def write_rows(
+    path: str, rows: Iterable[tuple[np.ndarray, int]], *, seq_len: int, dtype: type[np.unsignedinteger]
+) -> tuple[int, int]:
+    """Writes one file of rows; gives (records, bytes)."""
+    features = row_features(seq_len, dtype)
+    examples = ({'tokens': tokens, 'length': np.int32(length)} for tokens, length in rows)
+    # One record per group makes access random; tokens hardly compress, and reading is faster without.
+    return write_file(path, map(features.serialize_example, examples), 'group_size:1,uncompressed')
+
+
+def write_file(path: str, records: Iterable[bytes], options: str) -> tuple[int, int]:
+    """Writes one ArrayRecord file.
+
+    Returns:
+      (records, bytes) written.
+
+    Raises:
+      ConfigError: the disk is full, or the place cannot be written to.
+    """
+    with _explained(path):
+        writer = array_record_module.ArrayRecordWriter(path, options)
+    count = size = 0
+    for record in records:
+        with _explained(path):
+            writer.write(record)
+        count += 1
+        size += len(record)
+    with _explained(path):
+        writer.close()
+    return count, size
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # in the library's words: 'write() failed: No space left on device; ...'
+        raise ConfigError(f'cannot write {path}: {error}') from error
+
+
+def file_name(name: str, split: str, index: int) -> str:
+    """The name of one file of a data set."""
+    return f'{name}-{split}.array_record-{index:05d}'
+
+
+def write_info(
+    directory: str | os.PathLike, name: str, features: Any, splits: Mapping[str, Iterable[tuple[int, int]]], what: str
+) -> None:
+    """Writes what makes a TFDS data set of a directory of files.
+
+    Args:
+      directory: with the files, called as `file_name` says.
+      name: of the data set.
+      features: of its records.
+      splits: (records, bytes) of each file, in order. A split without files is left out.
+      what: a line that describes it.
+    """
+    import tensorflow_datasets as tfds
+
+    directory = os.fspath(directory)
+    version = tfds.core.Version('1.0.0')
+    # The place is not written down, so that equal data sets are equal files.
+    identity = tfds.core.DatasetIdentity(name=name, version=version, data_dir='.', module_name='llm_jax.data')
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description=what)
     info.set_file_format('array_record')
-    shard_rows = max(1, _SHARD_BYTES // ((seq_len + 1) * np.dtype(dtype).itemsize))
     infos = []
-    for split, rows in splits.items():
+    for split, files in splits.items():
         template = tfds.core.ShardedFileTemplate(
             template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}',
             data_dir=epath.Path(directory),
-            dataset_name='rows',
+            dataset_name=name,
             split=split,
             filetype_suffix='array_record',
         )
-        examples = ({'tokens': tokens, 'length': np.int32(length)} for tokens, length in rows)
-        encoded = map(features.serialize_example, examples)
-        lengths, size = [], 0
-        while (first := next(encoded, None)) is not None:
-            path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
-            shard = itertools.chain([first], itertools.islice(encoded, shard_rows - 1))
-            length, written = _write_shard(os.fspath(path), shard)
-            lengths.append(length)
-            size += written
-        if lengths:
-            infos.append(tfds.core.SplitInfo(split, lengths, size, filename_template=template))
+        if sizes := list(files):
+            records, n_bytes = zip(*sizes, strict=True)
+            infos.append(tfds.core.SplitInfo(split, list(records), sum(n_bytes), filename_template=template))
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(directory)
-
-
-def _write_shard(path: str, encoded: Iterable[bytes]) -> tuple[int, int]:
-    """(records, bytes) written to one file."""
-    # One record per group makes access random; tokens hardly compress, and reading is faster without.
-    writer = array_record_module.ArrayRecordWriter(path, 'group_size:1,uncompressed')
-    count = size = 0
-    for record in encoded:
-        writer.write(record)
-        count += 1
-        size += len(record)
-    writer.close()
-    return count, size
 
 
 class Rows:
