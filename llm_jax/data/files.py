@@ -29,12 +29,19 @@ class File:
 
     Attributes:
       path: as errors name it.
+      size: in bytes, as it is stored.
       stamp: what changes when the file does (size and time, or the store's own tag).
     """
 
     path: str
+    size: int
     stamp: str
     _fs: fsspec.AbstractFileSystem = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> 'File':
+        """The file that an entry of a listing describes."""
+        return cls(info['name'], info['size'], _stamp(info), fs)
 
     def open(self) -> BinaryIO:
         return self._fs.open(self.path, 'rb')
@@ -105,7 +112,7 @@ def find(pattern: str, field: str) -> list[File]:
     if not found:
         hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
         raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
-    return [File(p, _stamp(fs.info(p)), fs) for p in sorted(found)]
+    return [File.of(fs, fs.info(p)) for p in sorted(found)]
 
 
 def _stamp(info: dict[str, Any]) -> str:
