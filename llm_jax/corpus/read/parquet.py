@@ -1,11 +1,9 @@
 """Parquet files, by groups of their row groups."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import functools
 import os
-import posixpath
-import re
 
 import pyarrow
 import pyarrow.parquet
@@ -18,7 +16,6 @@ from llm_jax.data import files
 # Fields that a document takes over besides those that the options name.
 _FIELDS = ('title', 'language', 'lang', 'licence', 'license', 'path')
 _BATCH_ROWS = 256
-_HELD_OUT = re.compile(r'(^|[/_.-])(test|validation|valid|val|dev)([/_.-]|$)', re.I)
 
 
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
@@ -55,12 +52,6 @@ def check(name: str, source: Source, path: str, file: files.File) -> None:
         wanted = getattr(source, option)
         if wanted and _column(wanted, columns) not in columns:
             raise rows.no_field(f'sources.{name}.{option}', wanted, path, columns)
-
-
-def without_held_out(found: Sequence[tuple[str, files.File]]) -> list[tuple[str, files.File]]:
-    """Files of a data set's directory that are not of its validation or test split, if there are others."""
-    kept = [(path, file) for path, file in found if not _HELD_OUT.search(posixpath.splitext(path)[0])]
-    return kept or list(found)
 
 
 def _read(name: str, source: Source, path: str, file: files.File, row_groups: list[int] | None) -> Iterator[Record]:
