@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 
 from llm_jax.corpus.document import Broken
-from llm_jax.corpus.read import rows
-from llm_jax.corpus.read.unit import UNIT_BYTES, Input, Record, Source, digest, groups, numbered
+from llm_jax.corpus.read import rows, unit
+from llm_jax.corpus.read.unit import Input, Record, Source, digest, groups, numbered
 from llm_jax.data import files
 
 # Fields that a document takes over besides those that the options name.
@@ -21,7 +21,7 @@ _BATCH_ROWS = 256
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
     """Units of a Parquet file; what cannot be opened is one unit, of a `Broken`."""
     whole = Input(path, digest(path, file.stamp), file.size, functools.partial(_read, name, source, path, file, None))
-    if file.size <= UNIT_BYTES:
+    if file.size <= unit.UNIT_BYTES:
         return [whole]
     try:
         with _opened(file) as table:

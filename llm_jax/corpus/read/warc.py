@@ -105,6 +105,8 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
         if held:
             yield held
         if entry is None:
+            if left := stop - _end(stream, held, last, stop, part.marks is _MEMBER):
+                yield part.broken(stop - left, 'truncated', f'the last {left} bytes are no whole record')
             return None
         offset = start + entry.stream_pos
         # Records that share one gzip member have one place, so they are counted.
@@ -117,8 +119,8 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
         except OSError as error:
             _raise_if_of_files(error)
             complaint = str(error)
-        if entry.record_type == WarcRecordType.unknown and not len(entry.headers):
-            complaint = 'it has no headers'
+        if entry.headers.get('Content-Length') is None:
+            complaint = 'its header has no Content-Length'
         if complaint:
             after = _next_record(stream, last + 1, stop, part.marks)
             rule = 'truncated' if after is None else 'damaged'
@@ -178,6 +180,14 @@ def _opens_record(member: bytes) -> bool:
         return False
 
 
+def _end(stream: BinaryIO, held: Record | None, last: int, stop: int, is_member: bool) -> int:
+    """Where the records of an archive that was read to its end do end."""
+    if held is None:
+        return last
+    end = _end_of(stream, last, stop, is_member)
+    return stop if end is None else end  # None: several records in one member
+
+
 def _end_of(stream: BinaryIO, start: int, stop: int, is_member: bool) -> int | None:
     """Where a record ends that starts at `start`; None if that is not where it says."""
     stream.seek(start)
@@ -227,9 +237,9 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     if has_http:
         entry.parse_http(quirks_mode=True)
         before, answer = block - entry.content_length, entry.http_headers
-        if answer.status_code != 200:
-            rest = before + entry.reader.consume()
-            return Skipped(part.name, where, f'skip.status_{answer.status_code or "none"}'), rest
+        status = None if answer is None else answer.status_code
+        if status != 200:
+            return Skipped(part.name, where, f'skip.status_{status or "none"}'), before + entry.reader.consume()
         stated = answer.get('Content-Type')
         media = _media_type(stated) or _media_type(headers.get('WARC-Identified-Payload-Type'))
         charset = _charset(stated)
