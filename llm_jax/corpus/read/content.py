@@ -71,8 +71,8 @@ class Place:
 
 def passed_over(place: Place, path: str, size: int) -> Skipped | None:
     """Why a file is not even opened, by its name and size; None if it is."""
-    *above, name = path.split('/')
-    if not NO_SOURCES.isdisjoint(above) or name.startswith('._'):  # ._X is what macOS adds to archives
+    # '._X' is what macOS adds to archives.
+    if not NO_SOURCES.isdisjoint(path.split('/')) or os.path.basename(path).startswith('._'):
         return place.skipped(path, 'no_sources')
     kind = _kind_by_name(place, path)
     if not kind:
@@ -82,6 +82,11 @@ def passed_over(place: Place, path: str, size: int) -> Skipped | None:
     if size > longest(place, path):
         return place.skipped(path, 'too_large')
     return None
+
+
+def is_meant(place: Place, path: str) -> bool:
+    """Whether a file is of the source's format, by its name."""
+    return bool(_kind_by_name(place, path))
 
 
 def longest(place: Place, path: str) -> int:
@@ -100,13 +105,14 @@ def bounded(blocks: Iterable[bytes], limit: int) -> bytes:
     return b''.join(held)
 
 
-def record(place: Place, path: str, data: bytes, key: str) -> Record:
+def record(place: Place, path: str, data: bytes, key: str, licence: str = '') -> Record:
     """The record of a file.
 
     Args:
       path: relative to the place.
       data: what is in the file.
       key: the id within the source: 'FILE#RECORD'.
+      licence: where neither the source's options nor the place's licence files say it.
     """
     if refused := passed_over(place, path, len(data)):
         return refused
@@ -117,7 +123,7 @@ def record(place: Place, path: str, data: bytes, key: str) -> Record:
     if not data.strip():
         return place.skipped(path, 'empty')
     common = {'id': f'{place.name}/{key}', 'source': place.name, 'where': place.prefix + path}
-    licence = place.source.licence or licences.nearest(path, place.licences)
+    licence = place.source.licence or licences.nearest(path, place.licences) or licence
     if kind == 'html':
         return Raw(**common, content=data, kind=kind, language=place.source.language, licence=licence)
     text, _, _ = decode(data, _declared(data) if kind == 'code' else '')

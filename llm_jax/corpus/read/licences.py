@@ -108,6 +108,15 @@ def of_directories(stated: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+def of_card(text: str) -> str:
+    """Licence in the header of a data set's card (README.md of a Hugging Face data set); '' if it states none."""
+    header = re.match(r'---\s*\n(.*?)\n---', text, re.S)
+    match = re.search(r'^license:\s*(?:-\s*)?["\']?([\w.+-]+)', header[1], re.M) if header else None
+    stated = match[1] if match else ''
+    known = {spdx.lower(): spdx for spdx, _ in _TEXTS}
+    return known.get(stated.lower(), stated)
+
+
 def nearest(path: str, licences: Mapping[str, str]) -> str:
     """Licence of the closest directory above a path that has one; '' if none has.
 

@@ -1,30 +1,27 @@
 """Parquet files, by groups of their row groups."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import functools
 import os
-import posixpath
-import re
 
 import pyarrow
 import pyarrow.parquet
 
 from llm_jax.corpus.document import Broken
-from llm_jax.corpus.read import rows
-from llm_jax.corpus.read.unit import UNIT_BYTES, Input, Record, Source, digest, groups, numbered
+from llm_jax.corpus.read import rows, unit
+from llm_jax.corpus.read.unit import Input, Record, Source, digest, groups, numbered
 from llm_jax.data import files
 
 # Fields that a document takes over besides those that the options name.
 _FIELDS = ('title', 'language', 'lang', 'licence', 'license', 'path')
 _BATCH_ROWS = 256
-_HELD_OUT = re.compile(r'(^|[/_.-])(test|validation|valid|val|dev)([/_.-]|$)', re.I)
 
 
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
     """Units of a Parquet file; what cannot be opened is one unit, of a `Broken`."""
     whole = Input(path, digest(path, file.stamp), file.size, functools.partial(_read, name, source, path, file, None))
-    if file.size <= UNIT_BYTES:
+    if file.size <= unit.UNIT_BYTES:
         return [whole]
     try:
         with _opened(file) as table:
@@ -55,12 +52,6 @@ def check(name: str, source: Source, path: str, file: files.File) -> None:
         wanted = getattr(source, option)
         if wanted and _column(wanted, columns) not in columns:
             raise rows.no_field(f'sources.{name}.{option}', wanted, path, columns)
-
-
-def without_held_out(found: Sequence[tuple[str, files.File]]) -> list[tuple[str, files.File]]:
-    """Files of a data set's directory that are not of its validation or test split, if there are others."""
-    kept = [(path, file) for path, file in found if not _HELD_OUT.search(posixpath.splitext(path)[0])]
-    return kept or list(found)
 
 
 def _read(name: str, source: Source, path: str, file: files.File, row_groups: list[int] | None) -> Iterator[Record]:

@@ -53,6 +53,7 @@ def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input
         blocks = False
     if blocks:
         return rows.of_lines(functools.partial(_doc_records, name, source, path), path, file)
+    source = dataclasses.replace(source, id_field=source.id_field or 'id')
     return [
         dataclasses.replace(unit, _read=functools.partial(_cleaned, name, unit))
         for unit in rows.inputs(name, source, path, file)
