@@ -52,7 +52,7 @@ def make(options: Options) -> Stage:
         n_sentences = sum(max(count_sentences(line), 1) for line in kept if line)
         measured = {
             'sentences': n_sentences,
-            'kept_words': len(cleaned.split()) / max(len(text.words), 1) if cleaned != text.text else 1.0,
+            'kept_words': len(signals.view(cleaned).words) / max(len(text.words), 1),
         }
         document = rules.with_signals(document, 'c4', measured)
         if page is not None:
@@ -78,12 +78,11 @@ def clean(text: signals.Text, options: Options) -> tuple[list[str], tuple[str, s
         if not line:
             kept.append(line)
             continue
-        words = line.split()
-        if len(line) > options.max_word_length and max(map(len, words)) > options.max_word_length:
+        if len(line) > options.max_word_length and max(map(len, line.split())) > options.max_word_length:
             continue
         if citations:
             line = _CITATION.sub('', line).rstrip()
-        if not ends_well(line, options.end_marks) or len(words) < options.min_line_words:
+        if not ends_well(line, options.end_marks) or has_fewer_words(line, options.min_line_words):
             continue
         low = line.lower() if phrases or page_phrases else ''
         for phrase in page_phrases:
@@ -100,6 +99,11 @@ def clean(text: signals.Text, options: Options) -> tuple[list[str], tuple[str, s
 def ends_well(line: str, end_marks: tuple[str, ...]) -> bool:
     """Whether the line ends as a sentence does, and not in an ellipsis."""
     return not end_marks or (line.endswith(end_marks) and not line.endswith('...'))
+
+
+def has_fewer_words(line: str, count: int) -> bool:
+    """Whether the line has fewer than this many words."""
+    return count > 0 and len(line.split(maxsplit=count - 1)) < count
 
 
 def count_sentences(line: str) -> int:

@@ -58,7 +58,7 @@ def measure(text: signals.Text, options: Options) -> dict[str, float]:
     n_solid = int(np.count_nonzero(solid))
     return {
         'words': n_solid,
-        'mean_word_length': float(np.diff(text.word_ends)[solid].sum()) / max(n_solid, 1),
+        'mean_word_length': int(text.word_lengths @ solid) / max(n_solid, 1),
         'hash_ratio': text.text.count('#') / n_words,
         'ellipsis_ratio': sum(map(text.text.count, _ELLIPSES)) / n_words,
         'bullet_lines': bullet_lines(text.lines) / n_lines,

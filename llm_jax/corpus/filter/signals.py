@@ -36,7 +36,8 @@ class Text:
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
         """The number of each different word, in order of first appearance."""
-        return {word: number for number, word in enumerate(dict.fromkeys(self.words))}
+        different = dict.fromkeys(self.words)
+        return dict(zip(different, range(len(different)), strict=True))
 
     @functools.cached_property
     def word_ids(self) -> np.ndarray:
@@ -44,33 +45,43 @@ class Text:
         return np.fromiter(map(self.vocabulary.__getitem__, self.words), np.int64, len(self.words))
 
     @functools.cached_property
-    def word_ends(self) -> np.ndarray:
-        """(words + 1,) int64: how many characters the first k words have together, without the space between."""
-        lengths = np.fromiter(map(len, self.words), np.int64, len(self.words))
-        return np.concatenate([[0], np.cumsum(lengths)])
-
-    @functools.cached_property
-    def _word_classes(self) -> np.ndarray:
-        """(words,) uint8: bits of all characters of each word."""
+    def _by_character(self) -> tuple[np.ndarray, np.ndarray]:
+        """(words,) int64 length of each word, (words,) uint8 bits of all its characters."""
         if self.text.isascii():
             codes = np.frombuffer(self.text.encode('ascii'), np.uint8)
         else:
             codes = np.frombuffer(self.text.encode('utf-32-le', 'surrogatepass'), np.uint32)
-        classes = np.take(_character_classes(), codes)
-        inside = np.concatenate([[False], (classes & _SPACE) == 0])
-        starts = np.flatnonzero(inside[1:] & ~inside[:-1])
-        # A word's slice reaches to the next word, but white space has no bit of interest.
-        return np.bitwise_or.reduceat(classes, starts) if len(starts) else np.empty(0, np.uint8)
+        classes = _character_classes()[codes]
+        # Words begin and end where white space begins and ends; both ends of the text count as white space.
+        inside = np.zeros(len(classes) + 2, bool)
+        np.less(classes, _SPACE, out=inside[1:-1])
+        edges = np.flatnonzero(inside[1:] != inside[:-1])
+        starts, ends = edges[::2], edges[1::2]
+        # What is reduced reaches to the next word, but white space has no bit of interest.
+        bits = np.bitwise_or.reduceat(classes, starts) if len(starts) else np.empty(0, np.uint8)
+        return ends - starts, bits
+
+    @functools.cached_property
+    def word_lengths(self) -> np.ndarray:
+        """(words,) int64: characters of each word."""
+        return self._by_character[0]
+
+    @functools.cached_property
+    def word_ends(self) -> np.ndarray:
+        """(words + 1,) int64: how many characters the first k words have together, without the space between."""
+        ends = np.zeros(len(self.word_lengths) + 1, np.int64)
+        np.cumsum(self.word_lengths, out=ends[1:])
+        return ends
 
     @functools.cached_property
     def has_letter(self) -> np.ndarray:
         """(words,) bool: whether the word has a letter."""
-        return (self._word_classes & _LETTER) != 0
+        return (self._by_character[1] & _LETTER) != 0
 
     @functools.cached_property
     def is_solid(self) -> np.ndarray:
         """(words,) bool: whether the word has a letter or a digit, and is not punctuation alone."""
-        return (self._word_classes & _SOLID) != 0
+        return (self._by_character[1] & _SOLID) != 0
 
     @functools.cached_property
     def lines(self) -> list[str]:
@@ -99,16 +110,18 @@ class Text:
           n -> (positions, groups): int64 of equal length. The index of the first word of each occurrence,
             ascending, and a number that two occurrences share if and only if they are the same words.
         """
-        out, groups = {}, self.word_ids
-        positions = np.arange(len(groups))
-        group_at = np.append(groups, -1)  # by position; -1 where the (n - 1)-gram occurs once or runs off the end
+        group_at = np.append(self.word_ids, -1)  # by position; -1 where the (n - 1)-gram occurs once or runs off
+        group_at[:-1][np.bincount(self.word_ids)[self.word_ids] == 1] = -1
+        positions = np.flatnonzero(group_at >= 0)
+        out = {}
         for n in range(2, MAX_N + 1):
+            groups = group_at[positions]
             if len(positions):
                 following = group_at[positions + 1]
-                inside = following >= 0
-                positions, keys = positions[inside], groups[inside] * (len(group_at) + 1) + following[inside]
-                positions, groups = _occurring_again(positions, keys)
-                group_at[:] = -1
+                both = following >= 0
+                again, groups_again = _occurring_again(groups[both] * len(group_at) + following[both])
+                group_at[positions] = -1
+                positions, groups = positions[both][again], groups_again
                 group_at[positions] = groups
             out[n] = positions, groups
         return out
@@ -118,18 +131,20 @@ class Text:
 view = functools.lru_cache(maxsize=1)(Text)
 
 
-def _occurring_again(positions: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positions whose key another position has too, and a small number for each such key."""
-    order = np.argsort(keys, kind='stable')
+def _occurring_again(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the keys that occur more than once, ascending, and a small number for each such key."""
+    if len(keys) < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    order = np.argsort(keys)
     ordered = keys[order]
-    new = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(keys) else np.empty(0, bool)
-    numbers = np.cumsum(new) - 1
-    again = np.bincount(numbers)[numbers] > 1
-    kept = order[again]
-    groups = np.empty(len(keys), np.int64)
-    groups[order] = numbers
-    kept.sort()
-    return positions[kept], groups[kept]
+    same = np.zeros(len(keys) + 1, bool)  # whether each is the same as the one before it
+    np.equal(ordered[1:], ordered[:-1], out=same[1:-1])
+    numbers = np.empty(len(keys), np.int64)
+    numbers[order] = np.cumsum(~same[:-1])
+    again = np.zeros(len(keys), bool)
+    again[order] = same[:-1] | same[1:]
+    indices = np.flatnonzero(again)
+    return indices, numbers[indices]
 
 
 def repeats(items: list[str]) -> tuple[int, int]:
@@ -158,6 +173,8 @@ def repeated_characters(text: Text, n: int) -> int:
     those that begin within it count neither as repeated nor as having occurred.
     """
     positions, groups = text.repeated[n]
+    if not len(positions):
+        return 0
     total, after, seen, ends = 0, 0, set(), text.word_ends
     for start, group in zip(positions.tolist(), groups.tolist(), strict=True):
         if start < after:
