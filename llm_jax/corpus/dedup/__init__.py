@@ -1,0 +1,4 @@
+"""Duplicates: whole documents, nearly equal documents, repeated lines, repeated passages.
+
+Each is an exchange, made from its options by `make`.
+"""
