@@ -72,15 +72,23 @@ def _is_no_address(name: str, domain: re.Match, text: str, code: bool) -> bool:
         return True
     if not code:
         return False
-    return text[domain.end() : domain.end() + 1] == '(' or not _CODE_DOMAIN.fullmatch(top)
+    before, after = (
+        text[domain.start() - len(name) - 2 : domain.start() - len(name) - 1],
+        text[domain.end() : domain.end() + 1],
+    )
+    if before + after in ('""', "''", '<>'):
+        return False
+    return after == '(' or not _CODE_DOMAIN.fullmatch(top)
 
 
 # --- IP addresses ----------------------------------------------------------------------
 
 # They begin with what they consume, and look behind it then: so `re` skips to the next such character.
 _IPV4 = re.compile(r'[0-9](?<![\w.][0-9])(?<!::[0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|\.\w|-\w*\.)')
-# Of 2000::/3, whose first half has been given out so far.
-_IPV6 = re.compile(r'2(?<![\w:.]2)[0-9a-cA-C][0-9a-fA-F]{2}:(?:[0-9a-fA-F]{0,4}:){1,6}[0-9a-fA-F]{0,4}(?![\w:]|\.\d)')
+# What IANA has given out: of 2000::/3 so far.
+_IPV6 = re.compile(
+    r'2(?<![\w:.]2)(?:00[1-9]|[4-9a-cA-C][0-9a-fA-F]{2}):(?:[0-9a-fA-F]{0,4}:){1,6}[0-9a-fA-F]{0,4}(?![\w:]|\.\d)'
+)
 _SPECIAL = [
     ipaddress.ip_network(net)
     for net in (
@@ -92,7 +100,7 @@ _SPECIAL = [
 _VERSION = re.compile(
     r'(?:(?<![a-z])(?:versions?|ver|release[ds]?|rev(?:ision)?|v|sections?|sect?|chapters?|clauses?|paragraphs?|'
     r'articles?|figures?|fig|tables?|appendix|annex|rules?|steps?|items?|levels?|build|firmware|update|patch|'
-    r'part|kap(?:itel)?|abschnitt)[\s.:#=\'"(]*|§+\s?|[=~><^!]=\s?[\'"]?|(?<![.\w])[\w+-]+/|[\w)]-|[a-z]_)$',
+    r'part|kap(?:itel)?|abschnitt)[\s.:#=\'"(_]*|§+\s?|[=~><^!]=\s?[\'"]?|(?<![.\w])[\w+-]+/|[\w)]-|[a-z]_)$',
     re.I,
 )
 _ADDRESS = re.compile(

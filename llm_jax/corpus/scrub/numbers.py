@@ -18,11 +18,13 @@ ungrouped one also needs a word such as 'card' before it.
 from collections.abc import Iterator
 import re
 
-_SPACES = ' \u00a0\u2009\u202f'
-_DASHES = '\\-\u2010\u2011\u2012\u2013'
+# What separates groups of digits; the rules are written for a space and '-'.
+_SPACES, _DASHES = ' \u00a0\u2009\u202f', '-\u2010\u2011\u2012\u2013'
+_SEPARATORS = str.maketrans(_SPACES + _DASHES, ' ' * len(_SPACES) + '-' * len(_DASHES))
 _CANDIDATE = re.compile(
     # What is looked for behind comes after the first character: so `re` skips to the next '+', '(' or digit.
-    rf'[+(0-9](?<![\w+(].)(?:[{_SPACES}.()/{_DASHES}]{{0,3}}[0-9]){{6,17}}(?!\w|[.,:]\d)'
+    # Chinese or Japanese may stand before a number without a space.
+    rf'[+(0-9](?<![A-Za-z0-9_\u00c0-\u04ff+(].)(?:[{_SPACES}.()/\{_DASHES}]{{0,3}}[0-9]){{6,17}}(?![^\Wx]|x(?![0-9])|[.,:]\d)'
 )
 _EXTENSION = re.compile(r',?\s?(?:ext|extension|x)\.?\s?[0-9]{1,5}(?!\w)', re.I)
 # Country codes (ITU E.164) and how many digits follow them where that is told from other numbers by it.
@@ -37,26 +39,27 @@ _OTHER_CODES = re.compile(
     r'80[08]|85[02356]|870|88[0-368]|96\d|97\d|99[2-68]'
 )
 _NORTH_AMERICAN = re.compile(
-    rf'(?:1[{_SPACES}.{_DASHES}])?(?:\([2-9]\d\d\)[{_SPACES}{_DASHES}]?|[2-9]\d\d[.{_DASHES}])'
-    rf'(?![2-9]11)[2-9]\d\d[{_SPACES}.{_DASHES}]\d{{4}}'
-)
-_TOLL_FREE = re.compile(
-    rf'(?:1[{_SPACES}.{_DASHES}])?\(?8(?:00|88|77|66|55|44|33)\)?[{_SPACES}.{_DASHES}][2-9]\d\d[{_SPACES}.{_DASHES}]\d{{4}}'
+    r'(?:1[ .-])?(?:(?:\([2-9]\d\d\)[ -]?|[2-9]\d\d[.-])(?![2-9]11)[2-9]\d\d[ .-]\d{4}'
+    # Toll-free.
+    r'|\(?8(?:00|88|77|66|55|44|33)\)?[ .-][2-9]\d\d[ .-]\d{4})'
 )
 _NATIONAL = re.compile(
-    # A trunk 0: 020 7946 0018, 0171/1234567, 03-1234-5678, 01 23 45 67 89, 01.23.45.67.89, (02) 9876 5432.
-    rf'(?!\d{{5}}-\d{{4}}$)\(?0[1-9]\d{{0,3}}\)?(?:[{_SPACES}{_DASHES}]|[{_SPACES}]?[/{_DASHES}][{_SPACES}]?[1-9])\d{{1,8}}(?:([{_SPACES}{_DASHES}])\d{{2,5}}(?:\1\d{{2,5}}){{0,3}})?'
+    # A trunk 0: 020 7946 0018, 0171/1234567, 03-1234-5678, 01 23 45 67 89, (02) 9876 5432. Neither a
+    # post code such as 02134-1234 nor a row of numbers.
+    r'(?!\d{5}-\d{4}$|\d{3}([ -])\d{3}\1\d{3}\1\d{3}$)\(?0[1-9]\d{0,3}\)?(?: - |[ -]| ?/ ?(?=[1-9]))'
+    r'\d{2,8}(?:([ -])\d{2,5}(?:\2\d{2,5}){0,3})?'
     r'|0[1-9](?:\.\d\d){4}'
     # An area code in brackets: (11) 91234-5678, (55) 1234 5678.
-    rf'|\(\d{{2,5}}\)[{_SPACES}{_DASHES}]?\d{{3,5}}[{_SPACES}{_DASHES}]\d{{4}}'
+    r'|\(\d{2,5}\)[ -]?\d{3,5}[ -]\d{4}'
     # 8 (495) 123-45-67
-    rf'|8[{_SPACES}{_DASHES}]?\(?\d{{3}}\)?[{_SPACES}{_DASHES}]?\d{{3}}[{_DASHES}]\d\d[{_DASHES}]\d\d'
+    r'|8[ -]?\(?\d{3}\)?[ -]?\d{3}-\d\d-\d\d'
 )
+# Words before a number, perhaps with 'number', 'us at', ... between.
 _SAID = re.compile(
-    r'(?:(?<![^\W\d_])(?:tele?(?:ph|f)+(?:one?|oon|ono|oni|on)s?|tel|phones?|ph|fon|mobil[ey]?|mob|cell(?:phone)?|fax|call|dial|'
-    r'whatsapp|sms|viber|hotline|helpline|handy|móvil|movil|celular|teléfono|téléphone|tél|portable|numéro|'
-    r'numero|telefax|puhelin|телефон\w*|тел|моб|факс|τηλ|טל|हेल्पलाइन|फोन|मोबाइल)(?![^\W\d_])'
-    r'|电话|電話|手机|手機|传真|聯絡|联系|携帯|전화|휴대폰|연락처|هاتف|جوال|☎|📞|📱|✆)[^\w\n]{0,6}'
+    r'(?:(?<![^\W\d_])(?:tele?(?:ph|f)+(?:one?|oon|ono|oni|on)s?|tel|phones?|ph|fon|mobil[ey]?|mob|cell(?:phone)?|fax|'
+    r'call|dial|whatsapp|sms|viber|hotline|helpline|handy|móvil|movil|celular|teléfono|téléphone|tél|portable|'
+    r'telefax|puhelin|телефон\w*|тел|моб|факс|τηλ|טל|फोन|मोबाइल)(?![^\W\d_])'
+    r'|电话|電話|手机|手機|传真|联系|聯絡|携帯|전화|휴대폰|연락처|هاتف|جوال|☎|📞|📱|✆)[^\w\n]{0,6}'
     r'(?:(?:number|no|nr|num|us|me|at|on|is|office|home|work|numéro|номер|号码|番号|번호)[^\w\n]{1,4}){0,4}[^\w\n]{0,3}$',
     re.I,
 )
@@ -69,7 +72,7 @@ _NO_PHONE_BEFORE = re.compile(
 def phones(text: str, code: bool) -> Iterator[tuple[int, int]]:
     """(start, end) of each telephone number, its extension included."""
     for match in _CANDIDATE.finditer(text):
-        raw = match[0]
+        raw = match[0].translate(_SEPARATORS)
         start = match.start()
         before = text[max(0, start - 40) : start]
         if raw.count('(') != raw.count(')'):
@@ -87,7 +90,7 @@ def _is_phone(raw: str, digits: str, before: str, code: bool) -> bool:
     if raw.count('.') == 1:  # a decimal point
         return False
     if raw[0] == '+':
-        return not before[-1:].isalnum() and _is_international(digits, raw)
+        return not before[-1:].isalnum() and _is_international(raw)
     if _DATE.match(raw):
         return False
     if _SAID.search(before):
@@ -95,18 +98,17 @@ def _is_phone(raw: str, digits: str, before: str, code: bool) -> bool:
     if _NO_PHONE_BEFORE.search(before):
         return False
     if digits.startswith('00') and len(raw) > len(digits) + 1:
-        return _is_international(digits[2:], raw)
-    if _NORTH_AMERICAN.fullmatch(raw) or _TOLL_FREE.fullmatch(raw):
+        return _is_international(raw)
+    if _NORTH_AMERICAN.fullmatch(raw):
         return True
     return not code and 9 <= len(digits) <= 12 and _NATIONAL.fullmatch(raw) is not None
 
 
-def _is_international(digits: str, raw: str) -> bool:
-    """Whether the digits after '+' or '00' are a country code and a number of that country."""
-    digits = re.sub(r'\(0\)', '', raw) and digits
-    if '(0)' in raw:  # +44 (0)20 7946 0018: the 0 is for callers within the country
-        digits = digits[: (at := len(re.sub(r'\D', '', raw[: raw.index('(0)')].lstrip('0'))))] + digits[at + 1 :]
-    if digits[0] == '1':
+def _is_international(raw: str) -> bool:
+    """Whether what follows '+' or '00' is a country code and a number of that country."""
+    # +44 (0)20 7946 0018: the 0 is for callers within the country.
+    digits = re.sub(r'\D', '', raw.replace('(0)', '')).removeprefix('00')
+    if digits.startswith('1'):
         return re.fullmatch(r'1[2-9]\d\d[2-9]\d{6}', digits) is not None
     for size in (1, 2):
         if digits[:size] in _LENGTHS:

@@ -65,7 +65,10 @@ _PRIVATE_KEY = re.compile(
 )
 _URL_PASSWORD = re.compile(r'://[^\s/:@"\'<>]{0,64}:([^\s/@"\'<>{}$]{3,128})@(?=[\w\[])')
 _HEADER = re.compile(r'(?:Bearer (?=\S*\d)|[Bb]asic (?=\S*[=0-9]))([\w+/.~-]{16,}={0,2})')
-_VALUE = re.compile(r'[=:]>?[ \t]*(?:[rbuf]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))', re.M)
+_VALUE = re.compile(
+    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*(?:[rbuf]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
+    re.M,
+)
 _NAME = re.compile(
     r'(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|api_?key|apikey|access_?key|private_?key|auth_?key|'
     r'client_?secret|secret_?key|signing_?key|encryption_?key|account_?key|credential)s?(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
@@ -74,16 +77,16 @@ _NAME = re.compile(
 )
 _PLACEHOLDER = re.compile(
     r'(?i)x{4,}|\*{3,}|\.{3}|_{4,}|example|change.?me|placeholder|dummy|sample|your|insert|replace|redacted|todo|fixme|'
-    r'fake|mock|default|1234567|abcdef|foobar|hunter2|n0t|not.?a.?real|undefined|invalid|<.*>|\{.*\}|\$\w|%[sd(]|\(|\['
+    r'fake|mock|default|1234567|abcdef|foobar|hunter2|n0t|not.?a.?real|undefined|invalid|<.*>|\{.*\}|^\$|\$[{(]|%[sd(]|\(|\['
 )
 # Words of which values are made that keep no secret; digits and marks around them do not count.
 _PLAIN = re.compile(
-    r'(?i)\W*(?:my|the|new|old|bad|good|some|super|user|admin|root|test\w*|pass(?:word|phrase|wd)?|secret\w*|token\w*|key|api|'
+    r'(?i)\W*(?:my|guest|anonymous|the|new|old|bad|good|some|super|user|admin|root|test\w*|pass(?:word|phrase|wd)?|secret\w*|token\w*|key|api|'
     r'auth|access|refresh|client|login|hello|world|foo|bar|baz|spam|eggs|none|null|true|false|string|hash|value|'
     r'[\W_]|\d{1,4}(?!\d))+'
 )
 _IDENTIFIER = re.compile(
-    r'[A-Za-z_][A-Za-z_.:/-]*\d{0,2}|[\w.-]+/[\w./-]*|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|\W+|[0-9.:,-]+|https?://.*'
+    r'[A-Za-z_][A-Za-z_.:-]*\d{0,2}|(?:[A-Za-z_.:~-]*\d{0,2}/)+[A-Za-z_.-]*\d{0,2}|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|\W+|[0-9.:,-]+|https?://.*'
 )
 _MIN_ENTROPY = 2.75
 
