@@ -84,9 +84,10 @@ def serialiser(features: Any) -> Callable[[Mapping[str, Any]], bytes]:
 
 def write_file(path: str, records: Iterable[bytes], options: str) -> tuple[int, int]:
     """Writes one ArrayRecord file; gives (records, bytes). Raises as `FileWriter`."""
-    with FileWriter(path, options) as writer:
-        for record in records:
-            writer.add(record)
+    writer = FileWriter(path, options)
+    for record in records:
+        writer.add(record)
+    writer.close()
     return writer.records, writer.bytes
 
 
@@ -114,13 +115,10 @@ class FileWriter:
         self.records += 1
         self.bytes += len(record)
 
-    def __enter__(self) -> 'FileWriter':
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
-            with self._explained():
-                self._writer.close()
+    def close(self) -> None:
+        """Completes the file."""
+        with self._explained():
+            self._writer.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
