@@ -17,7 +17,7 @@ from llm_jax.corpus.schema import Corpus
 FORMAT = 1
 # Packages whose version may show in what they make.
 _PACKAGES = (
-    'numpy', 'pyarrow', 'sentencepiece', 'tokenizers', 'trafilatura', 'resiliparse', 'fastwarc', 'lxml', 'ftfy',
+    'numpy', 'sentencepiece', 'tokenizers', 'trafilatura', 'resiliparse', 'fastwarc', 'lxml', 'ftfy',
 )  # fmt: skip
 # Where files lie is no part of what they are.
 _PLACES = ('out', 'work')

@@ -3,6 +3,7 @@
 A source is named in `data.sources` by its kind and where it is: 'stdlib',
 'text:GLOB', 'jsonl:GLOB', 'parquet:GLOB', 'tfds:NAME' or 'tfds:DIR', the last two
 with ':SPLIT' at the end if wished. Its documents come in the same order each time.
+A corpus of `prepare_data` ('corpus:DIR') is rows already: `prepare.py` opens it.
 
 A document goes to the split that the hash of its content says, so that equal
 documents are never on two sides.
@@ -233,12 +234,20 @@ def _open_stdlib(field: str, where: str, text_field: str) -> tuple[dict, str]:
     return {'all': documents}, stdlib.fingerprint(root, names)
 
 
+def _open_corpus(field: str, where: str, text_field: str) -> tuple[dict, str]:
+    raise ConfigError(
+        f'{field} = "corpus:{where}": a corpus has a tokenizer, splits and a mixture of its own; make it the only '
+        'source, and leave data.validation_sources empty'
+    )
+
+
 _KINDS = {
     'stdlib': _open_stdlib,
     'text': _of_files(_text_file),
     'jsonl': _of_files(_json_file),
     'parquet': _of_files(_parquet_file),
     'tfds': _open_tfds,
+    'corpus': _open_corpus,
 }
 
 
