@@ -4,7 +4,7 @@ A zip or a plain tar is read in several units, as its members can be reached; a
 compressed tar in one, from its beginning to its end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import io
@@ -94,15 +94,13 @@ def _read_part(
     if not place.source.licence:
         found = {m.path: licences.recognise(decode(data)[0]) for m, data in read_all(file, stating) if data is not None}
         place = dataclasses.replace(place, licences=licences.of_directories(found))
-    wanted = []
-    for member in part:
-        if matches(member.path, place.source.include):
-            refused = _refused(place, member)
-            if refused:
-                yield refused
-            else:
-                wanted.append(member)
-    for member, data in read_all(file, wanted):
+    chosen = [(member, _refused(place, member)) for member in part if matches(member.path, place.source.include)]
+    contents = read_all(file, [member for member, refused in chosen if not refused])
+    for member, refused in chosen:
+        if refused:
+            yield refused
+            continue
+        _, data = next(contents)
         if data is None:
             yield place.broken(member.path, 'damaged', f'member {member.index} of the archive')
         else:
@@ -148,7 +146,7 @@ def _zip_contents(file: files.File, members: Sequence[_Member]) -> Iterator[tupl
 
 def _tar_plan(place: content.Place, file: files.File) -> tuple[list[_Member], tuple[Broken, ...]]:
     with file.open() as stream:
-        walked = list(_walk(stream, 'r:', file.size))
+        walked = list(_walk(stream, 'r:', lambda end: _filled(stream, end) if end <= file.size else file.size))
     members = [m for m, _, _ in walked if m.path]
     return members, tuple(Broken(place.name, place.prefix[:-1], 'read.damaged', w) for _, w, _ in walked if w)
 
@@ -161,12 +159,15 @@ def _tar_contents(file: files.File, members: Sequence[_Member]) -> Iterator[tupl
             yield member, data if len(data) == member.size else None
 
 
-def _walk(stream: BinaryIO, mode: str, size: int = 0) -> Iterator[tuple[_Member, str, BinaryIO | None]]:
+def _walk(stream: BinaryIO, mode: str, filled: Callable[[int], int]) -> Iterator[tuple[_Member, str, BinaryIO | None]]:
     """(member, what is wrong before it, its content in a stream) of each file of a tar.
 
     A header that is no header is passed over up to the next one, as are the zero blocks
     between archives that were joined. What is wrong at the end comes with a member
     without path.
+
+    Args:
+      filled: end of the members -> where the last byte is that is not 0.
     """
     end = index = 0
     wrong = ''
@@ -185,7 +186,9 @@ def _walk(stream: BinaryIO, mode: str, size: int = 0) -> Iterator[tuple[_Member,
     except tarfile.TarError as error:
         wrong = str(error)
     else:
-        wrong = f'cut off: {end - size} bytes of the last member are missing' if size and end > size else ''
+        left = filled(end) - end
+        wrong = f'{left} bytes that are no member' if left > 0 else ''
+        wrong = f'cut off: {-left} bytes are missing' if left <= -_BLOCK else wrong
     if wrong:
         yield _Member(index, '', 0), f'after member {index}: {wrong}', None
 
@@ -196,7 +199,7 @@ def _read_stream(place: content.Place, path: str, file: files.File) -> Iterator[
         place = dataclasses.replace(place, licences=_licences_in_stream(file))
     try:
         stream = _Stream(file.blocks())
-        for member, wrong, reader in _walk(stream, 'r|'):
+        for member, wrong, reader in _walk(stream, 'r|', stream.filled):
             if wrong:
                 yield Broken(place.name, path, 'read.damaged', wrong)
             if not member.path or not matches(member.path, place.source.include):
@@ -210,7 +213,6 @@ def _read_stream(place: content.Place, path: str, file: files.File) -> Iterator[
                 yield place.broken(member.path, 'truncated')
                 continue
             yield content.record(place, member.path, data, f'{path}#{member.index}')
-        stream.drain()
     except files.Damaged as error:
         yield Broken(place.name, path, 'read.damaged', f'{error}; what follows is lost')
 
@@ -218,7 +220,8 @@ def _read_stream(place: content.Place, path: str, file: files.File) -> Iterator[
 def _licences_in_stream(file: files.File) -> dict[str, str]:
     found = {}
     try:
-        for member, _, reader in _walk(_Stream(file.blocks()), 'r|'):
+        stream = _Stream(file.blocks())
+        for member, _, reader in _walk(stream, 'r|', stream.filled):
             if reader and _stating((member,)):
                 found[member.path] = licences.recognise(decode(reader.read())[0])
     except (tarfile.TarError, files.Damaged):
@@ -231,25 +234,43 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, blocks: Iterator[bytes]):
         self._blocks, self._held = blocks, memoryview(b'')
+        self._size = self._filled = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
-        while not self._held:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._held = memoryview(block)
+        if not self._held and not self._next():
+            return 0
         count = min(len(buffer), len(self._held))
         buffer[:count] = self._held[:count]
         self._held = self._held[count:]
         return count
 
-    def drain(self) -> None:
-        """Reads to the end, where damage may show."""
-        for _ in self._blocks:
+    def filled(self, end: int) -> int:
+        """Reads to the end, where damage may show; where the last byte is that is not 0, but at least `end`."""
+        while self._next():
             pass
+        return max(self._filled, end)
+
+    def _next(self) -> bool:
+        block = next((block for block in self._blocks if block), b'')
+        if used := len(block.rstrip(b'\0')):
+            self._filled = self._size + used
+        self._size += len(block)
+        self._held = memoryview(block)
+        return bool(block)
+
+
+def _filled(stream: BinaryIO, end: int) -> int:
+    """Where the last byte from `end` on is that is not 0."""
+    last = end
+    stream.seek(end)
+    while block := stream.read(1 << 20):
+        if used := len(block.rstrip(b'\0')):
+            last = end + used
+        end += len(block)
+    return last
 
 
 def _clean(path: str) -> str:

@@ -129,7 +129,7 @@ def is_binary(data: bytes) -> bool:
         return True
     if data.startswith(tuple(bom for bom, _ in _BOMS)):
         return False
-    head = data[: 1 << 16]
+    head = data[: 1 << 14]
     controls = len(head) - len(head.translate(None, _CONTROL))
     if controls <= len(head) * 0.001:
         return False

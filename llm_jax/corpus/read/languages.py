@@ -121,7 +121,7 @@ _INTERPRETERS = {
     'osascript': 'applescript', 'pwsh': 'powershell', 'escript': 'erlang', 'elixir': 'elixir', 'groovy': 'groovy',
     'guile': 'scheme', 'racket': 'racket', 'make': 'makefile', 'runghc': 'haskell', 'swift': 'swift', 'expect': 'tcl',
 }  # fmt: skip
-_COMPRESSION = re.compile(r'\.(gz|zst|bz2|xz)$', re.I)
+_COMPRESSIONS = ('gz', 'zst', 'bz2', 'xz')
 _SHEBANG = re.compile(r'#!\s*(?:\S*/)?(?:env\s+(?:-\S+\s+)*)?(?:\S*/)?([a-z]+)', re.I)
 
 
@@ -150,7 +150,10 @@ _SHARED: Mapping[str, tuple[tuple[str, Callable[[str], bool]], ...]] = {
 
 def suffix_of(path: str) -> str:
     """Suffix of a path without its dot, in lower case; '' if there is none. That of compression does not count."""
-    return os.path.splitext(_COMPRESSION.sub('', path))[1][1:].lower()
+    stem, _, suffix = path.rpartition('/')[2].lower().rpartition('.')
+    if suffix in _COMPRESSIONS:
+        stem, _, suffix = stem.rpartition('.')
+    return suffix if stem else ''
 
 
 def language_of(path: str, text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import re
 
 _FILE = re.compile(r'(?i)(un)?licen[cs]e([-_.].*)?|copying([-_.].*)?|mit-licen[cs]e.*')
+_CODE = re.compile(r'(?i)\.(py|js|ts|go|rs|c|h|cc|cpp|java|rb|php|cs|html?|json|ya?ml|xml)$')
 _PLAIN_FILE = re.compile(r'(?i)(un)?licen[cs]e(\.(txt|md|rst))?|copying(\.txt)?')
 _TAG = re.compile(r'SPDX-License-Identifier:\s*([\w.+-]+(?:\s+(?:AND|OR|WITH)\s+[\w.+-]+)*)')
 # What only this licence says; of two that begin at the same place, the first is meant.
@@ -74,7 +75,7 @@ _SHORT = {
 
 def is_licence_file(name: str) -> bool:
     """Whether a file of this name (no directory) states the licence of its directory."""
-    return _FILE.fullmatch(name) is not None
+    return _FILE.fullmatch(name) is not None and not _CODE.search(name)
 
 
 def recognise(text: str) -> str:

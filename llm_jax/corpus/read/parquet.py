@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import functools
-import os
 
 import pyarrow
 import pyarrow.parquet
@@ -59,7 +58,7 @@ def _read(name: str, source: Source, path: str, file: files.File, row_groups: li
         with _opened(file) as table:
             yield from _records(rows.Rows(name, source, path), table, row_groups)
     except pyarrow.ArrowException as error:
-        yield Broken(name, path, 'read.damaged', f'{os.fspath(path)} is no Parquet file: {error}')
+        yield Broken(name, path, 'read.damaged', f'it is no Parquet file: {error}')
 
 
 def _records(rows_: rows.Rows, table: pyarrow.parquet.ParquetFile, wanted: list[int] | None) -> Iterator[Record]:

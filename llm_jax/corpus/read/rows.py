@@ -17,6 +17,8 @@ from llm_jax.schema import ConfigError
 
 _MAX_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
+# A byte order mark and blanks.
+_BEFORE = b'\xef\xbb\xbf \t\r\n'
 # What stands before the elements of an array: its bracket, commas.
 _BETWEEN = re.compile(r'[\s,\[]*')
 _CODE_NAMES = {'c++': 'cpp', 'c#': 'csharp', 'f#': 'fsharp', 'shell': 'bash'}
@@ -173,9 +175,9 @@ def _json_rows(file: files.File, start: int, stop: int) -> Iterator[tuple[Any, i
     if re.search(r'\.json(\.(gz|zst|bz2|xz))?$', file.path, re.I):
         blocks = file.blocks()
         held = b''
-        while not held.strip() and (block := next(blocks, None)) is not None:
+        while not held.lstrip(_BEFORE) and (block := next(blocks, None)) is not None:
             held += block
-        if held.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'['):
+        if held.lstrip(_BEFORE).startswith(b'['):
             yield from _array(_chained(held, blocks))
             return
         yield from ((_parsed(line), offset, len(line)) for offset, line in _split(_chained(held, blocks), 0))

@@ -17,7 +17,7 @@ import re
 from typing import BinaryIO
 import zlib
 
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord, WarcRecordType
 
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import http, iso639
@@ -217,17 +217,17 @@ def _end_of(stream: BinaryIO, start: int, stop: int, is_member: bool) -> int | N
 
 def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     """(what a record of the archive is, how many bytes of content it has)."""
-    headers = entry.headers
-    where = (headers.get('WARC-Target-URI') or '').strip('<>') or f'{part.path}#{key}'
+    headers = _by_name(entry.headers)
+    where = (headers.get('warc-target-uri') or '').strip('<>') or f'{part.path}#{key}'
     skipped = lambda rule: (Skipped(part.name, where, f'skip.{rule}'), entry.reader.consume())
-    media, charset, language, has_http = _media_type(headers.get('Content-Type')), '', '', False
-    charset = _charset(headers.get('Content-Type'))
+    media, charset, language, has_http = _media_type(headers.get('content-type')), '', '', False
+    charset = _charset(headers.get('content-type'))
     if entry.record_type == WarcRecordType.response:
         if media not in ('application/http', ''):
             return skipped('not_http')  # DNS, FTP
         has_http = True
     elif entry.record_type == WarcRecordType.conversion:
-        language = iso639.shortest((headers.get('WARC-Identified-Content-Language') or '').split(',')[0])
+        language = iso639.shortest((headers.get('warc-identified-content-language') or '').split(',')[0])
     elif entry.record_type != WarcRecordType.resource or not where.startswith(('http:', 'https:')):
         return skipped(f'warc_{str(entry.record_type).rpartition(".")[2]}')
     if entry.content_length > (part.source.max_bytes or _MAX_BYTES):
@@ -240,10 +240,11 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
         status = None if answer is None else answer.status_code
         if status != 200:
             return Skipped(part.name, where, f'skip.status_{status or "none"}'), before + entry.reader.consume()
-        stated = answer.get('Content-Type')
-        media = _media_type(stated) or _media_type(headers.get('WARC-Identified-Payload-Type'))
+        fields = _by_name(answer)
+        stated = fields.get('content-type')
+        media = _media_type(stated) or _media_type(headers.get('warc-identified-payload-type'))
         charset = _charset(stated)
-        transfer, content_coding = answer.get('Transfer-Encoding') or '', answer.get('Content-Encoding') or ''
+        transfer, content_coding = fields.get('transfer-encoding', ''), fields.get('content-encoding', '')
     if media not in _KINDS or where.endswith('/robots.txt'):
         rule = 'robots' if media in _KINDS else 'media_type'
         return Skipped(part.name, where, f'skip.{rule}'), before + entry.reader.consume()
@@ -251,7 +252,7 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     size = before + len(data)
     if size < block:
         return part.broken(key, 'truncated', ''), size
-    if cut := headers.get('WARC-Truncated'):
+    if cut := headers.get('warc-truncated'):
         return Broken(part.name, where, 'read.truncated', f'by its crawler: {cut}'), size
     try:
         data = http.body(data, transfer, content_coding, part.source.max_bytes or _MAX_BYTES)
@@ -275,6 +276,10 @@ def _page(part: _Part, where: str, key: str, data: bytes, kind: str, charset: st
         language=part.source.language or language,
         licence=part.source.licence,
     )
+
+
+def _by_name(headers: HeaderMap) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.to_tuples()}
 
 
 def _media_type(header: str | None) -> str:

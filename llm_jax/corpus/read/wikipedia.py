@@ -66,10 +66,10 @@ def _cleaned(name: str, unit: Input) -> Iterator[Record]:
 
 
 def _article(name: str, record: Raw) -> Raw | Skipped:
-    text = clean(record.content)
-    if not text.strip().removeprefix(record.title).strip():
+    text, title = clean(record.content), html.unescape(record.title)
+    if not text.strip().removeprefix(title).strip():
         return Skipped(name, record.where, 'skip.empty')
-    return dataclasses.replace(record, content=text, title=html.unescape(record.title))
+    return dataclasses.replace(record, content=text, title=title)
 
 
 def _doc_records(name: str, source: Source, path: str, file: files.File, start: int, stop: int) -> Iterator[Record]:
