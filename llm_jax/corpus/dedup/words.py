@@ -70,10 +70,15 @@ def hash_spans(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.
     return mix((sums[stops] - sums[starts]) * inverses[starts])
 
 
-def find_words(texts: Sequence[str]) -> Words:
-    """All words of some texts."""
+def find_words(texts: Sequence[str], *, operators: bool = True) -> Words:
+    """All words of some texts.
+
+    Args:
+      texts: any number of them.
+      operators: whether operators and signs make a difference; else they only separate words.
+    """
     codes = np.frombuffer('\n'.join(texts).encode('utf-32-le', 'surrogatepass'), '<u4')
-    values = np.take(_values(), codes, mode='clip')
+    values = np.take(_values(operators), codes, mode='clip')
     inside = np.zeros(len(codes) + 2, bool)
     np.not_equal(values, 0, out=inside[1:-1])
     if len(codes) and codes.max() >= _UNSPACED[0][0]:
@@ -135,9 +140,12 @@ def folding() -> np.ndarray:
 
 
 @functools.cache
-def _values() -> np.ndarray:
+def _values(operators: bool) -> np.ndarray:
     """uint64[0x110000], what each code point adds to the hash of a word; 0 for separators."""
-    return mix(folding().astype(np.uint64))
+    table = mix(folding().astype(np.uint64))
+    if not operators:
+        table[[code for code in range(0x20000) if unicodedata.category(chr(code))[0] not in 'LMN']] = 0
+    return table
 
 
 @functools.cache
