@@ -9,7 +9,8 @@ single documents:
     apply     after the last round, each shard changes or drops documents by what it received
 
 `emit` and `resolve` are pure functions of arrays, so a pool of processes, a distributed
-engine and a loop in one process give the same bytes. Memory is one shard, or the
+engine and a loop in one process give the same bytes. Arrays without records have their
+fields, too: `resolve` is called even if there are none. Memory is one shard, or the
 records of one range of keys; the number of ranges grows with the corpus.
 """
 
