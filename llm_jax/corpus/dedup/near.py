@@ -16,6 +16,7 @@ Similarity is Jaccard's, |A ∩ B| / |A ∪ B|, of the sets of shingles (runs of
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -254,7 +255,7 @@ def _sizes(texts: Sequence[str], options: Near) -> np.ndarray:
 
 def _label(cluster: str) -> int:
     """32 bits for the label of a cluster; two that share them become one cluster, which does no harm."""
-    return int(words.find_words([cluster]).hashes.sum() >> np.uint64(32))
+    return int.from_bytes(hashlib.blake2b(cluster.encode('utf-8', 'surrogatepass'), digest_size=4).digest())
 
 
 def _parts(members: np.ndarray, most: int) -> Iterator[np.ndarray]:

@@ -17,10 +17,11 @@ from llm_jax.corpus.document import Document
 
 # Punctuation by Unicode's categories that still makes a difference of meaning.
 _OPERATORS = '*/%_&@#\\'
+_HAN = (0x20000, 0x32400)
 # Thai and Lao; Myanmar; Khmer; kana, Bopomofo and Han with its extensions; half-width kana.
 _UNSPACED = (
     (0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3005, 0x3008), (0x3040, 0x3130), (0x31A0, 0x31C0),
-    (0x31F0, 0x3200), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0xFF66, 0xFFA0), (0x20000, 0x32000),
+    (0x31F0, 0x3200), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0xFF66, 0xFFA0), _HAN,
 )  # fmt: skip
 # Base of the polynomial: odd, so that its powers have inverses modulo 2^64; 3 modulo 8, so that
 # 1 - base^n keeps all but a few of the 64 bits and words in another order have another hash.
@@ -133,14 +134,13 @@ def folded(text: str) -> bytes:
 @functools.cache
 def folding() -> np.ndarray:
     """uint32[0x110000], the lower case of each code point; 0 for those that separate words."""
-    table = np.arange(0x110000, dtype=np.uint32)
-    for code in range(0x20000):  # the planes above have neither case nor punctuation
+    table = np.zeros(0x110000, np.uint32)
+    table[_HAN[0] : _HAN[1]] = np.arange(*_HAN)
+    for code in range(_HAN[0]):  # above there are only Han, tags and private signs
         character = chr(code)
         category = unicodedata.category(character)
         if category[0] in 'LMN' or category in ('Sm', 'Sc') or character in _OPERATORS:
             table[code] = ord(character.lower()[0])
-        else:
-            table[code] = 0
     return table
 
 
