@@ -9,7 +9,8 @@ single documents:
     apply     after the last round, each shard changes or drops documents by what it received
 
 `emit` and `resolve` are pure functions of arrays, so a pool of processes, a distributed
-engine and a loop in one process give the same bytes. Memory is one shard, or the
+engine and a loop in one process give the same bytes. Arrays without records have their
+fields, too: `resolve` is called even if there are none. Memory is one shard, or the
 records of one range of keys; the number of ranges grows with the corpus.
 """
 
@@ -72,10 +73,8 @@ def in_order(records: np.ndarray) -> np.ndarray:
     columns = [column for name in records.dtype.names for column in np.atleast_2d(records[name].T)]
     # Numpy's sort by fields takes microseconds per record; one sort by 64 bits, and then of what these leave open, is
     # fifty times as fast.
-    if columns[0].itemsize == 8:
-        leading = columns[0]
-    else:
-        leading = columns[0].astype(np.uint64) << np.uint64(32) | columns[1]
+    whole = columns[0].itemsize == 8
+    leading = columns[0] if whole else columns[0].astype(np.uint64) << np.uint64(32) | columns[1]
     order = np.argsort(leading)
     equal = leading[order[1:]] == leading[order[:-1]]
     tied = np.flatnonzero(np.append(False, equal) | np.append(equal, False))

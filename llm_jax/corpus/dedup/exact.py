@@ -1,6 +1,6 @@
 """Documents that are the same but for case, spaces and punctuation: the first one stays.
 
-Two documents are the same if their words are (`words.folded`). Code is the same if its
+Two documents are the same if what counts of them is (`words.folded`). Code is the same if its
 lines are, but for spaces at their ends and blank lines around: in code, case, spaces and
 punctuation have a meaning. The first document in the order of the corpus stays: of the
 source that stands first in the config, and within a source the earliest record.
@@ -16,6 +16,10 @@ from llm_jax.corpus.dedup import names, words
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import KEYED, Round
 from llm_jax.schema import field
+
+
+# Kinds of documents in which every sign has a meaning.
+_CODE = ('code', 'notebook')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +49,12 @@ class ExactExchange:
 def digest(document: Document, fold: bool) -> bytes:
     """16 bytes of BLAKE2b, so that texts that differ never share them by chance or by design."""
     text = document.text
-    if fold and document.kind in CODE:
+    if fold and document.kind in _CODE:
         lines = '\n'.join(line.rstrip() for line in text.split('\n'))
         content = lines.strip('\n').encode('utf-8', 'surrogatepass')
     else:
         content = words.folded(text) if fold else text.encode('utf-8', 'surrogatepass')
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-# Kinds of documents whose every sign counts.
-CODE = ('code', 'notebook')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ Similarity is Jaccard's, |A ∩ B| / |A ∪ B|, of the sets of shingles (runs of
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -111,7 +112,7 @@ class _Bands:
         return np.concatenate(out)
 
     def resolve(self, records: np.ndarray) -> np.ndarray:
-        begins, ends = _runs(records['key'])
+        begins, ends = words.runs(records['key'])
         some = ends - begins >= 2
         small = some & (ends - begins <= self.options.group)
         members = [records[_within(begins[small], ends[small])]]
@@ -141,7 +142,7 @@ class _Compare:
     def emit(self, shard: int, documents: Sequence[Document], received: np.ndarray) -> np.ndarray:
         out = [np.zeros(0, _SHINGLES)]
         received = _distinct(received)
-        begins, ends = _runs(received['doc'])
+        begins, ends = words.runs(received['doc'])
         for begin, end in zip(begins, ends, strict=True):
             doc = received['doc'][begin]
             hashes, _ = sketch.shingles([documents[doc].text], self.options.ngram)
@@ -151,7 +152,7 @@ class _Compare:
             parts['shard'], parts['doc'], parts['part'] = shard, doc, np.arange(len(parts))
             parts['count'] = np.minimum(len(sample) - parts['part'] * _PART, _PART)
             parts['limit'] = 2**32 - 1 if len(sample) == len(distinct) else sample[-1]
-            parts['values'].reshape(-1)[: len(sample)] = sample
+            parts['values'] = np.resize(sample, (len(parts), _PART))  # beyond the count they are not looked at
             sent = np.tile(parts, end - begin)
             sent['key'] = np.repeat(received['group'][begin:end], len(parts))
             out.append(sent)
@@ -159,10 +160,10 @@ class _Compare:
 
     def resolve(self, records: np.ndarray) -> np.ndarray:
         messages = [np.zeros(0, _PAIR)]
-        begins, ends = _runs(records['key'])
+        begins, ends = words.runs(records['key'])
         # Whole groups at a time.
         batch = np.cumsum(ends - begins) // (_BATCH // _PART)
-        for first, stop in zip(*_runs(batch), strict=True):
+        for first, stop in zip(*words.runs(batch), strict=True):
             messages += self._pairs(records[begins[first] : ends[stop - 1]])
         return np.concatenate(messages)
 
@@ -201,7 +202,7 @@ class _Keep:
         marked = [i for i, document in enumerate(documents) if document.cluster]
         records = np.zeros(len(pairs) + len(marked), _EDGE)
         some = records[: len(pairs)]
-        for name in pairs.dtype.names if len(pairs) else ():
+        for name in pairs.dtype.names:
             some[name] = pairs[name]
         rest = records[len(pairs) :]
         rest['doc'], rest['other_shard'] = marked, _NO_SHARD
@@ -225,13 +226,13 @@ class _Keep:
         # What goes is said to be a duplicate of what is most similar to it and stays.
         reasons = np.flatnonzero(similar & ~stays[left] & stays[right])
         reasons = reasons[np.lexsort((rank[right[reasons]], -records['similarity'][reasons], left[reasons]))]
-        reasons = reasons[_runs(left[reasons])[0]]
+        reasons = reasons[words.runs(left[reasons])[0]]
         dropped = _requests(nodes, right[reasons], left[reasons], records['similarity'][reasons])
         # The best member names a cluster; what is left alone needs none.
         cluster = unite.components(len(nodes), left, right)
         members = np.flatnonzero(stays & (nodes >> np.uint64(32) != _NO_SHARD))
         members = members[np.lexsort((rank[members], cluster[members]))]
-        begins, ends = _runs(cluster[members])
+        begins, ends = words.runs(cluster[members])
         best = np.repeat(members[begins], ends - begins)
         several = np.repeat(ends - begins >= 2, ends - begins)
         clustered = _requests(nodes, best[several], members[several], 0)
@@ -254,7 +255,7 @@ def _sizes(texts: Sequence[str], options: Near) -> np.ndarray:
 
 def _label(cluster: str) -> int:
     """32 bits for the label of a cluster; two that share them become one cluster, which does no harm."""
-    return int(words.find_words([cluster]).hashes.sum() >> np.uint64(32))
+    return int.from_bytes(hashlib.blake2b(cluster.encode('utf-8', 'surrogatepass'), digest_size=4).digest())
 
 
 def _parts(members: np.ndarray, most: int) -> Iterator[np.ndarray]:
@@ -264,13 +265,6 @@ def _parts(members: np.ndarray, most: int) -> Iterator[np.ndarray]:
     rest = rest[np.argsort(members['hint'][rest], kind='stable')]
     for begin in range(0, len(rest), most - 1):
         yield members[np.sort(np.append(rest[begin : begin + most - 1], best))]
-
-
-def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal values begin and end."""
-    borders = np.flatnonzero(values[1:] != values[:-1]) + 1
-    edges = np.concatenate([[0], borders, [len(values)]]) if len(values) else np.zeros(1, np.int64)
-    return edges[:-1], edges[1:]
 
 
 def _within(begins: np.ndarray, ends: np.ndarray) -> np.ndarray:

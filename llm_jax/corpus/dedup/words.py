@@ -17,15 +17,17 @@ from llm_jax.corpus.document import Document
 
 # Punctuation by Unicode's categories that still makes a difference of meaning.
 _OPERATORS = '*/%_&@#\\'
+_HAN = (0x20000, 0x32400)
 # Thai and Lao; Myanmar; Khmer; kana, Bopomofo and Han with its extensions; half-width kana.
 _UNSPACED = (
     (0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3005, 0x3008), (0x3040, 0x3130), (0x31A0, 0x31C0),
-    (0x31F0, 0x3200), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0xFF66, 0xFFA0), (0x20000, 0x32000),
+    (0x31F0, 0x3200), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0xFF66, 0xFFA0), _HAN,
 )  # fmt: skip
 # Base of the polynomial: odd, so that its powers have inverses modulo 2^64; 3 modulo 8, so that
 # 1 - base^n keeps all but a few of the 64 bits and words in another order have another hash.
-_BASE = np.uint64(0x9E3779B97F4A7C13)
-_INVERSE = np.uint64(pow(int(_BASE), -1, 2**64))
+_BASE = 0x9E3779B97F4A7C13
+_INVERSE = pow(_BASE, -1, 2**64)
+_ROW = 4096
 _BLOCK = 1 << 17
 
 
@@ -64,10 +66,19 @@ def hash_spans(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.
     Args:
       values: uint64, evenly spread; 0 adds nothing.
     """
-    powers, inverses = _powers(1 << len(values).bit_length())
+    rows, row = _tables(_BASE, len(values))
+    powers = np.multiply.outer(rows[: len(values) // _ROW + 1], row).reshape(-1)[: len(values)]
     sums = np.zeros(len(values) + 1, np.uint64)
-    np.cumsum(values * powers[: len(values)], out=sums[1:])
-    return mix((sums[stops] - sums[starts]) * inverses[starts])
+    np.cumsum(values * powers, out=sums[1:])
+    rows, row = _tables(_INVERSE, len(values))
+    return mix((sums[stops] - sums[starts]) * rows[starts // _ROW] * row[starts % _ROW])
+
+
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal values begin and end."""
+    borders = np.flatnonzero(values[1:] != values[:-1]) + 1
+    edges = np.concatenate([[0], borders, [len(values)]]) if len(values) else np.zeros(1, np.int64)
+    return edges[:-1], edges[1:]
 
 
 def find_words(texts: Sequence[str], *, operators: bool = True) -> Words:
@@ -128,14 +139,13 @@ def folded(text: str) -> bytes:
 @functools.cache
 def folding() -> np.ndarray:
     """uint32[0x110000], the lower case of each code point; 0 for those that separate words."""
-    table = np.arange(0x110000, dtype=np.uint32)
-    for code in range(0x20000):  # the planes above have neither case nor punctuation
+    table = np.zeros(0x110000, np.uint32)
+    table[_HAN[0] : _HAN[1]] = np.arange(*_HAN)
+    for code in range(_HAN[0]):  # above there are only Han, tags and private signs
         character = chr(code)
         category = unicodedata.category(character)
         if category[0] in 'LMN' or category in ('Sm', 'Sc') or character in _OPERATORS:
             table[code] = ord(character.lower()[0])
-        else:
-            table[code] = 0
     return table
 
 
@@ -157,9 +167,13 @@ def _alone() -> np.ndarray:
     return table
 
 
-@functools.lru_cache(maxsize=2)
-def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first powers of the base, and of its inverse, modulo 2^64."""
-    ones = np.ones(1, np.uint64)
-    grow = lambda base: np.concatenate([ones, np.cumprod(np.full(count, base))])
-    return grow(_BASE), grow(_INVERSE)
+@functools.cache
+def _powers(base: int, count: int) -> np.ndarray:
+    """uint64[count], base^0, base^1, ... modulo 2^64."""
+    return np.cumprod(np.append(np.uint64(1), np.full(count - 1, base, np.uint64)))
+
+
+def _tables(base: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two small tables, so that base^i is rows[i // _ROW] * row[i % _ROW] for all i up to `count`."""
+    rows = 1 << (count // _ROW).bit_length()
+    return _powers(pow(base, _ROW, 2**64), rows), _powers(base, _ROW)
