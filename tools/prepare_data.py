@@ -12,10 +12,8 @@ import sys
 from llm_jax import cli
 from llm_jax import config as config_lib
 from llm_jax.corpus import schema
-from llm_jax.corpus.build import build
 from llm_jax.corpus.engines import Engine
 from llm_jax.corpus.engines.local import Local, default_workers
-from llm_jax.corpus.progress import Console
 from llm_jax.schema import ConfigError
 
 
@@ -34,6 +32,9 @@ def main(argv: list[str]) -> None:
     loaded = config_lib.load_experiment(known.experiment, schema.Corpus)
     config_lib.apply_overrides(loaded, cli.overrides(config))
     corpus = schema.validate(loaded)
+    from llm_jax.corpus.build import build  # imports JAX, which workers, who import this file, do without
+    from llm_jax.corpus.progress import Console
+
     engine = _engine(known.engine, known.workers, options)
     console = Console()
     try:

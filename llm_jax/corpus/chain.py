@@ -1,9 +1,11 @@
 """The stages of a config, made: what happens to one document after the other."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import glob
 import hashlib
+import os
 import pathlib
 import sys
 import time
@@ -11,10 +13,15 @@ from typing import Any
 
 from llm_jax import config as config_lib
 from llm_jax import parts
+from llm_jax.corpus.batch import through
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.exchange import Exchange
 from llm_jax.corpus.tally import Tally
 from llm_jax.schema import ConfigError, Part
+
+# What a stage is given at a time, at most.
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARS = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +64,26 @@ def depends_on(part: Part, known: Mapping[str, Known], config: Any) -> list[Any]
     """What the result of a stage follows from besides its documents: its options and its code."""
     if isinstance(part, str) and part in known:
         section, module = known[part].section, known[part].make.partition(':')[0]
-        return [part, config_lib.to_dict(getattr(config, section)) if section else None, code_of(module)]
+        options = config_lib.to_dict(getattr(config, section)) if section else {}
+        return [part, options, _stamps(options), code_of(module)]
     resolved = parts.resolve_part('stages', part, {})
     file = sys.modules[resolved.__module__].__file__
     return [label(part), hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()]
+
+
+def _stamps(value: Any) -> list[str]:
+    """Of the files that options name: what changes when they do."""
+    if isinstance(value, Mapping):
+        return [stamp for one in value.values() for stamp in _stamps(one)]
+    if isinstance(value, (tuple, list)):
+        return [stamp for one in value for stamp in _stamps(one)]
+    if not isinstance(value, str) or not any(character in value for character in './'):
+        return []
+    found = (
+        [value] if os.path.isfile(value) else glob.glob(os.path.join(value, '**') if os.path.isdir(value) else value)
+    )
+    stats = ((path, os.stat(path)) for path in sorted(found) if os.path.isfile(path))
+    return [f'{path} {stat.st_size} {stat.st_mtime_ns}' for path, stat in stats]
 
 
 @functools.cache
@@ -85,37 +108,63 @@ class Chain:
         self._stages = list(stages)
         self.seconds = dict.fromkeys((name for name, _ in stages), 0.0)
 
-    def run(self, documents: Iterator[Document] | Sequence[Document], tally: Tally) -> Iterator[tuple[Document, int]]:
+    def run(self, documents: Iterable[Document], tally: Tally) -> Iterator[tuple[Document, int]]:
         """Documents that no stage drops, with the bytes of their texts; counts all of them."""
-        for document in documents:
-            n_bytes = text_bytes(document, 'the stages before')
+        for some in _batches(documents):
+            here = [(document, text_bytes(document, 'the stages before')) for document in some]
             for name, stage in self._stages:
                 start = time.perf_counter()
-                out = self._step(name, stage, document)
+                results = _through(name, stage, [document for document, _ in here])
                 self.seconds[name] += time.perf_counter() - start
-                if isinstance(out, Dropped):
-                    tally.drop(name, out, n_bytes)
-                    break
-                if out.text is not document.text:
-                    n_bytes = text_bytes(out, name)
-                tally.arrived(name, n_bytes)
-                document = out
-            else:
-                yield document, n_bytes
+                before, here = here, []
+                for (document, n_bytes), out in zip(before, results, strict=True):
+                    if isinstance(out, Dropped):
+                        tally.drop(name, out, n_bytes)
+                        continue
+                    if out.text is not document.text:
+                        n_bytes = text_bytes(out, name)
+                    tally.arrived(name, n_bytes)
+                    here.append((out, n_bytes))
+            yield from here
 
-    def _step(self, name: str, stage: Callable[[Document], Any], document: Document) -> Document | Dropped:
-        try:
-            out = stage(document)
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise RuntimeError(f'stage {name!r} failed on document {document.id}') from error
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if len(batch) == _BATCH_DOCUMENTS or size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _through(name: str, stage: Stage, documents: list[Document]) -> list[Document | Dropped]:
+    try:
+        results = through(stage, documents)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f'stage {name!r} failed on {_which(stage, documents)}') from error
+    for document, out in zip(documents, results, strict=True):
         if not isinstance(out, Document | Dropped):
             raise ConfigError(
                 f'stage {name!r} gave {type(out).__name__} for document {document.id}; '
                 'it must give a Document or a Dropped'
             )
-        return out
+    return results
+
+
+def _which(stage: Stage, documents: Sequence[Document]) -> str:
+    """Says on which of some documents a stage fails."""
+    for document in documents:
+        try:
+            stage(document)
+        except Exception:  # it is raised where this is called
+            return f'document {document.id}'
+    return f'documents {documents[0].id} to {documents[-1].id}'
 
 
 def text_bytes(document: Document, stage: str) -> int:

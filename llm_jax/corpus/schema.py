@@ -13,14 +13,15 @@ from llm_jax import config as config_lib
 from llm_jax import parts, schema
 from llm_jax.corpus import mixing
 from llm_jax.corpus.chain import label
-from llm_jax.corpus.dedup.exact import Exact
-from llm_jax.corpus.dedup.near import Near
+from llm_jax.corpus.decontaminate import Decontaminate
+from llm_jax.corpus.dedup import Exact, Lines, Near, Substrings
 from llm_jax.corpus.extract.options import Extract
 from llm_jax.corpus.filter.c4 import Options as C4
 from llm_jax.corpus.filter.fineweb import Options as FineWeb
 from llm_jax.corpus.filter.gopher import Options as Gopher
 from llm_jax.corpus.filter.refinedweb import Options as RefinedWeb
 from llm_jax.corpus.filter.repetition import Options as Repetition
+from llm_jax.corpus.normalise import Options as Normalise
 from llm_jax.corpus.read.source import Source
 from llm_jax.corpus.registry import EXCHANGES, STAGES
 from llm_jax.corpus.scrub import Scrub
@@ -66,14 +67,18 @@ class Corpus:
     stages: tuple = field((), 'what each document goes through, in order')
     dedup: tuple = field((), 'what then looks at all documents together, in order')
     finish: tuple = field((), 'stages that each document that is left goes through at the end')
+    normalise: Normalise = section(Normalise, 'one normal form of text')
     gopher: Gopher = section(Gopher, 'what prose looks like')
     repetition: Repetition = section(Repetition, 'lines and n-grams that come again and again')
     c4: C4 = section(C4, 'lines that are no sentences')
     fineweb: FineWeb = section(FineWeb, 'punctuation, short lines, lists')
     refinedweb: RefinedWeb = section(RefinedWeb, 'lines that are furniture of a web page')
     scrub: Scrub = section(Scrub, 'personal data and secrets')
+    decontaminate: Decontaminate = section(Decontaminate, 'documents that hold items of benchmarks')
     exact: Exact = section(Exact, 'documents that are the same')
     near: Near = section(Near, 'documents that are nearly the same')
+    lines: Lines = section(Lines, 'lines that many documents have')
+    substrings: Substrings = section(Substrings, 'long passages that are there twice')
     mixture: dict = field({}, 'name -> weight, "2 epochs" or "1e9 tokens"; empty takes each source once')
     tokenizer: schema.Tokenizer = section(schema.Tokenizer, 'how text becomes tokens')
     compare_tokenizer: str = field('', "another tokenizer to compare bytes per token with, such as GPT-2's files")
