@@ -10,11 +10,13 @@ text's: whatever order and number of rule groups is configured, words are split 
 """
 
 import functools
+import re
 
 import numpy as np
 
 # The n-grams that rules ask for.
 MAX_N = 10
+_BLANK = re.compile('\n{2,}')
 # Bits of a character's class.
 _LETTER, _SOLID, _SPACE = 1, 2, 4
 
@@ -106,7 +108,7 @@ class Text:
     @functools.cached_property
     def paragraphs(self) -> list[str]:
         """What stands between blank lines."""
-        return [p for p in self.text.strip().split('\n\n') if p]
+        return [p for p in _BLANK.split(self.text.strip('\n')) if p]
 
     @functools.cached_property
     def repeated(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
