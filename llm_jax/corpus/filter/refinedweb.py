@@ -1,8 +1,9 @@
 """RefinedWeb's line rules: the furniture of web pages that extraction has left in the text.
 
 Penedo et al. 2023 (arXiv:2306.01116), appendix G.2: lines mainly of capitals, of numbers
-alone, counters ('3 likes') and single words go; of short lines 'sign in', 'read more',
-'items in cart' go. Where more than 5% of the words went, the document does.
+alone, counters ('3 likes') and single words go; so do short lines that begin with 'sign in' or
+have 'items in cart', and 'read more' at the end of short lines, where it is a sentence of its own. Where more
+than 5% of the words went, the document does.
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ _COUNTED = (
 )
 _COUNTER = re.compile(rf'\W*\d[\d.,]*\s?[kmb]?\s+(?:{_COUNTED})\W*', re.IGNORECASE)
 _NUMERIC = re.compile(r'[\W_]*\d[\W\d_]*')
-_BEGINS = re.compile(r'\W*(?:sign|log)[ -]?(?:in|up|out)\b\W*', re.IGNORECASE)
-_ENDS = re.compile(r'\W*\b(?:read|show|see|view|load) more\W*$|\W*\bcontinue reading\W*$', re.IGNORECASE)
+_BEGINS = re.compile(r'\W*(?:sign|log)[ -]?(?:in|up|out)\b', re.IGNORECASE)
+_ENDS = re.compile(r'(?:^|(?<=[.!?…:"”»)]))\s*(?:(?:read|show|see|view|load) more|continue reading)\W*$', re.IGNORECASE)
 _ANYWHERE = re.compile(r'\bitems? in (?:your |the )?(?:shopping )?(?:cart|bag|basket)\b', re.IGNORECASE)
 
 
@@ -27,7 +28,7 @@ _ANYWHERE = re.compile(r'\bitems? in (?:your |the )?(?:shopping )?(?:cart|bag|ba
 class Options:
     kinds: tuple = field(rules.PROSE, 'kinds of document that are judged; others pass')
     max_upper: float = field(0.5, 'largest share of capitals among the characters of a line')
-    short_line: int = field(10, 'words of a line up to which "sign in" and the like are taken out of it')
+    short_line: int = field(10, 'words of a line up to which "sign in" and the like are looked for')
     max_removed: float = field(0.05, 'largest share of words that may go before the document does')
 
 
@@ -63,9 +64,9 @@ def corrected(line: str, options: Options) -> str | None:
         return None
     if len(words) > options.short_line:
         return line
-    if _ANYWHERE.search(line):
+    if _BEGINS.match(line) or _ANYWHERE.search(line):
         return None
-    return _ENDS.sub('', _BEGINS.sub('', line, count=1) if _BEGINS.match(line) else line) or None
+    return _ENDS.sub('', line) or None
 
 
 def mostly_upper(line: str, share: float) -> bool:

@@ -10,11 +10,13 @@ text's: whatever order and number of rule groups is configured, words are split 
 """
 
 import functools
+import re
 
 import numpy as np
 
 # The n-grams that rules ask for.
 MAX_N = 10
+_BLANK = re.compile('\n{2,}')
 # Bits of a character's class.
 _LETTER, _SOLID, _SPACE = 1, 2, 4
 
@@ -45,13 +47,23 @@ class Text:
         return np.fromiter(map(self.vocabulary.__getitem__, self.words), np.int64, len(self.words))
 
     @functools.cached_property
-    def _by_character(self) -> tuple[np.ndarray, np.ndarray]:
-        """(words,) int64 length of each word, (words,) uint8 bits of all its characters."""
+    def _classes(self) -> np.ndarray:
+        """(characters,) uint8: the bits of each character."""
         if self.text.isascii():
             codes = np.frombuffer(self.text.encode('ascii'), np.uint8)
         else:
             codes = np.frombuffer(self.text.encode('utf-32-le', 'surrogatepass'), np.uint32)
-        classes = _character_classes()[codes]
+        return _character_classes()[codes]
+
+    @functools.cached_property
+    def alphanumeric(self) -> int:
+        """How many characters are letters or digits."""
+        return int(np.count_nonzero(self._classes & _SOLID))
+
+    @functools.cached_property
+    def _by_character(self) -> tuple[np.ndarray, np.ndarray]:
+        """(words,) int64 length of each word, (words,) uint8 bits of all its characters."""
+        classes = self._classes
         # Words begin and end where white space begins and ends; both ends of the text count as white space.
         inside = np.zeros(len(classes) + 2, bool)
         np.less(classes, _SPACE, out=inside[1:-1])
@@ -96,7 +108,7 @@ class Text:
     @functools.cached_property
     def paragraphs(self) -> list[str]:
         """What stands between blank lines."""
-        return [p for p in self.text.strip().split('\n\n') if p]
+        return [p for p in _BLANK.split(self.text.strip('\n')) if p]
 
     @functools.cached_property
     def repeated(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
