@@ -26,6 +26,8 @@ from llm_jax.schema import ConfigError, field
 _SEEDS_THERE = 0.12
 # What a document may have lost or gained within a piece, as a share of its words.
 _SLACK = 0.15
+# More words than a piece has, and what is spare.
+_APART = 1 << 10
 _SHOWN = 300
 
 
@@ -161,14 +163,16 @@ def _near(words: Words, index: Index, options: Decontaminate) -> Iterator[tuple[
     needed = np.where(short, 1, np.ceil(_SEEDS_THERE * index.piece_seeds[pieces]))
     # Where the piece would begin if all of it were there; seeds of one copy agree but for what was lost.
     begin = where - index.seed_offsets[keys]
-    key = (pieces.astype(np.int64) << 33) + begin + (1 << 32)
+    # Documents lie apart, so that seeds in two of them do not add up.
+    line = begin + _APART * document
+    key = (pieces.astype(np.int64) << 33) + line + _APART
     order = np.argsort(key, kind='stable')
     key = key[order]
     there = np.searchsorted(key, key + slack[order], 'right') - np.arange(len(key))
     done: dict[int, int] = {}
     for i in order[there >= needed[order]].tolist():
         piece, at, spare = int(pieces[i]), int(begin[i]), int(slack[i])
-        if at <= done.get(piece, -(1 << 40)):  # within the copy that was found
+        if line[i] <= done.get(piece, -_APART):  # looked at already
             continue
         n, start = int(index.piece_length[piece]), int(index.piece_start[piece])
         mine = index.words[start : start + n].tolist()
@@ -176,9 +180,11 @@ def _near(words: Words, index: Index, options: Decontaminate) -> Iterator[tuple[
         theirs = words.hashes[first : min(int(words.offsets[document[i] + 1]), at + n + 2 * spare)].tolist()
         # Of a short one, all: idioms have as many words.
         if common_words(mine, theirs) >= (n if n < options.ngram else options.similarity * n):
-            done[piece] = at + n
+            done[piece] = int(line[i]) + n
             covered = np.flatnonzero(np.isin(theirs, mine))
             yield int(index.piece_text[piece]), 0.0, first + int(covered[0]), first + int(covered[-1]) + 1
+        else:
+            done[piece] = int(line[i]) + spare
 
 
 def common_words(a: list[int], b: list[int]) -> int:

@@ -27,7 +27,7 @@ SEED = 4
 # Longer texts are compared in pieces, of this many words at most: a page may have part of them.
 _PIECE = 40
 # A seed that more pieces than this have leads to none of them, unless they have no rarer one.
-_COMMON_SEED = 64
+_COMMON_SEED = 24
 # What must be in it to tell anything: (share of words of two letters or more, share of different words, how many
 # different ones are enough). What is looked for word by word is not to be a row of numbers; what may be changed
 # needs more: x, y and 1 stand in all mathematics and code.
@@ -37,7 +37,7 @@ _EAST_ASIAN = 0x2E80
 # Texts whose words are found at a time.
 _BLOCK = 4096
 # Changes when what is stored does.
-_FORMAT = 5
+_FORMAT = 6
 _ARRAYS = (
     'words', 'text_item', 'text_grams', 'piece_text', 'piece_start', 'piece_length', 'piece_seeds',
     'exact_keys', 'exact_texts', 'exact_bits', 'seed_keys', 'seed_pieces', 'seed_offsets', 'seed_bits',
@@ -95,6 +95,7 @@ def lookup(keys: np.ndarray, bits: np.ndarray, wanted: np.ndarray) -> tuple[np.n
     """All (position in `wanted`, position in the sorted `keys`) of equal hashes."""
     slot = wanted >> np.uint64(64 - _log2_bits(bits))
     maybe = np.flatnonzero((bits[slot >> np.uint64(3)] >> (slot & np.uint64(7)).astype(np.uint8)) & 1)
+    maybe = maybe[np.argsort(wanted[maybe])]  # neighbours among the keys are found faster one after the other
     values = wanted[maybe]
     low = np.searchsorted(keys, values, 'left')
     found = np.flatnonzero(keys[np.minimum(low, len(keys) - 1)] == values) if len(keys) else np.zeros(0, int)
@@ -124,7 +125,7 @@ def load(options, cache_dir: str) -> Index:
         )  # fmt: skip
         _write(directory, names, skipped, arrays)
     about = json.loads((directory / 'items.json').read_text())
-    arrays = {name: np.load(directory / f'{name}.npy', mmap_mode='r') for name in _ARRAYS}
+    arrays = {name: np.load(directory / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in _ARRAYS}
     return Index(about['names'], about['skipped'], **arrays)
 
 
@@ -265,8 +266,8 @@ def _changes(values: np.ndarray) -> np.ndarray:
 
 
 def _bits(keys: np.ndarray) -> np.ndarray:
-    """A bit for each key, of at least 16 times as many bits as keys."""
-    log2 = max(10, int(np.ceil(np.log2(16 * max(1, len(keys))))))
+    """A bit for each key, of at least 32 times as many bits as keys."""
+    log2 = max(10, int(np.ceil(np.log2(32 * max(1, len(keys))))))
     bits = np.zeros(1 << log2, bool)
     bits[keys >> np.uint64(64 - log2)] = True
     return np.packbits(bits, bitorder='little')
