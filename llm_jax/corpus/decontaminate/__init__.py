@@ -1,7 +1,8 @@
 """Documents that hold items of benchmarks, found and taken out.
 
 Words are compared in lower case, Unicode's NFKC, and without punctuation. An item is in a document
-  - if `ngram` (13) words of it stand there in a row (Brown et al. 2020, appendix C), or
+  - if `ngram` (13) words of it stand there in a row (Brown et al. 2020, appendix C), and of a long one
+    `min_share` of its n-grams: encyclopaedias share a phrase with the passages of many a question; or
   - if of a piece of it (13 to 40 words) at least `similarity` of the words stand close together there
     in their order: so words may have been dropped, changed or put between; or
   - if it has fewer than `ngram` words, but at least `min_words`: if all of them stand there in a row.
@@ -20,12 +21,13 @@ from llm_jax.corpus.dedup.words import Words, find_words, in_blocks
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.schema import ConfigError, field
 
-_ACTIONS = ('drop', 'cut')
 # Share of the seeds of a piece that have to be there for it to be compared. At 10 % of words lost,
-# 59 % of runs of 5 are left.
-_SEEDS_THERE = 0.25
+# 66 % of runs of 4 are left on average.
+_SEEDS_THERE = 0.12
 # What a document may have lost or gained within a piece, as a share of its words.
 _SLACK = 0.15
+# More words than a piece has, and what is spare.
+_APART = 1 << 10
 _SHOWN = 300
 
 
@@ -40,8 +42,11 @@ class Decontaminate:
     min_words: int = field(8, 'items of fewer words are not looked for')
     similarity: float = field(0.75, 'share of the words of an item, in order, that gives it away when some are changed')
     common: int = field(10, 'n-grams that more items than this have are the wording of a task and do not count')
-    action: str = field('drop', 'drop the document, or cut the lines that an item is in')
-    max_cut: float = field(0.5, 'with "cut": a document that would lose more of its characters is dropped')
+    min_share: float = field(0.1, 'share of the n-grams of an item that have to be there; 0: any one')
+    max_cut: float = field(
+        0.01, 'share of its characters up to which the lines of items are cut out of a document, a book, say; '
+        'with more it is dropped. 0 always drops'
+    )  # fmt: skip
     cache_dir: str = field('.cache/decontaminate', 'where the index is kept between runs')
 
 
@@ -67,11 +72,12 @@ class Match:
 
 
 def make(options: Decontaminate) -> Stage:
-    """The stage: drops documents with items as 'decontaminate.BENCHMARK', or cuts the lines they are in.
+    """The stage: drops documents with items as 'decontaminate.BENCHMARK', or cuts the lines that they are in.
 
     What is dropped says which item, and the text that matched. Of several, the one that
-    covers the most words; the others are counted. What is cut is counted in signals
-    ('decontaminate.BENCHMARK', items found).
+    covers the most words; the others are counted. A long document that loses little
+    (`max_cut`) only loses those lines; its signals say how many items of each benchmark
+    it had ('decontaminate.BENCHMARK').
 
     Raises:
       ConfigError: an option out of range, or a benchmark that cannot be read.
@@ -124,8 +130,8 @@ def _exact(words: Words, index: Index, options: Decontaminate) -> Iterator[tuple
     for number, owner in sorted(set(zip(texts.tolist(), document.tolist(), strict=True))):
         mine = (texts == number) & (document == owner)
         share = len(np.unique(keys[mine])) / index.text_grams[number]
-        first, last = _longest_run(where[mine], options.ngram)
-        yield number, float(share), first, last
+        if share >= options.min_share:
+            yield number, float(share), *_longest_run(where[mine], options.ngram)
 
 
 def _hits(words: Words, keys: np.ndarray, bits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,23 +163,28 @@ def _near(words: Words, index: Index, options: Decontaminate) -> Iterator[tuple[
     needed = np.where(short, 1, np.ceil(_SEEDS_THERE * index.piece_seeds[pieces]))
     # Where the piece would begin if all of it were there; seeds of one copy agree but for what was lost.
     begin = where - index.seed_offsets[keys]
-    key = (pieces.astype(np.int64) << 33) + begin + (1 << 32)
+    # Documents lie apart, so that seeds in two of them do not add up.
+    line = begin + _APART * document
+    key = (pieces.astype(np.int64) << 33) + line + _APART
     order = np.argsort(key, kind='stable')
     key = key[order]
     there = np.searchsorted(key, key + slack[order], 'right') - np.arange(len(key))
     done: dict[int, int] = {}
     for i in order[there >= needed[order]].tolist():
         piece, at, spare = int(pieces[i]), int(begin[i]), int(slack[i])
-        if at <= done.get(piece, -(1 << 40)):  # within the copy that was found
+        if line[i] <= done.get(piece, -_APART):  # looked at already
             continue
         n, start = int(index.piece_length[piece]), int(index.piece_start[piece])
         mine = index.words[start : start + n].tolist()
         first = max(int(words.offsets[document[i]]), at - spare)
         theirs = words.hashes[first : min(int(words.offsets[document[i] + 1]), at + n + 2 * spare)].tolist()
-        if mine == theirs if n < options.ngram else common_words(mine, theirs) >= options.similarity * n:
-            done[piece] = at + n
+        # Of a short one, all: idioms have as many words.
+        if common_words(mine, theirs) >= (n if n < options.ngram else options.similarity * n):
+            done[piece] = int(line[i]) + n
             covered = np.flatnonzero(np.isin(theirs, mine))
             yield int(index.piece_text[piece]), 0.0, first + int(covered[0]), first + int(covered[-1]) + 1
+        else:
+            done[piece] = int(line[i]) + spare
 
 
 def common_words(a: list[int], b: list[int]) -> int:
@@ -193,7 +204,7 @@ def _judge(document: Document, text: str, matches: list[Match], options: Deconta
     """What becomes of a document with these matches."""
     if not matches:
         return document
-    if options.action == 'cut':
+    if options.max_cut:
         left = _without(document.text, text, matches)
         if len(left) >= (1 - options.max_cut) * len(document.text):
             return dataclasses.replace(document, text=left, signals={**document.signals, **_counts(matches)})
@@ -238,5 +249,5 @@ def _check(options: Decontaminate) -> None:
             f'it must be {index_lib.SEED} to ngram = {options.ngram}')  # fmt: skip
     require(0.5 <= options.similarity <= 1, 'similarity', 'it must be 0.5 to 1')
     require(options.common >= 1, 'common', 'it must be at least 1')
-    require(options.action in _ACTIONS, 'action', f'it must be one of {", ".join(_ACTIONS)}')
+    require(0 <= options.min_share <= 1, 'min_share', 'it must be 0 to 1')
     require(0 <= options.max_cut <= 1, 'max_cut', 'it must be 0 to 1')

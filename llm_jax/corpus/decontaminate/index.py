@@ -2,7 +2,7 @@
 
 Two tables of n-grams lead from a document to the texts of benchmarks:
     exact   every run of `ngram` words. One that occurs says that the text is in the document.
-    seeds   every run of 5 words. Several near one another say where to compare closely: they find
+    seeds   every run of 4 words. Several near one another say where to compare closely: they find
             what was changed on its way, and texts that are too short for the first table.
 Not in the tables: n-grams that more than `common` items share (the wording of a task, of
 choices), as they say nothing of a single item; runs of numbers or of very few different words.
@@ -23,17 +23,21 @@ import numpy as np
 from llm_jax.corpus.decontaminate import benchmarks
 from llm_jax.corpus.dedup.words import find_words, hash_spans
 
-SEED = 5
+SEED = 4
 # Longer texts are compared in pieces, of this many words at most: a page may have part of them.
 _PIECE = 40
 # A seed that more pieces than this have leads to none of them, unless they have no rarer one.
-_COMMON_SEED = 64
-# Of the words of a text or an n-gram, this share has letters, and this share is different.
-_LETTERS, _DIFFERENT, _ENOUGH_DIFFERENT = 0.5, 0.6, 7
+_COMMON_SEED = 24
+# What must be in it to tell anything: (share of words of two letters or more, share of different words, how many
+# different ones are enough). What is looked for word by word is not to be a row of numbers; what may be changed
+# needs more: x, y and 1 stand in all mathematics and code.
+_EXACT_NEEDS, _NEAR_NEEDS = (0.15, 0.35, 5), (0.7, 0.6, 8)
+# Their characters are words: one letter is enough.
+_EAST_ASIAN = 0x2E80
 # Texts whose words are found at a time.
 _BLOCK = 4096
 # Changes when what is stored does.
-_FORMAT = 1
+_FORMAT = 6
 _ARRAYS = (
     'words', 'text_item', 'text_grams', 'piece_text', 'piece_start', 'piece_length', 'piece_seeds',
     'exact_keys', 'exact_texts', 'exact_bits', 'seed_keys', 'seed_pieces', 'seed_offsets', 'seed_bits',
@@ -91,6 +95,7 @@ def lookup(keys: np.ndarray, bits: np.ndarray, wanted: np.ndarray) -> tuple[np.n
     """All (position in `wanted`, position in the sorted `keys`) of equal hashes."""
     slot = wanted >> np.uint64(64 - _log2_bits(bits))
     maybe = np.flatnonzero((bits[slot >> np.uint64(3)] >> (slot & np.uint64(7)).astype(np.uint8)) & 1)
+    maybe = maybe[np.argsort(wanted[maybe])]  # neighbours among the keys are found faster one after the other
     values = wanted[maybe]
     low = np.searchsorted(keys, values, 'left')
     found = np.flatnonzero(keys[np.minimum(low, len(keys) - 1)] == values) if len(keys) else np.zeros(0, int)
@@ -120,7 +125,7 @@ def load(options, cache_dir: str) -> Index:
         )  # fmt: skip
         _write(directory, names, skipped, arrays)
     about = json.loads((directory / 'items.json').read_text())
-    arrays = {name: np.load(directory / f'{name}.npy', mmap_mode='r') for name in _ARRAYS}
+    arrays = {name: np.load(directory / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in _ARRAYS}
     return Index(about['names'], about['skipped'], **arrays)
 
 
@@ -152,7 +157,7 @@ def build(items: Iterable[benchmarks.Item], *, ngram: int, min_words: int, commo
     text = np.repeat(np.arange(len(texts)), lengths)
     again = _previous(words, text) >= 0
     with_letters, different = (np.bincount(text, flags, len(texts)) for flags in (letters, ~again))
-    good = (lengths >= min_words) & _telling(with_letters, different, lengths)
+    good = (lengths >= min_words) & _telling(with_letters, different, lengths, _EXACT_NEEDS)
     words, letters = words[good[text]], letters[good[text]]
     lengths, owners = lengths[good], owners[good]
     skipped: dict[str, int] = {}
@@ -160,7 +165,7 @@ def build(items: Iterable[benchmarks.Item], *, ngram: int, min_words: int, commo
         skipped[names[item][0]] = skipped.get(names[item][0], 0) + 1
 
     keys, key_texts = _exact(words, letters, lengths, owners, ngram, common)
-    pieces, seed_keys, seed_pieces, seed_offsets = _seeds(lengths, words)
+    pieces, seed_keys, seed_pieces, seed_offsets = _seeds(words, letters, lengths, ngram)
     arrays = {
         'words': words,
         'text_item': owners,
@@ -174,14 +179,15 @@ def build(items: Iterable[benchmarks.Item], *, ngram: int, min_words: int, commo
 
 
 def _all_words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(uint64[words] hashes, bool[words] whether a word has a letter, int64[texts] words of each)."""
-    is_letter = np.array([chr(code).isalpha() for code in range(0x20000)])
+    """(uint64[words] hashes, bool[words] whether a word has two letters, int64[texts] words of each)."""
+    weight = np.array([chr(code).isalpha() * (1 + (code >= _EAST_ASIAN)) for code in range(0x20000)], np.int8)
     hashes, letters, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, bool)], [np.zeros(0, int)]
     for start in range(0, len(texts), _BLOCK):
         words = find_words(texts[start : start + _BLOCK], operators=False)
         if len(words.hashes):
             # No letter stands between words: from the start of one to that of the next there are only its own.
-            letters.append(np.logical_or.reduceat(np.take(is_letter, words.codes, mode='clip'), words.starts))
+            count = np.add.reduceat(np.take(weight, words.codes, mode='clip'), words.starts, dtype=np.int32)
+            letters.append(count >= 2)
         hashes.append(words.hashes)
         lengths.append(np.diff(words.offsets))
     return np.concatenate(hashes), np.concatenate(letters), np.concatenate(lengths)
@@ -196,9 +202,12 @@ def _previous(words: np.ndarray, text: np.ndarray) -> np.ndarray:
     return previous
 
 
-def _telling(with_letters: np.ndarray, different: np.ndarray, length: np.ndarray | int) -> np.ndarray:
+def _telling(
+    with_letters: np.ndarray, different: np.ndarray, length: np.ndarray | int, needs: tuple[float, float, int]
+) -> np.ndarray:
     """Whether so many words with letters and so many different ones say more than a count or a chorus does."""
-    return (with_letters >= _LETTERS * length) & (different >= np.minimum(_DIFFERENT * length, _ENOUGH_DIFFERENT))
+    letters, share, enough = needs
+    return (with_letters >= letters * length) & (different >= np.minimum(share * length, enough))
 
 
 def _exact(
@@ -207,11 +216,11 @@ def _exact(
     """(sorted hashes of n-grams, text of each), once for each text, without the common ones."""
     text = np.repeat(np.arange(len(lengths)), lengths)
     ends = np.cumsum(lengths)
-    starts = np.flatnonzero(np.arange(len(words)) + n <= ends[text]) if len(words) else np.zeros(0, int)
+    starts = np.flatnonzero(np.arange(len(words)) + n <= ends[text])
     previous = _previous(words, text)
     different = sum((previous[starts + k] < starts).astype(int) for k in range(n))
     sums = np.concatenate([[0], np.cumsum(letters)])
-    starts = starts[_telling(sums[starts + n] - sums[starts], different, n)]
+    starts = starts[_telling(sums[starts + n] - sums[starts], different, n, _EXACT_NEEDS)]
     keys, texts = hash_spans(words, starts, starts + n), text[starts]
     order = np.lexsort((texts, keys))
     keys, texts = keys[order], texts[order]
@@ -224,7 +233,9 @@ def _exact(
     return keys[keep], texts[keep].astype(np.int32)
 
 
-def _seeds(lengths: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _seeds(
+    words: np.ndarray, letters: np.ndarray, lengths: np.ndarray, ngram: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(int32[3, pieces] text, start and length, sorted hashes of seeds, piece and offset of each)."""
     counts = -(-lengths // _PIECE)
     text = np.repeat(np.arange(len(lengths)), counts)
@@ -234,7 +245,10 @@ def _seeds(lengths: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarr
     length = border(which + 1) - border(which)
 
     piece = np.repeat(np.arange(len(text)), length)
-    at = np.flatnonzero(np.arange(len(words)) + SEED <= (start + length)[piece]) if len(words) else np.zeros(0, int)
+    different = np.bincount(piece, _previous(words, piece) < 0, len(text))
+    # A text in one piece that is too short for n-grams is looked for word by word as well.
+    telling = _telling(np.bincount(piece, letters, len(text)), different, length, _NEAR_NEEDS) | (length < ngram)
+    at = np.flatnonzero(telling[piece] & (np.arange(len(words)) + SEED <= (start + length)[piece]))
     keys, pieces = hash_spans(words, at, at + SEED), piece[at]
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     count = counts[inverse] if len(keys) else np.zeros(0, int)
@@ -252,8 +266,8 @@ def _changes(values: np.ndarray) -> np.ndarray:
 
 
 def _bits(keys: np.ndarray) -> np.ndarray:
-    """A bit for each key, of at least 16 times as many bits as keys."""
-    log2 = max(10, int(np.ceil(np.log2(16 * max(1, len(keys))))))
+    """A bit for each key, of at least 32 times as many bits as keys."""
+    log2 = max(10, int(np.ceil(np.log2(32 * max(1, len(keys))))))
     bits = np.zeros(1 << log2, bool)
     bits[keys >> np.uint64(64 - log2)] = True
     return np.packbits(bits, bitorder='little')
