@@ -145,13 +145,11 @@ class _Compare:
         begins, ends = words.runs(received['doc'])
         for begin, end in zip(begins, ends, strict=True):
             doc = received['doc'][begin]
-            hashes, _ = sketch.shingles([documents[doc].text], self.options.ngram)
-            distinct = np.unique((hashes >> np.uint64(32)).astype(np.uint32))
-            sample = distinct[: self.options.sample]
+            sample, limit = sketch.sample(documents[doc].text, self.options.ngram, self.options.sample)
             parts = np.zeros(-(-len(sample) // _PART), _SHINGLES)
             parts['shard'], parts['doc'], parts['part'] = shard, doc, np.arange(len(parts))
             parts['count'] = np.minimum(len(sample) - parts['part'] * _PART, _PART)
-            parts['limit'] = 2**32 - 1 if len(sample) == len(distinct) else sample[-1]
+            parts['limit'] = limit
             parts['values'] = np.resize(sample, (len(parts), _PART))  # beyond the count they are not looked at
             sent = np.tile(parts, end - begin)
             sent['key'] = np.repeat(received['group'][begin:end], len(parts))
