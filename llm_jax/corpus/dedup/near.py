@@ -12,6 +12,10 @@ Similarity is Jaccard's, |A ∩ B| / |A ∪ B|, of the sets of shingles (runs of
              What hangs together by any similarity above a lower threshold gets the same cluster,
              for it has to be on the same side of the split into training and validation.
     names    The report names what stays in place of each document that goes.
+Editions of one book mostly have J > .85, but some .79, and collections that share stories
+.14: Near(bands=256, rows=2, threshold=.7, cluster_threshold=.1) drops the former and makes one
+cluster of the latter. Pages from one template, about different things, reach .8 to .9: they are
+duplicates by this measure.
 """
 
 from collections.abc import Iterator, Sequence
