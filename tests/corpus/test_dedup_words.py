@@ -63,9 +63,9 @@ def test_hashes_of_spans_tell_order_content_and_length():
     assert len(set(hashes)) == len(set(spans.values()))
 
 
-def test_no_collisions_among_a_million_runs():
+def test_no_collisions_among_many_runs():
     rng = np.random.default_rng(0)
-    values = words.mix(rng.integers(0, 50, 1_000_000).astype(np.uint64))
+    values = words.mix(rng.integers(0, 50, 200_000).astype(np.uint64))
     starts = np.arange(len(values) - 12)
     content = np.lib.stride_tricks.sliding_window_view(values, 12)[:-1]
     assert len(np.unique(words.hash_spans(values, starts, starts + 12))) == len(np.unique(content, axis=0))

@@ -17,7 +17,6 @@ from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import KEYED, Round
 from llm_jax.schema import field
 
-
 # Kinds of documents in which every sign has a meaning.
 _CODE = ('code', 'notebook')
 

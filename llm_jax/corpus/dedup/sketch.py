@@ -38,6 +38,18 @@ def shingles(texts: Sequence[str], ngram: int) -> tuple[np.ndarray, np.ndarray]:
     return words.hash_spans(found.hashes, starts, np.minimum(starts + ngram, ends[owners])), owners
 
 
+def sample(text: str, ngram: int, most: int) -> tuple[np.ndarray, int]:
+    """The smallest `most` of the distinct hashes of a text's shingles, as 32 bits.
+
+    Returns:
+      uint32[hashes] in order, and the hash up to which they are all there.
+    """
+    hashes, _ = shingles([text], ngram)
+    hashes = np.sort((hashes >> _HALF).astype(np.uint32))  # np.unique takes twenty times as long
+    distinct = hashes[np.append(True, hashes[1:] != hashes[:-1])] if len(hashes) else hashes
+    return distinct[:most], int(_LOW) if len(distinct) <= most else int(distinct[most - 1])
+
+
 def signatures(hashes: np.ndarray, owners: np.ndarray, count: int, size: int) -> np.ndarray:
     """uint64[count, size], the minimum of each bin; documents without shingles have none but 2^64 - 1.
 
