@@ -38,6 +38,16 @@ def overrides(arguments: list[str]) -> dict[str, str]:
     return out
 
 
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(arguments that set fields of the config, the others), each with the value that follows it."""
+    ours, others = [], []
+    for i, argument in enumerate(arguments):
+        if argument.startswith('-') or i == 0:
+            into = ours if argument.startswith('--config.') else others
+        into.append(argument)
+    return ours, others
+
+
 def experiment(
     name: str, arguments: list[str], load: Callable[[str], ml_collections.ConfigDict] = config_lib.load_experiment
 ) -> Config:

@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 
 from llm_jax import parts
-from llm_jax.schema import DEFAULT_RULES, Config, ConfigError, Duration, Model
+from llm_jax.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model
 
 # --- From an experiment file to a ConfigDict -------------------------------------------
 
@@ -42,11 +42,12 @@ def default(cls: type = Config) -> ml_collections.ConfigDict:
     return table(cls)
 
 
-def load_experiment(path: str | pathlib.Path) -> ml_collections.ConfigDict:
+def load_experiment(path: str | pathlib.Path, cls: type = Config) -> ml_collections.ConfigDict:
     """Runs the `get_config()` of an experiment file.
 
     Args:
       path: a Python file.
+      cls: the schema that it starts from.
 
     Returns:
       its ConfigDict, `name` filled from the file's name when empty. Callables that
@@ -62,7 +63,11 @@ def load_experiment(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     try:
         config = module.get_config()
     except (AttributeError, KeyError) as error:
-        raise ConfigError(f'{path}: {_unknown_field(error)}') from error
+        raise ConfigError(f'{path}: {_unknown_field(error, cls)}') from error
+    if not isinstance(config, ml_collections.ConfigDict) or set(config) != set(_names(cls)):
+        raise ConfigError(
+            f'the get_config() of {path} gives no config of the kind that this tool needs ({cls.__name__})'
+        )
     config.name = config.name or path.stem
     _name_callables(config, path, module)
     return config
@@ -89,11 +94,14 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
 def _name_callables(config: ml_collections.ConfigDict, path: pathlib.Path, module: types.ModuleType) -> None:
     """Replaces callables that are top-level names of the experiment by 'FILE.py:Name'."""
     names = {id(value): name for name, value in vars(module).items() if callable(value)}
+    named = lambda value: f'{path}:{names[id(value)]}' if callable(value) and id(value) in names else value
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             _name_callables(value, path, module)
-        elif callable(value) and id(value) in names:
-            config[key] = f'{path}:{names[id(value)]}'
+        elif isinstance(value, (tuple, list)):
+            config[key] = type(value)(map(named, value))
+        else:
+            config[key] = named(value)
 
 
 # --- From a ConfigDict to a Config -----------------------------------------------------
@@ -255,9 +263,14 @@ def _check(config: Config) -> None:
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
     _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
     for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):
-        if field == 'data.mixture' and value:
+        if field == 'data.mixture' and value and not _is_corpus(data):
             _require(set(value) == set(data.sources), field, value, f'it needs the names {sorted(data.sources)}')
     _require(bool(data.sources), 'data.sources', data.sources, 'name at least one source of text')
+
+
+def _is_corpus(data: Data) -> bool:
+    """Whether the sources have names of their own, which only the corpus knows."""
+    return any(str(spec).startswith('corpus:') for spec in data.sources.values())
 
 
 def _check_layer(model: Model) -> None:
@@ -419,7 +432,7 @@ def _no_such_field(path: str, siblings: Any) -> str:
     return f'there is no field {path!r} in the config{parts.nearest(leaf, names)} {where} has: {", ".join(names)}'
 
 
-def _unknown_field(error: Exception) -> str:
+def _unknown_field(error: Exception, cls: type) -> str:
     """The message of ml_collections about a locked key, said plainly."""
     inner = error
     while inner.args and isinstance(inner.args[0], Exception):  # an AttributeError around a KeyError
@@ -430,7 +443,7 @@ def _unknown_field(error: Exception) -> str:
     if not match:
         return f'get_config() failed: {type(error).__name__}: {error}'
     name = match[1] or match[2]
-    known = [name for name, _, _ in describe(Config())] + [f.name for f in dataclasses.fields(Config)]
+    known = [name for name, _, _ in describe(cls())] + [f.name for f in dataclasses.fields(cls)]
     near = difflib.get_close_matches(name, [k.rpartition('.')[2] for k in known], 1, cutoff=0.5)
     hint = f' Did you mean {next(k for k in known if k.endswith("." + near[0]) or k == near[0])!r}?' if near else ''
     return f'there is no field {name!r} in the config.{hint}'

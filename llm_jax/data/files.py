@@ -1,8 +1,10 @@
 """Files of text: local or in the cloud, plain or compressed, read in pieces."""
 
+import bz2
 import codecs
 from collections.abc import Callable, Iterator
 import dataclasses
+import lzma
 import os
 from typing import Any, BinaryIO
 import zlib
@@ -17,29 +19,40 @@ _BLOCK_BYTES = 1 << 20
 _ZSTD_WINDOW = 1 << 31
 
 
+class Damaged(ConfigError):
+    """A compressed file that is cut off or not what its name says."""
+
+
 @dataclasses.dataclass(frozen=True)
 class File:
     """One file of a source.
 
     Attributes:
       path: as errors name it.
+      size: in bytes, as it is stored.
       stamp: what changes when the file does (size and time, or the store's own tag).
     """
 
     path: str
+    size: int
     stamp: str
     _fs: fsspec.AbstractFileSystem = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> 'File':
+        """The file that an entry of a listing describes."""
+        return cls(info['name'], info['size'], _stamp(info), fs)
 
     def open(self) -> BinaryIO:
         return self._fs.open(self.path, 'rb')
 
     def blocks(self) -> Iterator[bytes]:
-        """The content, decompressed if the name ends in .gz or .zst, about a MiB at a time.
+        """The content, decompressed if the name ends in .gz, .zst, .bz2 or .xz, about a MiB at a time.
 
         Raises:
-          ConfigError: a file that is cut off or not what its name says.
+          Damaged: a file that is cut off or not what its name says.
         """
-        start = {'.gz': _gzip, '.zst': _zstd}.get(os.path.splitext(self.path)[1])
+        start = _DECOMPRESSORS.get(os.path.splitext(self.path)[1])
         with self.open() as stream:
             raw = iter(lambda: stream.read(_BLOCK_BYTES), b'')
             yield from _decompressed(raw, start, self.path) if start else raw
@@ -99,7 +112,7 @@ def find(pattern: str, field: str) -> list[File]:
     if not found:
         hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
         raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
-    return [File(p, _stamp(fs.info(p)), fs) for p in sorted(found)]
+    return [File.of(fs, fs.info(p)) for p in sorted(found)]
 
 
 def _stamp(info: dict[str, Any]) -> str:
@@ -117,21 +130,26 @@ def _zstd() -> Any:
     return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
 
 
+# .tgz is .tar.gz.
+_DECOMPRESSORS = {'.gz': _gzip, '.tgz': _gzip, '.zst': _zstd, '.bz2': bz2.BZ2Decompressor, '.xz': lzma.LZMADecompressor}
+
+
 def _decompressed(raw: Iterator[bytes], start: Callable[[], Any], path: str) -> Iterator[bytes]:
     """Decompresses frames that follow each other; unlike file objects, notices a cut-off one."""
     decompressor = None
-    try:
-        for block in raw:
-            while block:
-                decompressor = decompressor or start()
-                yield decompressor.decompress(block)
-                block = b''
-                if decompressor.eof:
-                    block, decompressor = decompressor.unused_data, None
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise ConfigError(f'{path} cannot be decompressed: {error}') from error
+    for block in raw:
+        while block:
+            decompressor = decompressor or start()
+            try:
+                piece = decompressor.decompress(block)
+            except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:  # OSError: of bz2
+                raise Damaged(f'{path} cannot be decompressed: {error}') from error
+            yield piece
+            block = b''
+            if decompressor.eof:
+                block, decompressor = decompressor.unused_data, None
     if decompressor is not None:
-        raise ConfigError(f'{path} is cut off: its compressed data ends in the middle')
+        raise Damaged(f'{path} is cut off: its compressed data ends in the middle')
 
 
 def _not_utf8(path: str, start: int, error: UnicodeDecodeError) -> ConfigError:

@@ -5,6 +5,7 @@
 The cache has `tokenizer-<hash>/` and `rows-<hash>/`; a hash covers everything that its
 directory depends on, so that a change of any of it is another directory. `rows-*`
 holds a TFDS directory per source and `manifest.json`, which counts what is in it.
+A corpus that `prepare_data` made has all this, and is used as it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ import numpy as np
 import sentencepiece
 
 from llm_jax import schema, tokenizer
-from llm_jax.data import pack, records, sources, store
+from llm_jax.data import files, pack, records, sources, store
 from llm_jax.schema import ConfigError
 
 # Changes when the same inputs would give other files.
@@ -44,7 +45,7 @@ class Prepared:
       manifest: 'splits' has documents, bytes, tokens and rows per split and source;
         'gzip' has what `gzip -9` does to the validation text (bits_per_byte, and of how
         many bytes); 'bytes_per_token' is that of the training split; 'digest' is the
-        hash of all rows.
+        hash of all rows; 'mixture' has the weights by rows that a corpus was made for.
     """
 
     directory: pathlib.Path
@@ -94,6 +95,8 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None) ->
 
 
 def _prepare(config: schema.Data, seed: int, progress: Progress | None) -> Prepared:
+    if is_corpus(config):
+        return _open_corpus(config)
     report = progress or (lambda stage, done: None)
     parts = _parts(config)
     inputs = [[part.split, part.source.name, part.source.fingerprint, part.source.fractions] for part in parts]
@@ -108,6 +111,58 @@ def _prepare(config: schema.Data, seed: int, progress: Progress | None) -> Prepa
     build = lambda directory: _write(directory, config, parts, tok, report)
     directory = store.cached(config.cache_dir, name, build)
     return Prepared(directory, tok, json.loads((directory / 'manifest.json').read_text()))
+
+
+def is_corpus(config: schema.Data) -> bool:
+    """Whether the data is one corpus, whose rows are there already."""
+    return len(config.sources) == 1 and next(iter(config.sources.values())).startswith('corpus:')
+
+
+def vocab_size(config: schema.Data) -> int:
+    """How many tokens there will be, as far as that is known before the data is prepared."""
+    if is_corpus(config):
+        return _open_corpus(config).tokenizer.vocab_size
+    return tokenizer.load(config.tokenizer.path).vocab_size if config.tokenizer.path else config.tokenizer.vocab_size
+
+
+def _open_corpus(config: schema.Data) -> Prepared:
+    """The rows and the tokenizer of a corpus; what is in a bucket is copied to the cache first.
+
+    Raises:
+      ConfigError: it is not complete, or was made for other rows than the config wants.
+    """
+    (spec,) = config.sources.values()
+    where = spec.partition(':')[2]
+    field = f'data.sources = {spec!r}'
+    fs, path = files.filesystem(where)
+    if not fs.exists(f'{path}/manifest.json'):
+        raise ConfigError(
+            f'{field}: there is no complete corpus; ./tools/run prepare_data writes its manifest.json last'
+        )
+    manifest = json.loads(fs.cat_file(f'{path}/rows/manifest.json'))
+    if config.validation_sources:
+        raise ConfigError(f'{field} has a validation split of its own; leave data.validation_sources empty')
+    if config.seq_len != manifest['seq_len']:
+        raise ConfigError(
+            f'{field} has rows of {manifest["seq_len"]} tokens, but data.seq_len = {config.seq_len}; set it to '
+            f'{manifest["seq_len"]}, or build the corpus with --config.packing.seq_len={config.seq_len}'
+        )
+    if unknown := sorted(set(config.mixture) - set(manifest['splits']['train'])):
+        known = ', '.join(sorted(manifest['splits']['train']))
+        raise ConfigError(f'data.mixture names {unknown}; the sources of the corpus are {known}')
+    directory = pathlib.Path(path)
+    if not store.is_local(fs):
+        fetch = lambda to: [
+            fs.get(f'{path}/{part}/', f'{to}/{part}/', recursive=True) for part in ('rows', 'tokenizer')
+        ]
+        directory = store.cached(config.cache_dir, f'corpus-{manifest["digest"]}', fetch)
+    tok = tokenizer.load(directory / 'tokenizer')
+    if config.tokenizer.path and tokenizer.load(config.tokenizer.path).fingerprint != tok.fingerprint:
+        raise ConfigError(f'{field} was made with another tokenizer than data.tokenizer.path; leave that empty')
+    for split in ('train', 'validation'):
+        if not any(entry['rows'] for entry in manifest['splits'][split].values()):
+            raise ConfigError(f'{field} has no row in its {split} split; raise splits.{split}, or add sources to it')
+    return Prepared(directory / 'rows', tok, manifest)
 
 
 @dataclasses.dataclass(frozen=True)

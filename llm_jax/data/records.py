@@ -4,17 +4,24 @@ A record is a tf.train.Example of `tokens` (uint16 or uint32 [L+1], as bytes) an
 `length` (how many of them are real). `tfds.builder_from_directory` reads it too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import itertools
 import os
 import pathlib
+from typing import Any, NamedTuple
 
 from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
+from llm_jax.schema import ConfigError
+
 PADDING = -1
+# Of the data set, which file names begin with.
+NAME = 'rows'
+_LENGTH_NAME = b'length'
 _SHARD_BYTES = 1 << 30
 
 
@@ -33,53 +40,145 @@ def write(
       seq_len: L.
       dtype: np.uint16 or np.uint32.
     """
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    shard_rows = max(1, _SHARD_BYTES // ((seq_len + 1) * np.dtype(dtype).itemsize))
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for split, rows in splits.items():
+        rest = iter(rows)
+        for first in rest:
+            shard = itertools.chain([first], itertools.islice(rest, shard_rows - 1))
+            done = sizes.setdefault(split, [])
+            path = os.path.join(directory, file_name(NAME, split, len(done)))
+            done.append(write_rows(path, shard, seq_len=seq_len, dtype=dtype))
+    features = row_features(seq_len, dtype)
+    write_info(directory, NAME, features, sizes, 'Packed rows of tokens.')
+
+
+def row_features(seq_len: int, dtype: type[np.unsignedinteger]) -> Any:
+    """What a record of a row holds, for TFDS."""
     import tensorflow_datasets as tfds
 
-    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     as_bytes = tfds.features.Encoding.BYTES
     tokens = tfds.features.Tensor(shape=(seq_len + 1,), dtype=dtype, encoding=as_bytes)
-    features = tfds.features.FeaturesDict({'tokens': tokens, 'length': np.int32})
-    identity = tfds.core.DatasetIdentity(
-        name='rows', version=tfds.core.Version('1.0.0'), data_dir=os.fspath(directory), module_name='llm_jax.data'
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=features, description='Packed rows of tokens.')
+    return tfds.features.FeaturesDict({'tokens': tokens, 'length': np.int32})
+
+
+def write_rows(
+    path: str, rows: Iterable[tuple[np.ndarray, int]], *, seq_len: int, dtype: type[np.unsignedinteger]
+) -> tuple[int, int]:
+    """Writes one file of rows; gives (records, bytes)."""
+    serialise = serialiser(row_features(seq_len, dtype))
+    examples = ({'tokens': tokens, 'length': np.int32(length)} for tokens, length in rows)
+    # One record per group makes access random; tokens hardly compress, and reading is faster without.
+    return write_file(path, map(serialise, examples), 'group_size:1,uncompressed')
+
+
+def serialiser(features: Any) -> Callable[[Mapping[str, Any]], bytes]:
+    """Example -> record, the same bytes in every process; those of `features.serialize_example` are not."""
+    from tensorflow_datasets.core import example_serializer
+
+    inner = example_serializer.ExampleSerializer(features.get_serialized_info())
+    encode = lambda example: inner.get_tf_example(features.encode_example(example))
+    return lambda example: encode(example).SerializeToString(deterministic=True)
+
+
+def write_file(path: str, records: Iterable[bytes], options: str) -> tuple[int, int]:
+    """Writes one ArrayRecord file; gives (records, bytes). Raises as `FileWriter`."""
+    writer = FileWriter(path, options)
+    for record in records:
+        writer.add(record)
+    writer.close()
+    return writer.records, writer.bytes
+
+
+class FileWriter:
+    """One ArrayRecord file that is being written.
+
+    Attributes:
+      records, bytes: what it holds so far.
+    """
+
+    def __init__(self, path: str, options: str):
+        """Args: options: of ArrayRecord, such as 'group_size:1'.
+
+        Raises (as do the other methods):
+          ConfigError: the disk is full, or the place cannot be written to.
+        """
+        self._path = path
+        self.records = self.bytes = 0
+        with self._explained():
+            self._writer = array_record_module.ArrayRecordWriter(path, options)
+
+    def add(self, record: bytes) -> None:
+        with self._explained():
+            self._writer.write(record)
+        self.records += 1
+        self.bytes += len(record)
+
+    def close(self) -> None:
+        """Completes the file."""
+        with self._explained():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # in the library's words: 'write() failed: No space left on device; ...'
+            raise ConfigError(f'cannot write {self._path}: {error}') from error
+
+
+def file_name(name: str, split: str, index: int) -> str:
+    """The name of one file of a data set."""
+    return f'{name}-{split}.array_record-{index:05d}'
+
+
+def write_info(
+    directory: str | os.PathLike, name: str, features: Any, splits: Mapping[str, Iterable[tuple[int, int]]], what: str
+) -> None:
+    """Writes what makes a TFDS data set of a directory of files.
+
+    Args:
+      directory: with the files, called as `file_name` says.
+      name: of the data set.
+      features: of its records.
+      splits: (records, bytes) of each file, in order. A split without files is left out.
+      what: a line that describes it.
+    """
+    import tensorflow_datasets as tfds
+
+    directory = os.fspath(directory)
+    version = tfds.core.Version('1.0.0')
+    # The place is not written down, so that equal data sets are equal files.
+    identity = tfds.core.DatasetIdentity(name=name, version=version, data_dir='.', module_name='llm_jax.data')
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description=what)
     info.set_file_format('array_record')
-    shard_rows = max(1, _SHARD_BYTES // ((seq_len + 1) * np.dtype(dtype).itemsize))
     infos = []
-    for split, rows in splits.items():
+    for split, files in splits.items():
         template = tfds.core.ShardedFileTemplate(
             template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}',
             data_dir=epath.Path(directory),
-            dataset_name='rows',
+            dataset_name=name,
             split=split,
             filetype_suffix='array_record',
         )
-        examples = ({'tokens': tokens, 'length': np.int32(length)} for tokens, length in rows)
-        encoded = map(features.serialize_example, examples)
-        lengths, size = [], 0
-        while (first := next(encoded, None)) is not None:
-            path = template.sharded_filepath(shard_index=len(lengths), num_shards=None)
-            shard = itertools.chain([first], itertools.islice(encoded, shard_rows - 1))
-            length, written = _write_shard(os.fspath(path), shard)
-            lengths.append(length)
-            size += written
-        if lengths:
-            infos.append(tfds.core.SplitInfo(split, lengths, size, filename_template=template))
+        if sizes := list(files):
+            records, n_bytes = zip(*sizes, strict=True)
+            infos.append(tfds.core.SplitInfo(split, list(records), sum(n_bytes), filename_template=template))
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(directory)
 
 
-def _write_shard(path: str, encoded: Iterable[bytes]) -> tuple[int, int]:
-    """(records, bytes) written to one file."""
-    # One record per group makes access random; tokens hardly compress, and reading is faster without.
-    writer = array_record_module.ArrayRecordWriter(path, 'group_size:1,uncompressed')
-    count = size = 0
-    for record in encoded:
-        writer.write(record)
-        count += 1
-        size += len(record)
-    writer.close()
-    return count, size
+class _Layout(NamedTuple):
+    """What the bytes of a record are. Records of one size differ in their tokens and their length alone.
+
+    So they can be decoded as one array; a record whose other bytes differ is decoded by TFDS.
+    """
+
+    tokens: slice
+    length: slice
+    rest: np.ndarray
+    template: np.ndarray  # the bytes at `rest`
 
 
 class Rows:
@@ -103,7 +202,7 @@ class Rows:
         ]
         tokens = self._builder.info.features['tokens']
         self._shape, self._dtype = tokens.shape, np.dtype(tokens.np_dtype)
-        self._around = self._layout()
+        self._layouts: dict[int, _Layout] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -113,25 +212,30 @@ class Rows:
         indices = np.asarray(indices, np.int64)
         records = self._records(indices)
         out = np.empty((len(indices), *self._shape), np.int32)
-        done = self._read_full(records, out)
-        for i in np.flatnonzero(~done):
-            out[i] = self._decoded(int(indices[i]))
+        sizes = np.fromiter(map(len, records), np.int64, len(records))
+        for size in np.unique(sizes):
+            places = np.flatnonzero(sizes == size)
+            done = self._read_alike([records[i] for i in places], indices[places], out, places)
+            for i in places[~done]:
+                out[i] = self._decoded(int(indices[i]))
         return out
 
-    def _read_full(self, records: list[bytes], out: np.ndarray) -> np.ndarray:
-        """Decodes the records of full rows into `out` as one array; says which those are, bool[n]."""
-        if self._around is None:
-            return np.zeros(len(records), bool)
-        before, after = self._around
-        start = len(before)
-        stop = start + self._shape[0] * self._dtype.itemsize
-        size = stop + len(after)
-        full = np.fromiter(map(len, records), np.int64, len(records)) == size
-        raw = np.frombuffer(b''.join(records if full.all() else itertools.compress(records, full)), np.uint8)
-        raw = raw.reshape(-1, size)
-        out[full] = np.ascontiguousarray(raw[:, start:stop]).view(self._dtype)
-        full[full] = (raw[:, :start] == before).all(1) & (raw[:, stop:] == after).all(1)
-        return full
+    def _read_alike(self, records: list[bytes], indices: np.ndarray, out: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Decodes records of one size into `out[places]` as one array; says which it could, bool[n]."""
+        size = len(records[0])
+        if size not in self._layouts:
+            self._layouts[size] = self._layout(records[0], int(indices[0]))
+        layout = self._layouts[size]
+        raw = np.frombuffer(b''.join(records), np.uint8).reshape(-1, size)
+        tokens = np.ascontiguousarray(raw[:, layout.tokens]).view(self._dtype)
+        digits = raw[:, layout.length].astype(np.int64)
+        places_of_7_bits = np.arange(digits.shape[1])
+        length = ((digits & 0x7F) << (7 * places_of_7_bits)).sum(1)
+        goes_on = (digits >= 0x80) == (places_of_7_bits < digits.shape[1] - 1)
+        if (length < self._shape[0]).any():
+            tokens = np.where(np.arange(self._shape[0]) < length[:, None], tokens.astype(np.int32), PADDING)
+        out[places] = tokens
+        return (raw[:, layout.rest] == layout.template).all(1) & goes_on.all(1)
 
     def _records(self, indices: np.ndarray) -> list[bytes]:
         if not len(indices):
@@ -149,21 +253,20 @@ class Rows:
                 records[place] = record
         return records
 
-    def _layout(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The bytes before and after the tokens in a full row's record, found in the first row.
-
-        Records of full rows differ in their tokens alone, so that a batch of them can be
-        decoded as one array. `read` compares these bytes in every record, and decodes
-        through TFDS where they differ (a row that is not full). None if the first row is
-        not full: then there is nothing to go by, and usually no other row.
-        """
-        example = self._examples[0]
-        if example['length'] != self._shape[0]:
-            return None
-        record, payload = self._records(np.array([0]))[0], example['tokens'].tobytes()
+    def _layout(self, record: bytes, index: int) -> '_Layout':
+        """Where what is in a record, found in one whose content is known."""
+        example = self._examples[index]
+        payload, length = example['tokens'].tobytes(), int(example['length'])
         start = record.index(payload)
-        around = record[:start], record[start + len(payload) :]
-        return np.frombuffer(around[0], np.uint8), np.frombuffer(around[1], np.uint8)
+        tokens = slice(start, start + len(payload))
+        # The name of the field, six bytes of tags and sizes, and then the number as a varint.
+        name = record.find(_LENGTH_NAME, 0, start)
+        at = (name if name >= 0 else record.index(_LENGTH_NAME, tokens.stop)) + len(_LENGTH_NAME) + 6
+        number = slice(at, at + max(1, -(-length.bit_length() // 7)))
+        rest = np.ones(len(record), bool)
+        rest[tokens] = rest[number] = False
+        places = np.flatnonzero(rest)
+        return _Layout(tokens, number, places, np.frombuffer(record, np.uint8)[places])
 
     @functools.cached_property
     def _examples(self) -> Sequence[dict[str, np.ndarray]]:

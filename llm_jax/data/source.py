@@ -47,7 +47,7 @@ class TrainRows:
 
         Args:
           prepared: what `prepare` made.
-          mixture: weight per source; empty means by size.
+          mixture: weight per source; empty takes the corpus's own, else by size.
           seed: of the order.
           batch_size: B.
           rows: which rows of the global batch to give; None gives all of them.
@@ -60,6 +60,7 @@ class TrainRows:
         self._width = prepared.manifest['seq_len'] + 1
         opened = prepared.rows('train')
         self.rows_per_epoch = sum(len(source) for source in opened.values())
+        mixture = mixture or prepared.manifest.get('mixture')
         if mixture:
             self._order = _Mixture({name: len(source) for name, source in opened.items()}, mixture, seed)
         else:

@@ -3,6 +3,7 @@
 A source is named in `data.sources` by its kind and where it is: 'stdlib',
 'text:GLOB', 'jsonl:GLOB', 'parquet:GLOB', 'tfds:NAME' or 'tfds:DIR', the last two
 with ':SPLIT' at the end if wished. Its documents come in the same order each time.
+A corpus of `prepare_data` ('corpus:DIR') is rows already: `prepare.py` opens it.
 
 A document goes to the split that the hash of its content says, so that equal
 documents are never on two sides.
@@ -12,18 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import hashlib
-import io
 import json
-import os
-import pathlib
-import platform
 import re
-import sysconfig
-import tokenize
 from typing import Any
 
 from llm_jax import parts, schema
-from llm_jax.data import files
+from llm_jax.data import datasets, files, stdlib
 from llm_jax.schema import ConfigError
 
 SPLITS = ('train', 'validation', 'test')
@@ -203,25 +198,14 @@ def _parquet_file(file: files.File, field: str, text_field: str) -> Iterator[Doc
 
 def _open_tfds(field: str, where: str, text_field: str) -> tuple[dict, str]:
     """A TFDS data set by name or directory; its own validation and test splits are used."""
-    import tensorflow_datasets as tfds
-
-    match = re.fullmatch(r'(?P<name>.+?)(:(?P<split>[A-Za-z_]\w*(\[[^\]]*\])?))?', where)
-    name, split = match['name'], match['split']
-    try:
-        if '/' in name and files.filesystem(name)[0].isdir(name):
-            builder = tfds.builder_from_directory(name)
-        else:
-            builder = tfds.builder(name, file_format='array_record')
-            builder.download_and_prepare(file_format='array_record')
-    except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-        raise ConfigError(f'{field} = {"tfds:" + where!r} cannot be opened: {error}') from error
+    builder, split = datasets.open_builder(where, f'{field} = {"tfds:" + where!r}')
     if text_field not in builder.info.features:
         raise _no_field(f'{field} = {"tfds:" + where!r}', text_field, builder.info.features)
 
     def documents(part: str) -> Iterator[Document]:
         rows = builder.as_data_source(split=part)
         for i in range(len(rows)):
-            spot = f'tfds:{name}, split {part}, record {i}'
+            spot = f'tfds:{where}, split {part}, record {i}'
             yield spot, (_field_of(rows[i], text_field, spot),)
 
     own = builder.info.splits
@@ -233,48 +217,28 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[dict, str]:
         readers = {ours: functools.partial(documents, theirs) for ours, theirs in found.items() if theirs}
     else:
         raise ConfigError(f'{field} = {"tfds:" + where!r} has no split "train" but {sorted(own)}; add ":SPLIT"')
-    sizes = json.dumps({n: [info.num_examples, info.num_bytes] for n, info in sorted(own.items())})
-    return readers, _digest(text_field, where, str(builder.info.version), sizes)
-
-
-# Directories of tests and of programs that are no library, and files that a script wrote.
-_NOT_LIBRARY = {
-    'test',
-    'tests',
-    'idle_test',
-    'idlelib',
-    'turtledemo',
-    'site-packages',
-    'dist-packages',
-    'pydoc_data',
-}
-_GENERATED = re.compile(
-    r'_sysconfigdata.*|_opcode_metadata\.py|html/entities\.py|encodings/(cp|iso8859|mac|koi8|hp|kz|pt|tis)[^/]*\.py'
-)
+    return readers, _digest(text_field, where, datasets.fingerprint(builder))
 
 
 def _open_stdlib(field: str, where: str, text_field: str) -> tuple[dict, str]:
     """Sources of the running Python's standard library."""
     del where, text_field
-    root = pathlib.Path(sysconfig.get_path('stdlib'))
-    names = []
-    for directory, subdirectories, entries in os.walk(root):
-        subdirectories[:] = [d for d in subdirectories if d not in _NOT_LIBRARY]
-        inside = pathlib.Path(directory).relative_to(root)
-        names += [(inside / entry).as_posix() for entry in entries if entry.endswith('.py')]
-    names = sorted(name for name in names if not _GENERATED.fullmatch(name))
+    root, names = stdlib.library()
     if not names:
         raise ConfigError(f'{field} = "stdlib": this Python has no library sources in {root}; use "text:GLOB"')
 
     def documents() -> Iterator[Document]:
         for name in names:
-            data = (root / name).read_bytes()
-            encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-            yield str(root / name), (data.decode(encoding),)
+            yield str(root / name), (stdlib.text(root / name),)
 
-    # By content: the same Python elsewhere gives the same data.
-    contents = (hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names)
-    return {'all': documents}, _digest(platform.python_version(), *names, *contents)
+    return {'all': documents}, stdlib.fingerprint(root, names)
+
+
+def _open_corpus(field: str, where: str, text_field: str) -> tuple[dict, str]:
+    raise ConfigError(
+        f'{field} = "corpus:{where}": a corpus has a tokenizer, splits and a mixture of its own; make it the only '
+        'source, and leave data.validation_sources empty'
+    )
 
 
 _KINDS = {
@@ -283,6 +247,7 @@ _KINDS = {
     'jsonl': _of_files(_json_file),
     'parquet': _of_files(_parquet_file),
     'tfds': _open_tfds,
+    'corpus': _open_corpus,
 }
 
 

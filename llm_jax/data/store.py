@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from llm_jax import schema
@@ -33,7 +34,7 @@ def cached(cache_dir: str, name: str, build: Callable[[pathlib.Path], None]) -> 
       a local directory.
     """
     fs, path = files.filesystem(cache_dir)
-    if isinstance(fs, LocalFileSystem):
+    if is_local(fs):
         return _cached_locally(pathlib.Path(path), name, build)
     remote = f'{path}/{name}'
 
@@ -46,6 +47,11 @@ def cached(cache_dir: str, name: str, build: Callable[[pathlib.Path], None]) -> 
         fs.pipe_file(f'{remote}/{_COMPLETE}', b'1')
 
     return _cached_locally(pathlib.Path(schema.Data().cache_dir), name, fetch_or_build)
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's own."""
+    return isinstance(fs, LocalFileSystem)
 
 
 def _cached_locally(root: pathlib.Path, name: str, build: Callable[[pathlib.Path], None]) -> pathlib.Path:

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from etils import epath
-from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from llm_jax.schema import ConfigError
@@ -34,6 +33,9 @@ def from_sentencepiece(data: bytes, *, literal_mark: bool) -> dict[str, Any]:
       ConfigError: a unigram model, or one that normalises or has user-defined pieces: those
         files would give other tokens in places.
     """
+    # Only where it is needed: the file wants a newer protobuf than Apache Beam has.
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
     model = proto.ModelProto.FromString(data)
     normalizer, kind = model.normalizer_spec, proto.ModelProto.SentencePiece
     for wrong, what in (

@@ -2,8 +2,7 @@
 
 import re
 import struct
-
-from sentencepiece import sentencepiece_model_pb2 as proto
+from typing import Any
 
 from llm_jax.schema import ConfigError
 from llm_jax.tokenizer.export import SPACE
@@ -24,6 +23,9 @@ def to_sentencepiece(data: bytes) -> bytes:
     Raises:
       ConfigError: the file is something else, or cut short.
     """
+    # Only where it is needed: the file wants a newer protobuf than Apache Beam has.
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
     model = proto.ModelProto()
     at = 4
     try:
@@ -47,8 +49,8 @@ def to_sentencepiece(data: bytes) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _add_piece(model: proto.ModelProto, text: str, score: float) -> None:
-    piece, i = proto.ModelProto.SentencePiece, len(model.pieces)
+def _add_piece(model: Any, text: str, score: float) -> None:
+    piece, i = type(model).SentencePiece, len(model.pieces)
     kind = {_UNK: piece.UNKNOWN, _BOS: piece.CONTROL, _EOS: piece.CONTROL}.get(i, piece.NORMAL)
     if kind != piece.NORMAL:
         text = text.strip()  # its names of BOS and EOS may stand between line ends

@@ -1,9 +1,9 @@
 """SentencePiece models: our own, and those of Llama 2, Mistral and Gemma.
 
-In our own, ids 0 to 3 are '<unk>', '<|bos|>', '<|eos|>' and '<|pad|>'; no text encodes to
-them. Then come the 256 bytes, then what was learned. A document is written as BOS
-followed by its tokens: one separator, which is also what a model predicts where a
-document ends. decode(encode(x)) == x for every string.
+In our own, ids 0 to 3 are '<unk>', '<|bos|>', '<|eos|>' and '<|pad|>', then come those that
+the config reserves; no text encodes to them. Then come the 256 bytes, then what was
+learned. A document is written as BOS followed by its tokens: one separator, which is also
+what a model predicts where a document ends. decode(encode(x)) == x for every string.
 
 Those of others encode exactly as the sentencepiece library does, with what that loses: a
 literal '▁' is a space, and there may be a space before every text, or normalisation.
@@ -59,6 +59,13 @@ class SentencePieceTokenizer(Spelled):
         super().__init__(map(self._bytes_of, ids), bos_id, [eos_id] if eos_id >= 0 else [])
         if self._joined(self.encode('a')) == b'a ':
             raise ConfigError('the SentencePiece model puts spaces behind words; use one that puts them before')
+
+    @property
+    def reserved(self) -> dict[str, int]:
+        """Name -> id of the tokens that were reserved when the model was trained."""
+        processor, first = self._processor, len(OWN_PIECES)
+        ids = range(first, processor.vocab_size())
+        return {processor.id_to_piece(i): i for i in ids if processor.is_control(i)} if self._is_own else {}
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -10,9 +10,8 @@ import numpy as np
 
 from llm_jax import mesh as mesh_lib
 from llm_jax import runs
-from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.checkpoint import Checkpoints
-from llm_jax.data.prepare import prepare
+from llm_jax.data.prepare import prepare, vocab_size
 from llm_jax.data.source import TrainRows, loader
 from llm_jax.generate.samplers import Sampler
 from llm_jax.generate.text import complete
@@ -155,9 +154,7 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
 
 
 def _expected_vocab(config: Config) -> int:
-    tokenizer = config.data.tokenizer
-    size = tokenizer_lib.load(tokenizer.path).vocab_size if tokenizer.path else tokenizer.vocab_size
-    return config.model.vocab_size or size
+    return config.model.vocab_size or vocab_size(config.data)
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:

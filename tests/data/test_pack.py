@@ -50,3 +50,41 @@ def test_the_largest_token_fits():
     for vocab in (65536, 65537, 200_000):
         ((row, n),) = pack.pack([[vocab - 1]], seq_len=1, bos_id=BOS, vocab_size=vocab, keep_tail=False)
         assert row.tolist() == [1, vocab - 1] and n == 2
+
+
+@pytest.mark.parametrize('seq_len', [1, 2, 7, 16, 500])
+@pytest.mark.parametrize('count', [0, 1, 2, 200])
+def test_best_fit_keeps_documents_whole(seq_len, count):
+    rng = np.random.default_rng(seq_len * 100 + count)
+    documents = [[i + 10, *d] for i, d in enumerate(random_documents(rng, count))]  # all different
+    rows = list(pack.best_fit(documents, seq_len=seq_len, bos_id=BOS, vocab_size=1000))
+    found = []
+    for row, n in rows:
+        assert row.shape == (seq_len + 1,) and row.dtype == np.uint16 and 2 <= n <= seq_len + 1
+        assert row[0] == BOS and (row[n:] == BOS).all()
+        starts = [*np.flatnonzero(row[:n] == BOS).tolist(), n]
+        found += [tuple(row[a + 1 : b].tolist()) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    pieces = [tuple(d[i : i + seq_len]) for d in documents for i in range(0, len(d), seq_len)]
+    assert sorted(found) == sorted(pieces)
+
+
+def test_best_fit_is_as_tight_as_the_textbook():
+    """Against best-fit decreasing by looking at every bin."""
+    rng = np.random.default_rng(0)
+    sizes = sorted(rng.integers(2, 34, 500).tolist(), reverse=True)
+    bins: list[int] = []
+    for size in sizes:
+        room = [(33 - used, i) for i, used in enumerate(bins) if 33 - used >= size]
+        if room:
+            bins[min(room)[1]] += size
+        else:
+            bins.append(size)
+    documents = [[7] * (size - 1) for size in rng.permutation(sizes)]
+    rows = list(pack.best_fit(documents, seq_len=32, bos_id=BOS, vocab_size=9))
+    assert len(rows) == len(bins) and sorted(n for _, n in rows) == sorted(bins)
+
+
+def test_best_fit_forgets_empty_documents():
+    assert list(pack.best_fit([[], []], seq_len=4, bos_id=BOS, vocab_size=9)) == []
+    (row,) = pack.best_fit([[], [5]], seq_len=4, bos_id=BOS, vocab_size=9)
+    assert row[0].tolist() == [1, 5, 1, 1, 1] and row[1] == 2

@@ -85,8 +85,8 @@ def test_training_depends_on_texts_and_seed_alone():
 
 def test_the_sample_is_bounded_and_nothing_is_lost_without_a_bound():
     long = 'x' * 50_000 + '\n' + 'line\n' * 10_000 + 'a\u2581b\0c'
-    assert ''.join(training._chunks(long)) == long.replace('\u2581', '').replace('\0', '')
-    assert max(len(c.encode()) for c in training._chunks('\U0001f600' * 50_000)) <= 4 * 8192
+    assert ''.join(training.pieces(long)) == long.replace('\u2581', '').replace('\0', '')
+    assert max(len(c.encode()) for c in training.pieces('\U0001f600' * 50_000)) <= 4 * 8192
     sample = training._sample([long], 20_000, seed=0)
     assert 0 < sum(map(len, sample)) <= 20_000
 
@@ -181,3 +181,42 @@ def test_foreign_models_that_cannot_be_used():
     with pytest.raises(ConfigError, match='neither BOS nor EOS'):
         load_model(sentencepiece_model(bos_id=-1, eos_id=-1))
     assert load_model(sentencepiece_model(bos_id=-1, eos_id=1)).bos_id == 1
+
+
+@pytest.mark.parametrize('algorithm', ['bpe', 'unigram'])
+def test_reserved_tokens_are_no_text(algorithm):
+    names = ('<|user|>', '<|assistant|>', '<|end|>')
+    config = schema.Tokenizer(algorithm=algorithm, vocab_size=600, reserved=names)
+    tok = tokenizer.train(config, TEXTS, seed=0)
+    assert tok.reserved == dict(zip(names, (4, 5, 6), strict=True)) and tok.vocab_size == 600
+    for text in [*names, 'a<|user|>b', *cases(200)]:
+        ids = tok.encode(text)
+        assert tok.decode(ids) == text and not set(ids) & set(range(7))
+    assert list(tok.token_bytes[:7]) == [0] * 7 and tok.decode([4, *tok.encode('x'), 6]) == 'x'
+    plain = tokenizer.train(schema.Tokenizer(algorithm=algorithm, vocab_size=600), TEXTS, seed=0)
+    assert plain.reserved == {} and plain.fingerprint != tok.fingerprint
+
+
+def test_digits_are_split_only_if_wished():
+    texts = [*TEXTS, 'in 2024 and 2024, 2024 was 2024; 2024!\n' * 50]
+    config = lambda split: schema.Tokenizer(vocab_size=500, split_digits=split)
+    size = lambda split: len(tokenizer.train(config(split), texts, seed=0).encode(' 2024'))
+    assert size(True) == 5 and size(False) == 1
+
+
+@pytest.mark.parametrize('name', ['', 'a b', '<|bos|>', '<0x41>', 'a,b', 7])
+def test_names_that_cannot_be_reserved(name):
+    with pytest.raises(ConfigError, match=r'data\.tokenizer\.reserved'):
+        tokenizer.train(schema.Tokenizer(reserved=('<|ok|>', name)), TEXTS, seed=0)
+    with pytest.raises(ConfigError, match='twice'):
+        tokenizer.train(schema.Tokenizer(reserved=('<|ok|>', '<|ok|>')), TEXTS, seed=0)
+
+
+def test_a_share_does_not_depend_on_shards():
+    texts = [f'{i} ' * 9000 for i in range(50)]
+    whole = list(training.share(texts, 0.3, seed=1))
+    halves = [*training.share(texts[:20], 0.3, seed=1), *training.share(texts[20:], 0.3, seed=1)]
+    assert whole == halves and all(rank < 0.3 * 2**64 for rank, _ in whole)
+    pieces = [piece for text in texts for piece in training.pieces(text)]
+    assert 0.15 < len(whole) / len(pieces) < 0.45
+    assert [piece for _, piece in training.share(texts, 1.0, seed=1)] == pieces

@@ -1,0 +1,28 @@
+"""What all extractors share: the text of a record, and what becomes of it."""
+
+from typing import Any
+
+from llm_jax.corpus.document import Document, Dropped, Raw
+from llm_jax.corpus.read.encoding import decode
+
+# What is kept of a record that is dropped, in characters: enough to see why.
+_SHOWN = 20_000
+
+
+def text_of(raw: Raw) -> str:
+    """The content of a record as text, with '\\n' at the end of each line."""
+    text = raw.content
+    if isinstance(text, bytes):
+        text, _, _ = decode(text, raw.charset, html=raw.kind == 'html')
+    return text.removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
+
+
+def document(raw: Raw, text: str, **changes: Any) -> Document:
+    """A document of this text; what else is known of it is the record's, or given in `changes`."""
+    known = {name: getattr(raw, name) for name in ('id', 'source', 'where', 'kind', 'language', 'licence', 'title')}
+    return Document(text=text, **(known | changes))
+
+
+def dropped(raw: Raw, reason: str, text: str = '', detail: str = '') -> Dropped:
+    """A record that becomes no document; of its text, the beginning is kept to be shown."""
+    return Dropped(document(raw, text[:_SHOWN]), reason, detail)

@@ -1,0 +1,194 @@
+"""One way to write the same text: Unicode NFC, newlines, white space, no invisible junk, mojibake repaired.
+
+NFC and not NFKC, which would turn x² into x2 and ½ into 1⁄2. What it does to prose, over
+and over until nothing changes, so that a second run changes nothing:
+
+- UTF-8 that was read as Windows-1252 or Latin-1 ('Itâ€™s') is read again, where ftfy's measure of
+  nonsense finds that the characters cannot be meant; 'â€' whose third byte was lost is a
+  closing quotation mark. Where it may be right ('AMANHÃ”') or is spoken about ("Ã¤") it stays.
+- CRLF, CR, form feeds and Unicode's separators of lines become a newline; C1 controls become the
+  characters of Windows-1252 that were meant; other controls, terminal colours, byte order marks,
+  noncharacters, zero-width spaces (but for scripts that part words by them), soft hyphens with the
+  line break they made, and directional marks (but in texts that run right to left) go. The
+  zero-width joiners stay: Persian, Indic scripts and emoji need them.
+- All spaces but the ideographic one become ' '. Spaces at the ends of lines go; runs within a
+  line become one, but not the indentation. Lines that are indented by four spaces or a tab and
+  those between ``` fences are code or verse and keep theirs.
+- Blank lines at both ends go, runs of them are cut to `max_blank_lines`.
+
+Of code only newlines, byte order marks and NULs change.
+"""
+
+import dataclasses
+import functools
+import re
+import unicodedata
+
+from ftfy.badness import is_bad
+
+from llm_jax.corpus.document import Document, Dropped, Stage
+from llm_jax.schema import field
+
+_CODE = ('code', 'notebook')
+
+# Bytes 80 to 9F of Windows-1252; its five holes stand for themselves, as in WHATWG's encoding standard.
+_CP1252 = {byte: bytes([byte]).decode('cp1252', 'ignore') or chr(byte) for byte in range(0x80, 0xA0)}
+_CONTINUATION = '\x80-\xbf' + ''.join(_CP1252.values())
+# What UTF-8 sequences of two, three and four bytes look like.
+_MISREAD = re.compile(
+    rf'(?<![\x80-\xbf])(?:[\xc2-\xdf][{_CONTINUATION}]|[\xe0-\xef][{_CONTINUATION}]{{2}}'
+    rf'|[\xf0-\xf4][{_CONTINUATION}]{{3}})+'
+)
+_LOST_BYTE = re.compile(f'â€(?![{_CONTINUATION}])')
+# 'AMANHÃ”' is Portuguese in capitals within quotation marks.
+_CAPITALS = re.compile('(?<=[A-ZÀ-Þ])Ã[’”»](?!\\w)')
+
+_NEWLINES = re.compile('\r\n?|[\x0b\x0c\x1c-\x1e\u2028\u2029]')
+_TERMINAL = re.compile('\x1b\\[[0-9;?]*[A-Za-z]')
+_SOFT_HYPHEN = re.compile('\xad(?:[ \t]*\n[ \t]*(?=\\w))?')
+# A zero-width space next to Thai, Lao, Tibetan, Burmese, Khmer or another script of South-East Asia parts words.
+_ZERO_WIDTH_SPACE = re.compile('(?<![\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u1aaf\ua9e0-\ua9ff])\u200b')
+_JUNK = re.compile(
+    '[\x00-\x08\x0e-\x1f\x7f\x81\x8d\x8f\x90\x9d\u180e\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff]'
+)
+_DIRECTION = re.compile('[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]')
+_RIGHT_TO_LEFT = re.compile(
+    '[\u0590-\u05ff\u0620-\u08ff\ufb1d-\ufdfd\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]'
+)
+_SPACES = re.compile('[\xa0\u1680\u2000-\u200a\u202f\u205f]')
+# Any of these means that there is something to do.
+_ODD = re.compile(
+    '[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f\ufdd0-\ufdef\ufeff\ufff9-\uffff]'
+)
+_RUN = re.compile('[ \t]{2,}|\t')
+_FENCE = re.compile(' {0,3}(```+|~~~+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    mojibake: bool = field(
+        True, 'whether UTF-8 that was read as Windows-1252 or Latin-1 is repaired where that is certain'
+    )
+    max_blank_lines: int = field(1, 'most blank lines in a row in prose')
+
+
+def make(options: Options) -> Stage:
+    """The stage 'normalise'; it drops a document of which nothing is left, as `normalise.empty`."""
+
+    def stage(document: Document) -> Document | Dropped:
+        text = code(document.text) if document.kind in _CODE else prose(document.text, options)
+        if not text.strip():
+            return Dropped(document, 'normalise.empty', 'nothing but white space')
+        title = ' '.join(prose(document.title, options).split()) if document.title else ''
+        if text == document.text and title == document.title:
+            return document
+        return dataclasses.replace(document, text=text, title=title)
+
+    return stage
+
+
+def code(text: str) -> str:
+    """Source code with newlines as '\\n', without byte order marks and NULs; else as it is."""
+    text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\0', '')
+    return text.lstrip('\ufeff')
+
+
+def prose(text: str, options: Options | None = None) -> str:
+    """The text in its normal form; see the head of this module."""
+    options = options or Options()
+    while True:
+        once = _spaced(_clean(text, options.mojibake), options.max_blank_lines)
+        if once == text:
+            return text
+        text = once
+
+
+def repaired(text: str) -> str:
+    """The text with mojibake read as what it was, where that is certain."""
+    text = _LOST_BYTE.sub('”', text)
+    return _MISREAD.sub(_read_again, text)
+
+
+def _read_again(match: re.Match) -> str:
+    found, text = match[0], match.string
+    if not is_bad(found) or _CAPITALS.search(text, match.start(), match.end() + 1):
+        return found
+    around = text[max(match.start() - 1, 0) : match.start()] + text[match.end() : match.end() + 1]
+    if len(found) == 2 and len(around) == 2 and not any(c.isalnum() or c.isspace() for c in around):
+        return found  # '"Ã¤"' is spoken about
+    try:
+        return found.translate(_to_latin1()).encode('latin-1').decode('utf-8')
+    except UnicodeDecodeError:  # not UTF-8 after all: overlong, or a surrogate
+        return found
+
+
+@functools.cache
+def _to_latin1() -> dict[int, int]:
+    """What turns text in Windows-1252 into characters of the same bytes in Latin-1."""
+    return {ord(character): byte for byte, character in _CP1252.items()}
+
+
+def _clean(text: str, mojibake: bool) -> str:
+    """All but white space."""
+    if _ODD.search(text):
+        text = _without_odd(text, mojibake)
+    elif not text.isascii():
+        if mojibake:
+            text = repaired(text)
+        text = _without_surrogates(text)
+    return text if unicodedata.is_normalized('NFC', text) else unicodedata.normalize('NFC', text)
+
+
+def _without_odd(text: str, mojibake: bool) -> str:
+    """The text with newlines and spaces of one kind, without what cannot be seen."""
+    text = _without_surrogates(text)
+    if mojibake:
+        text = repaired(text)
+    text = _NEWLINES.sub('\n', _TERMINAL.sub('', text))
+    text = text.translate(_CP1252)
+    text = _JUNK.sub('', text)
+    text = _SOFT_HYPHEN.sub('', _ZERO_WIDTH_SPACE.sub('', text))
+    if not _RIGHT_TO_LEFT.search(text):
+        text = _DIRECTION.sub('', text)
+    return _SPACES.sub(' ', text)
+
+
+def _without_surrogates(text: str) -> str:
+    """Pairs of surrogates as the character they stand for; single ones as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
+def _spaced(text: str, max_blank_lines: int) -> str:
+    """The text with white space in its normal form."""
+    text = text.strip('\n')
+    if not ('  ' in text or '\t' in text or ' \n' in text or text[-1:] == ' ' or '\n' * (max_blank_lines + 2) in text):
+        return text
+    out, fence, blank = [], '', 0
+    for line in text.split('\n'):
+        if fence:
+            out.append(line)
+            if line.strip() and not line.strip().strip(fence[0]) and len(line.strip()) >= len(fence):
+                fence = ''
+            continue
+        line = _spaced_line(line)
+        blank = 0 if line else blank + 1
+        if blank <= max_blank_lines:
+            out.append(line)
+        if opened := _FENCE.match(line):
+            fence = opened[1]
+    return '\n'.join(out).strip('\n')
+
+
+def _spaced_line(line: str) -> str:
+    line = line.rstrip(' \t')
+    if '  ' not in line and '\t' not in line:
+        return line
+    words = line.lstrip(' \t')
+    indentation = line[: len(line) - len(words)]
+    if len(indentation) >= 4 or '\t' in indentation:
+        return line
+    return indentation + _RUN.sub(' ', words)

@@ -1,0 +1,269 @@
+"""Records with fields: JSON lines, JSON arrays; what they share with Parquet and TFDS."""
+
+import codecs
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import functools
+import json
+import re
+from typing import Any
+
+from llm_jax import parts
+from llm_jax.corpus.document import Broken, Raw
+from llm_jax.corpus.read import languages
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, digest, numbered, ranges
+from llm_jax.data import files
+from llm_jax.schema import ConfigError
+
+_MAX_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
+# A byte order mark and blanks.
+_BEFORE = b'\xef\xbb\xbf \t\r\n'
+# What stands before the elements of an array: its bracket, commas.
+_BETWEEN = re.compile(r'[\s,\[]*')
+_CODE_NAMES = {'c++': 'cpp', 'c#': 'csharp', 'f#': 'fsharp', 'shell': 'bash'}
+_COMPRESSED = re.compile(r'\.(gz|zst|bz2|xz)$', re.I)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How the records of one file become documents.
+
+    Attributes:
+      name: of the source.
+      source: its options.
+      path: of the file within the source.
+    """
+
+    name: str
+    source: Source
+    path: str
+
+    def record(self, row: Any, key: int | str, size: int = 0) -> Record:
+        """The record of one row; `key` is its number or place in the file."""
+        where = f'{self.path}#{key}'
+        if not isinstance(row, Mapping):
+            return self.broken(key, 'no_object', f'it is {type(row).__name__}')
+        text = value_of(row, self.source.text_field)
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError as error:
+                return self.broken(key, 'encoding', f'{self.source.text_field!r} is not UTF-8 at byte {error.start}')
+        if not isinstance(text, str):
+            has = 'is missing' if text is None else f'is {type(text).__name__}'
+            return self.broken(
+                key, 'no_text', f'{self.source.text_field!r} {has}; there are {", ".join(map(str, row))}'
+            )
+        if not text.strip():
+            return Skipped(self.name, where, 'skip.empty')
+        if (size or len(text)) > (self.source.max_bytes or _MAX_BYTES):
+            return Skipped(self.name, where, 'skip.too_large')
+        own = value_of(row, self.source.id_field) if self.source.id_field else None
+        url = value_of(row, self.source.url_field) if self.source.url_field else None
+        title = value_of(row, 'title')
+        return Raw(
+            # The user's ids need not be unique, so they only add to the place.
+            id=f'{self.name}/{where}' + (f':{own}' if own is not None else ''),
+            source=self.name,
+            where=str(url) if url else f'{self.path}#{own if own is not None else key}',
+            content=text,
+            kind=self.source.kind,
+            language=self.source.language or self._language(row, text),
+            licence=self.source.licence or _text_of(row, 'licence', 'license'),
+            title=title if isinstance(title, str) else '',
+        )
+
+    def _language(self, row: Mapping[str, Any], text: str) -> str:
+        stated = _text_of(row, 'language', 'lang').lower()
+        if self.source.kind == 'code':
+            return _CODE_NAMES.get(stated, stated) or languages.language_of(_text_of(row, 'path'), text[:20_000])
+        return stated if re.fullmatch(r'[a-z]{2,3}([-_]\w+)?', stated) else ''
+
+    def broken(self, key: int | str, rule: str, detail: str) -> Broken:
+        return Broken(self.name, f'{self.path}#{key}', f'read.{rule}', detail)
+
+
+def value_of(row: Mapping[str, Any], field: str) -> Any:
+    """Value of a field, or of 'a.b' within a; None if there is none."""
+    if field in row:
+        return row[field]
+    outer, _, inner = field.partition('.')
+    within = row.get(outer)
+    return value_of(within, inner) if inner and isinstance(within, Mapping) else None
+
+
+def no_field(option: str, wanted: str, where: str, names: Any) -> ConfigError:
+    """The error that the first record has no field of this name."""
+    names = [str(name) for name in names]
+    return ConfigError(
+        f'{option} = {wanted!r}: {where} has no such field{parts.nearest(wanted, names)} It has: {", ".join(names)}'
+    )
+
+
+def check(name: str, source: Source, where: str, row: Any) -> None:
+    """Raises ConfigError if the first record of a source lacks a field that its options name."""
+    if not isinstance(row, Mapping):
+        kind = type(row).__name__
+        raise ConfigError(f'sources.{name}: {where} is {kind}, not an object with fields; it may be another format')
+    for option in ('text_field', 'id_field'):
+        wanted = getattr(source, option)
+        if wanted and value_of(row, wanted) is None and wanted not in row:
+            raise no_field(f'sources.{name}.{option}', wanted, where, row)
+
+
+def _text_of(row: Mapping[str, Any], *fields: str) -> str:
+    return next((row[f] for f in fields if isinstance(row.get(f), str)), '')
+
+
+# --- JSON ------------------------------------------------------------------------------
+
+
+def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
+    """Units of a file of JSON lines, by ranges of bytes if it is not compressed, or of one JSON array."""
+    return of_lines(functools.partial(_json_records, Rows(name, source, path)), path, file)
+
+
+def of_lines(read: Callable[[files.File, int, int], Iterator[Record]], path: str, file: files.File) -> list[Input]:
+    """Units of a file of lines.
+
+    Args:
+      read: records of the lines that start in [start, stop), stop 0 for all.
+    """
+    whole = _COMPRESSED.search(path) or re.search(r'\.json$', path, re.I)
+    cuts = [(0, 0)] if whole else ranges(file.size)
+    if len(cuts) == 1:
+        cuts = [(0, 0)]
+    return [
+        Input(
+            numbered(path, i, len(cuts)),
+            digest(path, file.stamp, start, stop),
+            stop - start or file.size,
+            functools.partial(read, file, start, stop),
+        )
+        for i, (start, stop) in enumerate(cuts)
+    ]
+
+
+def check_json(name: str, source: Source, path: str, file: files.File) -> None:
+    """Raises ConfigError if the first record of a file lacks a field."""
+    try:
+        for row, key, _ in _json_rows(file, 0, 0):
+            if not isinstance(row, _NotJson):
+                check(name, source, f'{path}#{key}', row)
+                return
+    except files.Damaged:
+        return  # counted when it is read
+
+
+def _json_records(rows: Rows, file: files.File, start: int, stop: int) -> Iterator[Record]:
+    key = start
+    try:
+        for row, key, size in _json_rows(file, start, stop):
+            yield rows.broken(key, 'no_json', row.detail) if isinstance(row, _NotJson) else rows.record(row, key, size)
+    except files.Damaged as error:
+        yield rows.broken(key, 'damaged', f'{error}; what follows is lost')
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotJson:
+    detail: str
+
+
+def _json_rows(file: files.File, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
+    """(row, where it starts in the decompressed file, size) of each, blank lines left out."""
+    if re.search(r'\.json(\.(gz|zst|bz2|xz))?$', file.path, re.I):
+        blocks = file.blocks()
+        held = b''
+        while not held.lstrip(_BEFORE) and (block := next(blocks, None)) is not None:
+            held += block
+        if held.lstrip(_BEFORE).startswith(b'['):
+            yield from _array(_chained(held, blocks))
+            return
+        yield from ((_parsed(line), offset, len(line)) for offset, line in _split(_chained(held, blocks), 0))
+        return
+    for offset, line in lines(file, start, stop):
+        yield _parsed(line), offset, len(line)
+
+
+def lines(file: files.File, start: int, stop: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its end) of the lines that start in [start, stop).
+
+    Args:
+      stop: 0 for all lines, of a file that may be compressed.
+      blank: whether to give blank lines as well.
+    """
+    if not stop:
+        yield from _split(file.blocks(), 0, blank)
+        return
+    with file.open() as stream:
+        # From the byte before: the line it belongs to starts in another unit.
+        origin = max(start - 1, 0)
+        stream.seek(origin)
+        for offset, line in _split(iter(lambda: stream.read(_BLOCK_BYTES), b''), origin, blank):
+            if offset >= stop:
+                return
+            if offset >= start:
+                yield offset, line
+
+
+def _split(blocks: Iterator[bytes], offset: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    held: list[bytes] = []
+    for block in blocks:
+        first, *others = block.split(b'\n')
+        held.append(first)
+        for line in others:
+            whole = b''.join(held)
+            if blank or whole.strip():
+                yield offset, whole.rstrip(b'\r')
+            offset += len(whole) + 1
+            held = [line]
+    whole = b''.join(held)
+    if whole.strip():
+        yield offset, whole.rstrip(b'\r')
+
+
+def _chained(held: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    yield held
+    yield from blocks
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.removeprefix(b'\xef\xbb\xbf'))
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of an integer of 5000 digits
+        return _NotJson(f'{error}')
+
+
+def _array(blocks: Iterator[bytes]) -> Iterator[tuple[Any, int, int]]:
+    """Elements of a JSON array one by one, numbered from 0."""
+    decoder, scan = codecs.getincrementaldecoder('utf-8-sig')('replace'), json.JSONDecoder().raw_decode
+    held, index, ended = '', 0, False
+    while not ended:
+        block = next(blocks, None)
+        ended = block is None
+        held += decoder.decode(block or b'', final=ended)
+        position = 0
+        while True:
+            position = _BETWEEN.match(held, position).end()
+            if held[position : position + 1] in ('', ']'):
+                break
+            try:
+                row, stop = scan(held, position)
+            except (ValueError, RecursionError) as error:
+                if ended or len(held) > _MAX_BYTES or not _is_cut_off(error, held):
+                    yield _NotJson(f'{error}; what follows is lost'), index, 0
+                    return
+                break
+            if stop == len(held) and not ended:  # a number may go on
+                break
+            yield row, index, stop - position
+            index, position = index + 1, stop
+        held = held[position:]
+
+
+def _is_cut_off(error: Exception, text: str) -> bool:
+    """Whether JSON may be wrong only as it goes on in the next block."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith('Unterminated string') or error.pos > len(text) - 20

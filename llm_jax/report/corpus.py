@@ -1,0 +1,387 @@
+"""The report of a corpus: what was read, what was dropped and why, what is left; with examples of both."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib import figure, ticker
+import numpy as np
+
+from llm_jax import config as config_lib
+from llm_jax.metrics import format as fmt
+from llm_jax.report import charts, load_template
+
+_BINS = 30
+_MOST_SIGNALS = 24
+_MOST_LANGUAGES = 12
+KEPT, DROPPED = 'kept', 'dropped'
+Manifest = Mapping[str, Any]
+Tallies = Mapping[str, Mapping[str, Any]]
+
+
+class Reason(NamedTuple):
+    """What was dropped for one reason, over all sources."""
+
+    name: str
+    stage: str
+    documents: int
+    bytes: int
+    by_source: dict[str, int]
+    examples: list[dict[str, str]]
+
+
+class Bar(NamedTuple):
+    """One line of a funnel."""
+
+    stage: str
+    documents: str
+    size: str
+    tokens: str
+    lost: str
+    share: float  # of the bytes of the first line, in percent
+
+
+def render(manifest: Manifest, tallies: Tallies) -> dict[str, str]:
+    """report.html and report.md.
+
+    Args:
+      manifest: of the corpus; of one with nothing left, without 'tokenizer' and 'rows'.
+      tallies: source -> its tally, with the examples.
+
+    Returns:
+      file name -> text.
+    """
+    rows = manifest.get('rows') or {}
+    reasons = reasons_of(manifest, tallies)
+    values = {
+        'manifest': manifest,
+        'headline': _headline(manifest),
+        'cards': _cards(manifest),
+        'funnels': {source: _funnel(manifest, source) for source in manifest['sources']},
+        'reasons': reasons,
+        'unread': _unread(manifest),
+        'splits': _splits(rows),
+        'mixture': _mixture(manifest),
+        'languages': _languages(tallies),
+        'duplicates': _duplicates(manifest, tallies),
+        'counted': _counted(tallies),
+        'kept': {source: _examples(tally, KEPT) for source, tally in tallies.items() if _examples(tally, KEPT)},
+        'files': _inputs(manifest),
+        'config': _changed(manifest),
+        'size': fmt.size,
+        'percent': fmt.percent,
+    }
+    html = load_template('corpus.html.jinja').render(values | {'charts': _charts(tallies)})
+    return {'report.html': html, 'report.md': load_template('corpus.md.jinja').render(values)}
+
+
+def reasons_of(manifest: Manifest, tallies: Tallies) -> list[Reason]:
+    """Every reason for which something was dropped, in the order of the stages, the most frequent first."""
+    found: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
+    order: dict[str, int] = {}
+    for source, counts in manifest['sources'].items():
+        for place, row in enumerate(counts['stages']):
+            order.setdefault(row['stage'], place)
+            for reason, dropped in row['dropped'].items():
+                found.setdefault((row['stage'], reason), {})[source] = dropped
+    reasons = [
+        Reason(
+            name=reason,
+            stage=stage,
+            documents=sum(dropped['documents'] for dropped in by_source.values()),
+            bytes=sum(dropped['bytes'] for dropped in by_source.values()),
+            by_source={source: dropped['documents'] for source, dropped in by_source.items()},
+            examples=_first_ranked(tallies[source]['examples'].get(reason, []) for source in by_source),
+        )
+        for (stage, reason), by_source in found.items()
+    ]
+    return sorted(reasons, key=lambda reason: (order[reason.stage], -reason.documents, reason.name))
+
+
+# --- Numbers ---------------------------------------------------------------------------
+
+
+def _total(manifest: Manifest, stage: int, what: str) -> int:
+    return sum(counts['stages'][stage][what] for counts in manifest['sources'].values())
+
+
+def _train(manifest: Manifest, what: str) -> int:
+    splits = (manifest.get('rows') or {}).get('splits') or {}
+    return sum(entry[what] for split in splits.values() for entry in split.values())
+
+
+def _headline(manifest: Manifest) -> dict[str, str]:
+    read, kept = _total(manifest, 0, 'documents'), _total(manifest, -1, 'documents')
+    share = fmt.percent(kept / read) if read else fmt.DASH
+    sizes = f'{fmt.size(_total(manifest, 1, "bytes"))} of text became {fmt.size(_total(manifest, -1, "bytes"))}'
+    sentence = f'{kept:,} of {read:,} records are in the corpus ({share}); {sizes}.'
+    tokens = _train(manifest, 'tokens')
+    if not tokens:
+        return {'value': '', 'unit': '', 'sentence': f'Nothing is left to train on. {sentence}'}
+    return {'value': fmt.count(tokens), 'unit': 'tokens', 'sentence': sentence}
+
+
+def _cards(manifest: Manifest) -> list[dict[str, str]]:
+    rows, tokenizer = manifest.get('rows'), manifest.get('tokenizer')
+    cards = [('sources', str(len(manifest['sources'])), f'{sum(_inputs_count(manifest)):,} inputs')]
+    if rows and tokenizer:
+        train = rows['splits']['train']
+        n_rows = sum(entry['rows'] for entry in train.values())
+        fill = sum(entry['fill'] * entry['rows'] for entry in train.values()) / n_rows if n_rows else None
+        gzip = rows['gzip']['bits_per_byte']
+        cards += [
+            ('documents', fmt.count(_train(manifest, 'documents')), f'{fmt.size(_train(manifest, "bytes"))} of text'),
+            ('rows to train on', f'{n_rows:,}', f'of {rows["seq_len"]} tokens, {fmt.percent(fill)} full'),
+            ('bytes per token', fmt.decimal(rows['bytes_per_token'], 2), f'vocabulary of {tokenizer["vocab_size"]:,}'),
+            ('gzip -9', fmt.decimal(gzip), 'bits per byte, validation text'),
+        ]
+    return [dict(zip(('label', 'value', 'note'), card, strict=True)) for card in cards]
+
+
+def _inputs_count(manifest: Manifest) -> list[int]:
+    return [entry['inputs'] for entry in manifest['inputs'].values()]
+
+
+def _funnel(manifest: Manifest, source: str) -> list[Bar]:
+    rows = manifest['sources'][source]['stages']
+    fertility = ((manifest.get('tokenizer') or {}).get('fertility') or {}).get(source, {}).get('bytes_per_token')
+    # The bytes that were read are those of pages with their mark-up: text begins after 'extract'.
+    whole = max([row['bytes'] for row in rows[1:]] or [0])
+    bars, before = [], None
+    for i, row in enumerate(rows):
+        lost = '' if before is None else _lost(before, row)
+        tokens = f'≈ {fmt.count(row["bytes"] / fertility)}' if fertility and i else ''
+        share = min(100.0, 100 * row['bytes'] / whole) if whole else 0.0
+        bars.append(Bar(row['stage'], f'{row["documents"]:,}', fmt.size(row['bytes']), tokens, lost, share))
+        before = row
+    return bars
+
+
+def _lost(before: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    documents = before['documents'] - row['documents']
+    return f'− {documents:,} ({fmt.percent(documents / before["documents"])})' if documents else ''
+
+
+def _unread(manifest: Manifest) -> list[tuple[str, str, str, int]]:
+    """(source, whether broken or skipped, reason, records)."""
+    return [
+        (source, what, reason, count)
+        for source, counts in manifest['sources'].items()
+        for what in ('broken', 'skipped')
+        for reason, count in counts[what].items()
+    ]
+
+
+def _splits(rows: Manifest) -> list[dict[str, str]]:
+    return [
+        {
+            'split': split,
+            'source': source,
+            'documents': f'{entry["documents"]:,}',
+            'text': fmt.size(entry['bytes']),
+            'tokens': fmt.count(entry['tokens']),
+            'rows': f'{entry["rows"]:,}',
+            'fill': fmt.percent(entry['fill']),
+        }
+        for split, by_source in (rows.get('splits') or {}).items()
+        for source, entry in by_source.items()
+        if entry['documents']
+    ]
+
+
+def _mixture(manifest: Manifest) -> list[dict[str, str]]:
+    fertility = (manifest.get('tokenizer') or {}).get('fertility', {})
+    out = []
+    for source, entry in (manifest.get('mixture') or {}).items():
+        measured = fertility.get(source, {})
+        row = {
+            'source': source,
+            'tokens': fmt.count(entry['tokens']),
+            'share': fmt.percent(entry['share']),
+            'epochs': f'{entry["epochs"]:.2f}',
+            'bytes per token': fmt.decimal(measured.get('bytes_per_token'), 2),
+        }
+        if manifest['tokenizer']['compared_with']:
+            row['compared'] = fmt.decimal(measured.get('compared'), 2)
+        out.append(row)
+    return out
+
+
+def _languages(tallies: Tallies) -> list[tuple[str, str, str, float]]:
+    """(language, documents, bytes, share of the largest in percent)."""
+    total: dict[str, list[int]] = {}
+    for tally in tallies.values():
+        for language, (documents, n_bytes) in tally['languages'].items():
+            entry = total.setdefault(language, [0, 0])
+            entry[0] += documents
+            entry[1] += n_bytes
+    ranked = sorted(total.items(), key=lambda item: (-item[1][1], item[0]))
+    rest = ranked[_MOST_LANGUAGES:]
+    shown = ranked[:_MOST_LANGUAGES]
+    if rest:
+        shown.append((f'{len(rest)} others', [sum(entry[i] for _, entry in rest) for i in (0, 1)]))
+    largest = max((entry[1] for _, entry in shown), default=0) or 1
+    return [(name or '?', f'{n:,}', fmt.size(size), 100 * size / largest) for name, (n, size) in shown]
+
+
+def _duplicates(manifest: Manifest, tallies: Tallies) -> list[tuple[str, str, str]]:
+    names = [_label(part) for part in manifest['config']['dedup']]
+    out = []
+    for name in names:
+        dropped = [
+            entry
+            for counts in manifest['sources'].values()
+            for row in counts['stages']
+            if row['stage'] == name
+            for entry in row['dropped'].values()
+        ]
+        documents, n_bytes = (sum(entry[what] for entry in dropped) for what in ('documents', 'bytes'))
+        out.append((name, f'{documents:,}', fmt.size(n_bytes)))
+    clusters = sum(tally['clusters'] for tally in tallies.values())
+    if names:
+        out.append(('kept, but alike to others: all on one side of the split', f'{clusters:,}', ''))
+    return out
+
+
+def _label(part: str) -> str:
+    """The name of a stage as the config writes it down."""
+    return part.rpartition(':')[2]
+
+
+def _counted(tallies: Tallies) -> list[tuple[str, str, str]]:
+    """What was replaced within documents: (what, times, documents)."""
+    total: dict[str, list[float]] = {}
+    for tally in tallies.values():
+        for name, (documents, times) in tally['signals'].items():
+            if name.startswith('scrub.'):
+                entry = total.setdefault(name, [0, 0])
+                entry[0] += times
+                entry[1] += documents
+    return [(name.partition('.')[2], f'{round(n):,}', f'{round(m):,}') for name, (n, m) in sorted(total.items())]
+
+
+def _examples(tally: Mapping[str, Any], name: str) -> list[dict[str, str]]:
+    return _first_ranked([tally['examples'].get(name, [])])
+
+
+def _first_ranked(lists: Any, n: int = 20) -> list[dict[str, str]]:
+    """Of lists of (rank, example), the n of lowest rank."""
+    everything = [item for some in lists for item in some]
+    return [example for _, example in sorted(everything, key=lambda item: (item[0], str(item[1])))[:n]]
+
+
+def _inputs(manifest: Manifest) -> list[tuple[str, str, str, str]]:
+    return [
+        (source, f'{entry["inputs"]:,}', fmt.size(entry['bytes']), entry['digest'])
+        for source, entry in manifest['inputs'].items()
+    ]
+
+
+def _changed(manifest: Manifest) -> list[tuple[str, str]]:
+    """Fields of the config that are not at their default."""
+    from llm_jax.corpus.schema import Corpus
+
+    default = config_lib.to_dict(Corpus())
+    out: list[tuple[str, str]] = []
+
+    def walk(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            standard = defaults.get(name)
+            if isinstance(value, Mapping) and isinstance(standard, Mapping) and standard:
+                walk(value, standard, f'{prefix}{name}.')
+            elif value != standard:
+                out.append((prefix + name, str(value)))
+
+    plain = dict(manifest['config'])
+    for source, table in plain.pop('sources').items():
+        out += [(f'sources.{source}.{name}', str(value)) for name, value in table.items() if value]
+    walk(plain, default, '')
+    return out
+
+
+# --- Charts ----------------------------------------------------------------------------
+
+
+def _charts(tallies: Tallies) -> dict[str, list[charts.Chart]]:
+    points = {
+        outcome: _first_points(tally['points'].get(outcome, []) for tally in tallies.values())
+        for outcome in (KEPT, DROPPED)
+    }
+    lengths = [_lengths(tallies), _kept_and_dropped('Bytes of text', 'bytes', points, log=True)]
+    names = sorted({name for some in points.values() for point in some for name in point['signals']})
+    of = lambda name: {
+        k: [{'v': p['signals'][name]} for p in some if name in p['signals']] for k, some in points.items()
+    }
+    measured = [(name, of(name)) for name in names if not name.startswith('scrub.')]
+    many = sorted(measured, key=lambda item: -sum(map(len, item[1].values())))[:_MOST_SIGNALS]
+    scores = [_kept_and_dropped(name, 'v', some, log=False) for name, some in sorted(many)]
+    return {'lengths': [c for c in lengths if c], 'scores': [c for c in scores if c]}
+
+
+def _first_points(lists: Any) -> list[dict[str, Any]]:
+    return [point for some in lists for _, point in some]
+
+
+def _lengths(tallies: Tallies) -> charts.Chart | None:
+    """How long documents are, by source."""
+    counted = {source: tally['lengths'] for source, tally in tallies.items() if tally['lengths']}
+    if not counted:
+        return None
+    places = [int(place) for lengths in counted.values() for place in lengths]
+    low, high = min(places), max(places)
+    with matplotlib.rc_context(charts.STYLE):
+        fig, ax = _figure()
+        for i, (source, lengths) in enumerate(sorted(counted.items())):
+            values = np.array([lengths.get(str(place), 0) for place in range(low, high + 1)], float)
+            style = {
+                'color': (charts.MAIN, charts.SECOND, charts.INK)[i % 3],
+                'linestyle': ('-', '--', ':')[i // 3 % 3],
+            }
+            edges = 2.0 ** np.arange(low, high + 2)
+            ax.stairs(values / values.sum(), edges, label=source, linewidth=1.5, **style)
+        ax.set_xscale('log', base=2)
+        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: fmt.size(v)))
+        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
+        ax.legend(fontsize=7)
+        return charts.Chart(
+            'Length of documents', 'Kept documents of each source, bytes of text.', charts.svg(fig, 'len')
+        )
+
+
+def _kept_and_dropped(
+    title: str, field: str, points: Mapping[str, Sequence[Mapping[str, Any]]], *, log: bool
+) -> charts.Chart | None:
+    """Two histograms, each of its own total."""
+    values = {name: np.array([point[field] for point in some], float) for name, some in points.items()}
+    values = {name: some[np.isfinite(some)] for name, some in values.items()}
+    everything = np.concatenate(list(values.values()))
+    if len(everything) < 2 or everything.min() == everything.max():
+        return None
+    if log:
+        edges = np.geomspace(max(everything.min(), 1), max(everything.max(), 2), _BINS + 1)
+    else:
+        low, high = np.percentile(everything, (0.5, 99.5))  # one outlier would squeeze all others into a bar
+        if low == high:
+            return None
+        edges = np.linspace(low, high, _BINS + 1)
+    with matplotlib.rc_context(charts.STYLE):
+        fig, ax = _figure(small=not log)
+        for name, color in ((KEPT, charts.MAIN), (DROPPED, charts.SECOND)):
+            if len(values[name]):
+                counts, _ = np.histogram(np.clip(values[name], edges[0], edges[-1]), edges)
+                ax.stairs(counts / len(values[name]), edges, color=color, fill=True, alpha=0.28)
+                ax.stairs(counts / len(values[name]), edges, color=color, linewidth=1.2, label=name)
+        if log:
+            ax.set_xscale('log')
+            ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: fmt.size(v)))
+        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
+        ax.legend(fontsize=7)
+        sizes = ', '.join(f'{len(some):,} {name}' for name, some in values.items())
+        return charts.Chart(title, f'Of a sample: {sizes}.', charts.svg(fig, f'c-{title}'))
+
+
+def _figure(small: bool = False) -> tuple[figure.Figure, Any]:
+    fig = figure.Figure(figsize=(3.4, 1.9) if small else (4.9, 2.7), layout='constrained')
+    ax = fig.subplots()
+    ax.tick_params(length=0)
+    return fig, ax

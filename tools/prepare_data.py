@@ -1,0 +1,61 @@
+"""Build a corpus: prepare_data experiments/data/stdlib.py [--config.a.b=value ...] [--workers N]
+
+Sources are read, cleaned, deduplicated, split, tokenised and packed into corpora/<name>,
+which an experiment trains on with --config.data.sources=corpus:corpora/<name>. Killed, the same
+command goes on. With --engine beam, arguments that are not known here are options of
+Apache Beam, such as --runner=DataflowRunner --project=... --temp_location=gs://...
+"""
+
+import argparse
+import sys
+
+from llm_jax import cli
+from llm_jax import config as config_lib
+from llm_jax.corpus import schema
+from llm_jax.corpus.engines import Engine
+from llm_jax.corpus.engines.local import Local, default_workers
+from llm_jax.schema import ConfigError
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='prepare_data', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser.add_argument('experiment', help='the experiment file, e.g. experiments/data/stdlib.py')
+    parser.add_argument('--workers', type=int, default=default_workers(), help='processes of the local engine')
+    parser.add_argument('--engine', choices=('local', 'beam'), default='local', help='where the steps run')
+    cli.add_debug(parser)
+    known, rest = parser.parse_known_args(argv)
+    config, options = cli.split_overrides(rest)
+    if known.workers < 1:
+        raise ConfigError(f'--workers {known.workers}: it must be at least 1')
+    if options and known.engine == 'local':
+        raise ConfigError(f'unknown argument {options[0]!r}; options of Apache Beam need --engine beam')
+    loaded = config_lib.load_experiment(known.experiment, schema.Corpus)
+    config_lib.apply_overrides(loaded, cli.overrides(config))
+    corpus = schema.validate(loaded)
+    from llm_jax.corpus.build import build  # imports JAX, which workers, who import this file, do without
+    from llm_jax.corpus.progress import Console
+
+    engine = _engine(known.engine, known.workers, options)
+    console = Console()
+    try:
+        manifest = build(corpus, engine, console)
+    finally:
+        engine.close()
+    train = manifest['rows']['splits']['train'].values()
+    total = lambda what: sum(entry[what] for entry in train)
+    console.event(
+        f'{corpus.out}: {total("documents"):,} documents, {total("tokens"):,} tokens, {total("rows"):,} rows to train '
+        f'on; see {corpus.out}/report.html'
+    )
+
+
+def _engine(name: str, workers: int, options: list[str]) -> Engine:
+    if name == 'local':
+        return Local(workers)
+    from llm_jax.corpus.engines.beam import Beam  # an extra: it needs apache-beam
+
+    return Beam(options)
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
