@@ -1,6 +1,6 @@
 """Books, web pages, Wikipedia, children's stories and code: raw files to packed rows in one corpus.
 
-  LLM_JAX_DATA=../shared/data ./tools/run prepare_data experiments/data/mixed.py
+  LLM_JAX_DATA=DIR ./tools/run prepare_data experiments/data/mixed.py
   ./tools/run train experiments/tinystories_10m.py --config.data.sources=corpus:corpora/mixed
 
 LLM_JAX_DATA names a directory with books/*.tar.zst (Project Gutenberg), web/*.jsonl.zst and
