@@ -18,7 +18,7 @@ import ml_collections
 from llm_jax.corpus import schema
 from llm_jax.schema import ConfigError
 
-_PROSE = ('normalise', 'gopher', 'repetition', 'fineweb', 'scrub')
+_PROSE = ('normalise', 'urls', 'language', 'gopher', 'repetition', 'fineweb', 'scrub')
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -31,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = schema.default()
     config.sources = {
         'books': {'path': f'{data}/books/*.tar.zst', 'format': 'gutenberg', 'stages': ('normalise', 'scrub')},
-        'code': {'path': 'stdlib', 'stages': ('normalise', 'scrub')},
+        'code': {'path': 'stdlib', 'stages': ('normalise', 'code', 'scrub')},
         'stories': {'path': f'{data}/tinystories/train.jsonl.gz', 'stages': ('normalise', 'scrub')},
-        'warc': {'path': f'{data}/web/warc/*', 'format': 'warc', 'stages': ('normalise', 'c4', *_PROSE[1:])},
+        'warc': {'path': f'{data}/web/warc/*', 'format': 'warc', 'stages': ('normalise', 'refinedweb', *_PROSE[1:])},
         'web': {'path': f'{data}/web/*.jsonl.zst', 'text_field': 'html', 'kind': 'html'},
         'wikipedia': {'path': f'{data}/wikipedia/*.jsonl.zst', 'format': 'wikipedia'},
     }

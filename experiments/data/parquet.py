@@ -17,7 +17,7 @@ from llm_jax.corpus import schema
 def get_config() -> ml_collections.ConfigDict:
     config = schema.default()
     config.sources = {'web': {'path': 'data/*.parquet', 'text_field': 'text', 'url_field': 'url'}}
-    config.stages = ('normalise', 'gopher', 'repetition', 'fineweb', 'scrub')
+    config.stages = ('normalise', 'urls', 'language', 'gopher', 'repetition', 'fineweb', 'scrub')
     config.dedup = ('exact', 'near')
     config.tokenizer.vocab_size = 32_768
     config.packing.seq_len = 2048

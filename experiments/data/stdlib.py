@@ -14,7 +14,7 @@ from llm_jax.corpus import schema
 def get_config() -> ml_collections.ConfigDict:
     config = schema.default()
     config.sources = {'stdlib': 'stdlib', 'packages': 'site-packages'}
-    config.stages = ('scrub',)
+    config.stages = ('normalise', 'code', 'scrub')
     config.dedup = ('exact', 'near')
     config.tokenizer.vocab_size = 2048
     config.packing.seq_len = 256

@@ -7,11 +7,14 @@ _DEDUP = 'llm_jax.corpus.dedup'
 
 STAGES: dict[str, Known] = {
     'normalise': Known('llm_jax.corpus.normalise:make', 'normalise'),
+    'urls': Known(f'{_FILTER}.urls:make', 'urls'),
+    'language': Known(f'{_FILTER}.language:make', 'language'),
     'gopher': Known(f'{_FILTER}.gopher:make', 'gopher'),
     'repetition': Known(f'{_FILTER}.repetition:make', 'repetition'),
     'c4': Known(f'{_FILTER}.c4:make', 'c4'),
     'fineweb': Known(f'{_FILTER}.fineweb:make', 'fineweb'),
     'refinedweb': Known(f'{_FILTER}.refinedweb:make', 'refinedweb'),
+    'code': Known(f'{_FILTER}.code:make', 'code'),
     'scrub': Known('llm_jax.corpus.scrub:make', 'scrub'),
     'decontaminate': Known('llm_jax.corpus.decontaminate:make', 'decontaminate'),
 }

@@ -17,10 +17,13 @@ from llm_jax.corpus.decontaminate import Decontaminate
 from llm_jax.corpus.dedup import Exact, Lines, Near, Substrings
 from llm_jax.corpus.extract.options import Extract
 from llm_jax.corpus.filter.c4 import Options as C4
+from llm_jax.corpus.filter.code import Options as Code
 from llm_jax.corpus.filter.fineweb import Options as FineWeb
 from llm_jax.corpus.filter.gopher import Options as Gopher
+from llm_jax.corpus.filter.language import Options as Language
 from llm_jax.corpus.filter.refinedweb import Options as RefinedWeb
 from llm_jax.corpus.filter.repetition import Options as Repetition
+from llm_jax.corpus.filter.urls import Options as Urls
 from llm_jax.corpus.normalise import Options as Normalise
 from llm_jax.corpus.read.source import Source
 from llm_jax.corpus.registry import EXCHANGES, STAGES
@@ -68,11 +71,14 @@ class Corpus:
     dedup: tuple = field((), 'what then looks at all documents together, in order')
     finish: tuple = field((), 'stages that each document that is left goes through at the end')
     normalise: Normalise = section(Normalise, 'one normal form of text')
+    urls: Urls = section(Urls, 'addresses that are not wanted')
+    language: Language = section(Language, 'the language, and which ones are wanted')
     gopher: Gopher = section(Gopher, 'what prose looks like')
     repetition: Repetition = section(Repetition, 'lines and n-grams that come again and again')
     c4: C4 = section(C4, 'lines that are no sentences')
     fineweb: FineWeb = section(FineWeb, 'punctuation, short lines, lists')
     refinedweb: RefinedWeb = section(RefinedWeb, 'lines that are furniture of a web page')
+    code: Code = section(Code, 'line lengths and comments of code')
     scrub: Scrub = section(Scrub, 'personal data and secrets')
     decontaminate: Decontaminate = section(Decontaminate, 'documents that hold items of benchmarks')
     exact: Exact = section(Exact, 'documents that are the same')
