@@ -8,7 +8,7 @@ import codecs
 import re
 import unicodedata
 
-from llm_jax.corpus.read.guess import guess, plausibility
+from llm_jax.corpus.read.guess import beyond_ascii, guess, plausibility
 
 # Names that the WHATWG Encoding Standard reads as another encoding than they say, or that Python does not know;
 # without what is neither letter nor digit. https://encoding.spec.whatwg.org/#names-and-labels
@@ -109,11 +109,11 @@ def decode(data: bytes, declared: str = '', html: bool = False) -> tuple[str, st
         if encoding.startswith('utf-'):
             continue
         text = data.decode(encoding, 'replace')
-        beyond = sum(not c.isascii() for c in text)
+        beyond = beyond_ascii(text)
         wrong = text.count('\ufffd')
         if wrong <= 0.01 * beyond and plausibility(data, encoding) >= _BELIEVED:
             return text, encoding, not wrong
-    good = sum(not c.isascii() for c in as_utf8) - errors
+    good = beyond_ascii(as_utf8) - errors
     if errors <= good * _UTF8_ERRORS['utf-8' in stated]:
         return as_utf8, 'utf-8', False
     encoding, plausible = guess(data)
@@ -129,7 +129,7 @@ def is_binary(data: bytes) -> bool:
         return True
     if data.startswith(tuple(bom for bom, _ in _BOMS)):
         return False
-    head = data[: 1 << 16]
+    head = data[: 1 << 14]
     controls = len(head) - len(head.translate(None, _CONTROL))
     if controls <= len(head) * 0.001:
         return False

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 import re
 
-# Non-ASCII characters that are looked at.
+# Characters that are looked at, about.
 _SAMPLE = 1000
+_SPOT = re.compile(rb'(?:[\x00-\x7f]{0,2}[\x80-\xff]++)++[\x00-\x7f]{0,2}')
 
 _LATIN = ('àâæçéèêëîïôœùûü', 'äöüß', 'áéíñóúü', 'àèéìíòóù', 'áâãàçéêíóõúü', 'åäöé', 'æøåé', 'áðéíóúýþæö', 'àçèéíïòóúü·')
 _CENTRAL = ('áčďéěíňóřšťúůýž', 'áäčďéíĺľňóôŕšťúýž', 'ąćęłńóśźż', 'áéíóöőúüű', 'čćđšž', 'ăâîşţșț')
@@ -70,14 +71,25 @@ def plausibility(data: bytes, encoding: str) -> float:
     return _plausible(_sample(data), encoding)
 
 
+def beyond_ascii(text: str) -> int:
+    """Number of characters that are not ASCII."""
+    return len(text) - len(text.encode('ascii', 'ignore'))
+
+
 def _sample(data: bytes) -> bytes:
-    high = [match.start() for _, match in zip(range(_SAMPLE), re.finditer(rb'[\x80-\xff]', data), strict=False)]
-    return data[max(high[0] - 1, 0) : high[-1] + 2] if high else b''
+    """The first non-ASCII bytes and what is next to them."""
+    pieces, count = [], 0
+    for match in _SPOT.finditer(data):
+        pieces.append(match[0][: 2 * _SAMPLE])
+        count += len(pieces[-1])
+        if count > 2 * _SAMPLE:
+            break
+    return b' '.join(pieces)
 
 
 def _plausible(sample: bytes, encoding: str) -> float:
     text = sample.decode(encoding, 'replace')
-    beyond = sum(not c.isascii() for c in text)
+    beyond = beyond_ascii(text)
     measure = _MEASURES.get(encoding)
     return measure(text) / beyond if measure and beyond else 1.0
 
