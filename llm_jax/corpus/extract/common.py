@@ -10,10 +10,12 @@ _SHOWN = 20_000
 
 
 def text_of(raw: Raw) -> str:
-    """The content of a record as text, with '\\n' at the end of each line."""
+    """The content of a record as text, with '\\n' at the end of each line; lone surrogates become U+FFFD."""
     text = raw.content
     if isinstance(text, bytes):
         text, _, _ = decode(text, raw.charset, html=raw.kind == 'html')
+    else:
+        text = text.encode('utf-8', 'surrogatepass').decode('utf-8', 'replace')
     return text.removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
 
 

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 import re
 
+from lxml import etree
+import numpy as np
+
 from llm_jax import parts
 from llm_jax.corpus.document import Document, Dropped, Raw
-from llm_jax.corpus.extract import network
+from llm_jax.corpus.extract import blocks, network
 from llm_jax.corpus.extract.common import document, dropped, text_of
 from llm_jax.corpus.extract.facts import facts
 from llm_jax.corpus.extract.main_text import main_text
@@ -15,6 +18,8 @@ from llm_jax.corpus.extract.options import Extract
 Method = Callable[[str, str], str]
 
 _ANY_TAG = re.compile(r'<(?:!doctype|[a-z][a-z0-9]*)\b', re.I)
+# libxml2 gives up at 2048, and the time that resiliparse takes grows with the square.
+_MAX_DEPTH = 2000
 # Pages between which trafilatura's caches are emptied; they hold parts of pages.
 _PAGES_PER_CACHE = 5000
 
@@ -43,6 +48,8 @@ def make(options: Extract) -> Callable[[Raw], Document | Dropped]:
         tags = page.count('<')
         if len(page) > options.max_page or tags > options.max_tags:
             return dropped(raw, 'extract.too_large', page, f'{len(page)} characters, {tags} tags')
+        if too_deep(page):
+            return dropped(raw, 'extract.too_large', page, f'elements nested more than {_MAX_DEPTH} deep')
         try:
             text = method(page, raw.where)
         except Failed as error:
@@ -59,6 +66,26 @@ def make(options: Extract) -> Callable[[Raw], Document | Dropped]:
         )
 
     return extract
+
+
+def too_deep(page: str) -> bool:
+    """Whether elements are nested deeper than parsers can follow without losing text or time.
+
+    Tags are counted first, which finds at least the depth that there is; few pages have to be parsed for it.
+    """
+    data = np.frombuffer(page.encode() + b'  ', np.uint8)
+    at = np.flatnonzero(data == ord('<'))
+    following = data[at + 1]
+    step = np.where(following == ord('/'), -1, (following | 32) >= ord('a')).cumsum()
+    bound = step - np.minimum.accumulate(np.minimum(step, 0))
+    if not len(bound) or bound.max() <= _MAX_DEPTH:
+        return False
+    tree, depth = blocks.parse(page), 0
+    deepest = 0
+    for event, _ in etree.iterwalk(tree, events=('start', 'end')) if tree is not None else ():
+        depth += 1 if event == 'start' else -1
+        deepest = max(deepest, depth)
+    return deepest > _MAX_DEPTH
 
 
 class Failed(Exception):

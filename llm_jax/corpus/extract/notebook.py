@@ -69,11 +69,11 @@ def script(notebook: dict) -> str:
     mark = _COMMENTS.get(kernel, '#')
     parts = []
     for cell in cells:
+        kind = cell['cell_type']
         source = cell['source'] if 'source' in cell else cell.get('input', '')
         source = (source if isinstance(source, str) else ''.join(source)).strip('\n').rstrip()
         if not source:
             continue
-        kind = cell['cell_type']
         if kind == 'code':
             parts.append(_code(source, kernel, mark))
         elif kind in ('markdown', 'heading'):
