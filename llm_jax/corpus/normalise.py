@@ -19,6 +19,7 @@ and over until nothing changes, so that a second run changes nothing:
 Of code only newlines, byte order marks and NULs change.
 """
 
+from collections.abc import Collection
 import dataclasses
 import functools
 import re
@@ -43,7 +44,7 @@ _LOST_BYTE = re.compile(f'â€(?![{_CONTINUATION}])')
 # 'AMANHÃ”' is Portuguese in capitals within quotation marks.
 _CAPITALS = re.compile('(?<=[A-ZÀ-Þ])Ã[’”»](?!\\w)')
 
-_NEWLINES = re.compile('\r\n?|[\x0b\x0c\x1c-\x1e\u2028\u2029]')
+_NEWLINES = re.compile('[\x0b\x0c\x1c-\x1e\u2028\u2029]')
 _TERMINAL = re.compile('\x1b\\[[0-9;?]*[A-Za-z]')
 _SOFT_HYPHEN = re.compile('\xad(?:[ \t]*\n[ \t]*(?=\\w))?')
 # A zero-width space next to Thai, Lao, Tibetan, Burmese, Khmer or another script of South-East Asia parts words.
@@ -89,8 +90,7 @@ def make(options: Options) -> Stage:
 
 def code(text: str) -> str:
     """Source code with newlines as '\\n', without byte order marks and NULs; else as it is."""
-    text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\0', '')
-    return text.lstrip('\ufeff')
+    return _newlines(text).replace('\0', '').lstrip('\ufeff')
 
 
 def prose(text: str, options: Options | None = None) -> str:
@@ -130,27 +130,39 @@ def _to_latin1() -> dict[int, int]:
 
 def _clean(text: str, mojibake: bool) -> str:
     """All but white space."""
-    if _ODD.search(text):
-        text = _without_odd(text, mojibake)
-    elif not text.isascii():
+    text = _newlines(text)
+    if not text.isascii():
+        text = _without_surrogates(text)
         if mojibake:
             text = repaired(text)
-        text = _without_surrogates(text)
+    if odd := set(_ODD.findall(text)):
+        text = _without_odd(text, odd)
     return text if unicodedata.is_normalized('NFC', text) else unicodedata.normalize('NFC', text)
 
 
-def _without_odd(text: str, mojibake: bool) -> str:
-    """The text with newlines and spaces of one kind, without what cannot be seen."""
-    text = _without_surrogates(text)
-    if mojibake:
-        text = repaired(text)
-    text = _NEWLINES.sub('\n', _TERMINAL.sub('', text))
-    text = text.translate(_CP1252)
-    text = _JUNK.sub('', text)
-    text = _SOFT_HYPHEN.sub('', _ZERO_WIDTH_SPACE.sub('', text))
-    if not _RIGHT_TO_LEFT.search(text):
+def _newlines(text: str) -> str:
+    return text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
+
+
+def _without_odd(text: str, odd: Collection[str]) -> str:
+    """The text with newlines and spaces of one kind, without what cannot be seen, of which `odd` occurs in it."""
+    if '\x1b' in odd:
+        text = _TERMINAL.sub('', text)
+    if any(_NEWLINES.match(c) for c in odd):
+        text = _NEWLINES.sub('\n', text)
+    if any('\x80' <= c < '\xa0' for c in odd):
+        text = text.translate(_CP1252)
+    if any(_JUNK.match(c) for c in odd):
+        text = _JUNK.sub('', text)
+    if '\u200b' in odd:
+        text = _ZERO_WIDTH_SPACE.sub('', text)
+    if '\xad' in odd:
+        text = _SOFT_HYPHEN.sub('', text)
+    if any(_DIRECTION.match(c) for c in odd) and not _RIGHT_TO_LEFT.search(text):
         text = _DIRECTION.sub('', text)
-    return _SPACES.sub(' ', text)
+    if any(_SPACES.match(c) for c in odd):
+        text = _SPACES.sub(' ', text)
+    return text
 
 
 def _without_surrogates(text: str) -> str:

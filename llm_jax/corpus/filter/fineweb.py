@@ -1,8 +1,13 @@
 """FineWeb's own rules: pages made of list items, of short lines, of the same lines.
 
-Penedo et al. 2024 (arXiv:2406.17557), section 3.6, with the thresholds of their
-code (datatrove): a line ends a sentence where its last character has Unicode's property
+Penedo et al. 2024 (arXiv:2406.17557), section 3.6, with the thresholds of the code (datatrove)
+that made FineWeb. A line ends a sentence where its last character has Unicode's property
 Sentence_Terminal; a quotation mark after it does not count.
+
+The paper drops a page from 10% of characters in repeated lines, the code from 1%, which is the
+default here, too. It is strict: of pages whose main content people have marked (WCXB), 1% costs
+14% of the articles and 50% of the forum threads, 10% costs 1% and 15%. `max_repeated_lines=0.1` is
+the paper's rule.
 """
 
 import dataclasses
