@@ -10,7 +10,6 @@ import argparse
 import sys
 
 from llm_jax import cli
-from llm_jax import config as config_lib
 from llm_jax.corpus import schema
 from llm_jax.corpus.engines import Engine
 from llm_jax.corpus.engines.local import Local, default_workers
@@ -29,9 +28,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f'--workers {known.workers}: it must be at least 1')
     if options and known.engine == 'local':
         raise ConfigError(f'unknown argument {options[0]!r}; options of Apache Beam need --engine beam')
-    loaded = config_lib.load_experiment(known.experiment, schema.Corpus)
-    config_lib.apply_overrides(loaded, cli.overrides(config))
-    corpus = schema.validate(loaded)
+    corpus = schema.load(known.experiment, cli.overrides(config))
     from llm_jax.corpus.build import build  # imports JAX, which workers, who import this file, do without
     from llm_jax.corpus.progress import Console
 

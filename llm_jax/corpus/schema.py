@@ -5,6 +5,7 @@ The options of stages stand next to their rules; here they become sections.
 
 from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -102,6 +103,19 @@ def default() -> ml_collections.ConfigDict:
     return config_lib.default(Corpus)
 
 
+def load(experiment: str | pathlib.Path, overrides: Mapping[str, str]) -> Corpus:
+    """The config of an experiment file, with fields set as on the command line.
+
+    Raises:
+      ConfigError: no such experiment, or a mistake in it or in the overrides.
+    """
+    config = config_lib.load_experiment(experiment, Corpus)
+    for name, table in config.sources.items():
+        config.sources[name] = _table(table)  # so that its fields can be set
+    config_lib.apply_overrides(config, overrides)
+    return validate(config)
+
+
 def validate(config: ml_collections.ConfigDict) -> Corpus:
     """Checks every field's name, type and range; makes a `Source` of each source.
 
@@ -120,11 +134,15 @@ def validate(config: ml_collections.ConfigDict) -> Corpus:
 
 
 def _source(name: str, table: Any) -> Source:
-    if isinstance(table, str):  # the path is all there is to say
-        table = {'path': table}
+    table = _table(table)
     if not isinstance(table, Mapping):
         raise ConfigError(f'sources.{name} = {table!r} must be a table such as {{"path": "data/*.jsonl"}}, or a path')
     return config_lib.build(Source, table, f'sources.{name}.')
+
+
+def _table(value: Any) -> Any:
+    """A source of which the path is all there is to say, as a table."""
+    return {'path': value} if isinstance(value, str) else value
 
 
 def _check(config: Corpus) -> None:

@@ -141,7 +141,7 @@ if __name__ == '__main__':
 
 def start(directory):
     script = directory / 'child.py'
-    script.write_text(CHILD.format(tests=str(pathlib.Path(__file__).parent), directory=str(directory)))
+    script.write_text(CHILD.format(tests=str(pathlib.Path(__file__).parents[1]), directory=str(directory)))
     return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -233,7 +233,7 @@ def test_a_stage_that_gives_nothing_is_told(directory, workers):
 
 def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(directory):
     # A limit on the size of files is met as a full disk is: by an error of write().
-    code = CHILD.format(tests=str(pathlib.Path(__file__).parent), directory=str(directory)).replace(
+    code = CHILD.format(tests=str(pathlib.Path(__file__).parents[1]), directory=str(directory)).replace(
         "    build(", '    import resource, signal\n    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
         '    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))\n    build('
     ).replace('Local(2)', 'Local(1)')  # fmt: skip
@@ -255,7 +255,7 @@ def test_places_that_cannot_be_written(directory):
 def test_a_damaged_shard_is_named(directory):
     config = building.config(directory)
     build(config)
-    (shard, *_) = sorted(pathlib.Path(config.work).glob('clean/*/*.zst'))
+    (shard, *_) = sorted(pathlib.Path(config.work).glob('dedup/near-*/*/*.zst'))
     os.remove(pathlib.Path(config.out, 'manifest.json'))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -300,7 +300,7 @@ def test_memory_is_that_of_a_shard(directory):
         where = directory / f'x{times_}'
         names = {f'a{i:03d}': building.texts(4000, i, words=200) for i in range(4 * times_)} | {'b': FILES['b']}
         building.write(where, names)
-        code = CHILD.format(tests=str(pathlib.Path(__file__).parent), directory=str(where)).replace(
+        code = CHILD.format(tests=str(pathlib.Path(__file__).parents[1]), directory=str(where)).replace(
             f'    build(building.config(pathlib.Path({str(where)!r})), Local(2))',
             f"    build(building.config(pathlib.Path({str(where)!r}), shard_bytes=4_000_000, dedup=('exact',), "
             'tokenizer__sample_bytes=1_000_000), Local(1))',

@@ -75,6 +75,8 @@ class Local:
     def close(self) -> None:
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():  # files appear whole, so nothing is half done
+                worker.terminate()
             self._pool = None
 
     def _ranges(self, store: Store, number: int, n_shards: int) -> int:
@@ -107,8 +109,6 @@ class Local:
                 '(config.shard_bytes). What is finished is kept: the same command goes on from there'
             ) from error
         except BaseException:
-            for future in running:
-                future.cancel()
             self.close()
             raise
 
