@@ -257,8 +257,8 @@ def _check(config: Config) -> None:
              model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
     _require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
              f'it must divide train.batch_size = {train.batch_size}')  # fmt: skip
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-    _require(sizes.count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes), 'mesh', sizes,
+    sizes = {axis: getattr(mesh, axis) for axis in ('data', 'fsdp', 'tensor', 'context', 'expert', 'stage')}
+    _require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
              'axes are at least 1, and at most one of them is -1 ("the rest")')  # fmt: skip
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
     _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')

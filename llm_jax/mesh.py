@@ -6,17 +6,19 @@ Weights and activations carry *logical* axis names ('d_model', 'heads', 'batch',
 `jax.eval_shape` shows where everything lies and nothing is resharded unasked.
 """
 
+from collections.abc import Mapping
 import math
 import os
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from llm_jax import schema
 from llm_jax.schema import Config, ConfigError
 
-AXES = ('data', 'fsdp', 'tensor')
+# From the slowest links to the fastest: neighbours in the last axis are neighbours in the network.
+AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')
 # Logical axes that some array has together: no mesh axis can split two of one array's.
 _TOGETHER = (
     ('vocab', 'd_model'), ('position', 'd_model'), ('d_model', 'heads', 'd_head'),
@@ -59,15 +61,20 @@ def axis_sizes(config: schema.Mesh, n_devices: int) -> dict[str, int]:
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     fixed = math.prod(n for n in sizes.values() if n != -1)
-    written = ' × '.join(f'{axis} {n}' for axis, n in sizes.items())
     if n_devices % fixed or (-1 not in sizes.values() and fixed != n_devices):
         fix = (
             f'without the -1 they multiply to {fixed}, which must divide {n_devices}'
             if -1 in sizes.values()
             else f'the axes must multiply to {n_devices}; set one of them to -1 to take the rest'
         )
-        raise ConfigError(f'mesh = {written} does not fit {n_devices} device(s): {fix}')
+        raise ConfigError(f'mesh = {written(sizes)} does not fit {n_devices} device(s): {fix}')
     return {axis: n_devices // fixed if n == -1 else n for axis, n in sizes.items()}
+
+
+def written(sizes: Mapping[str, int]) -> str:
+    """'data 1 × fsdp 4 × tensor 2', and the other axes where they are used."""
+    shown = {axis: n for axis, n in sizes.items() if n != 1 or axis in ('data', 'fsdp', 'tensor')}
+    return ' × '.join(f'{axis} {n}' for axis, n in shown.items())
 
 
 def make_mesh(config: schema.Mesh, devices: list[jax.Device] | None = None) -> Mesh:
@@ -101,7 +108,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
         ('model.vocab_size', model.vocab_size, 'vocab'),
     ]
     for field, value, logical in dimensions:
-        axes = mesh_axes(dict(model.rules)[logical])
+        axes = [axis for axis in mesh_axes(dict(model.rules)[logical]) if sizes[axis] > 1]
         n = math.prod(sizes[axis] for axis in axes)
         if value % n:
             axes_text = ' × '.join(f'{axis} {sizes[axis]}' for axis in axes)
@@ -128,11 +135,24 @@ def _check_rules(rules: dict) -> None:
                 taken[axis] = logical
 
 
+def current(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> dict[str, str | tuple[str, ...] | None]:
+    """The rules as they hold on a mesh (default: the current one): axes of a single device split nothing.
+
+    So an array's type is the same with and without an axis that the experiment does not use.
+    """
+    sizes = dict((jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape)
+    table = {}
+    for logical, entry in rules:
+        used = tuple(axis for axis in mesh_axes(entry) if sizes.get(axis, 1) > 1)
+        table[logical] = used if len(used) > 1 else used[0] if used else None
+    return table
+
+
 def spec(rules: tuple, axes: tuple[str | None, ...]) -> PartitionSpec | None:
     """The sharding of an array with these logical axes on the current mesh; None without one."""
     if jax.sharding.get_abstract_mesh().empty:
         return None
-    table = dict(rules)
+    table = current(rules)
     return PartitionSpec(*(None if axis is None else table[axis] for axis in axes))
 
 
@@ -150,7 +170,7 @@ def batch_shards(rules: tuple) -> int:
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:
     """How token batches [B, ...] lie on the mesh: split by rows."""
-    return NamedSharding(mesh, PartitionSpec(dict(rules)['batch']))
+    return NamedSharding(mesh, PartitionSpec(current(rules, mesh)['batch']))
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:

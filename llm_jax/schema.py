@@ -266,10 +266,11 @@ DEFAULT_RULES = {
     'd_head': None,
     'd_ff': 'tensor',
     'latent': None,
-    'experts': None,
+    'experts': 'expert',
+    'layers': 'stage',
     # Activations.
-    'batch': ('data', 'fsdp'),
-    'length': None,
+    'batch': ('data', 'fsdp', 'expert'),
+    'length': 'context',
     'residual': None,
 }
 
@@ -279,6 +280,9 @@ class Mesh:
     data: int = field(1, 'devices that hold whole copies; -1 means the rest')
     fsdp: int = field(-1, 'devices the batch and the parameters are split over')
     tensor: int = field(1, 'devices that heads, d_ff and vocabulary are split over')
+    context: int = field(1, 'devices that the tokens of a row are split over')
+    expert: int = field(1, 'devices that experts are split over; elsewhere they split the batch')
+    stage: int = field(1, 'devices that the layers are split over: the stages of a pipeline')
     rules: dict = field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
     distributed: bool = field(False, 'whether to start jax.distributed (several hosts)')
 

@@ -83,7 +83,7 @@ def attend(
     if not jax.sharding.get_abstract_mesh().empty:
         # Heads and rows are independent, so each device attends to its own; what a
         # kernel sees is plain local arrays.
-        table = dict(rules)
+        table = mesh.current(rules)
         if table['kv_heads'] != table['heads'] and max(_parts(table['heads']), _parts(table['kv_heads'])) > 1:
             # A device has some of the query heads but not just their key/value heads
             # (e.g. one of those, or fewer than devices): give each query head its own.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from llm_jax import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import Einsum, activation_axes, kernel, vector
 from llm_jax.nn.feed_forward import DENSE
@@ -92,8 +93,7 @@ class MixtureOfExperts(nn.Module):
 
         if not jax.sharding.get_abstract_mesh().empty:
             # Experts are gathered whole (as FSDP does with any weight).
-            table = dict(config.rules)
-            rows = P(table['batch'])
+            rows = mesh.spec(config.rules, ('batch',))
             whole = lambda w: jax.sharding.reshard(w, P())
             weights = jax.tree.map(whole, weights)
             local = jax.shard_map(local, in_specs=(rows, rows, rows, P()), out_specs=rows, check_vma=True)

@@ -6,6 +6,7 @@ import shlex
 from typing import Any, NamedTuple
 
 from llm_jax import config as config_lib
+from llm_jax import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.report.run import Run, timestamp
 from llm_jax.schema import Config
@@ -90,7 +91,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
     rows = [
         ('model', _model_line(model)),
         ('devices', _devices(info)),
-        ('mesh', ' × '.join(f'{axis} {n}' for axis, n in (info.get('mesh') or {}).items())),
+        ('mesh', mesh_lib.written(info.get('mesh') or {})),
         ('started', started.strftime('%Y-%m-%d %H:%M:%S %Z') if started else ''),
         ('finished', finished.strftime('%Y-%m-%d %H:%M:%S %Z') if finished else ''),
         ('versions', ', '.join(f'{name} {version}' for name, version in (info.get('versions') or {}).items())),

@@ -9,6 +9,7 @@ import rich.table
 import rich.tree
 
 from llm_jax import config as config_lib
+from llm_jax import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.report.model import Parameter, Summary
 from llm_jax.schema import Config
@@ -40,7 +41,7 @@ def model_tree(summary: Summary) -> rich.console.Group:
             table.add_row(name, '', fmt.count(sum(leaf.size for leaf in leaves)), '', '', '', style='bold')
     counts, seq_len = summary.counts, summary.config.max_seq_len
     facts = rich.table.Table.grid(padding=(0, 2))
-    mesh = ' × '.join(f'{axis} {n}' for axis, n in summary.sizes.items())
+    mesh = mesh_lib.written(summary.sizes)
     for name, value in (
         ('parameters', f'{fmt.count(counts.total)} ({counts.total:,})'),
         ('active for a token', f'{fmt.count(counts.active)}, {fmt.count(counts.embedding)} of them embeddings'),

@@ -15,6 +15,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.data.prepare import Prepared
 from llm_jax.metrics import (
@@ -103,8 +104,7 @@ class Record:
         )
         self.console.event(
             f'model: {fmt.count(self._info["parameters"])} parameters on {jax.device_count()} '
-            f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh '
-            + ' × '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items())
+            f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.written(plan.mesh.shape)
         )
         self.console.event(f'{origin}, of {plan.steps.total} in {run_dir}')
 

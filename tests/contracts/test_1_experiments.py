@@ -52,11 +52,11 @@ def lower(config, n_devices):
 def test_experiment(path):
     config = config_lib.validate(config_lib.load_experiment(path))
     assert config.name == path.stem
-    fixed = [n for n in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if n != -1]
+    fixed = [getattr(config.mesh, axis) for axis in mesh_lib.AXES if getattr(config.mesh, axis) != -1]
     n_devices = 1
     for n in fixed:
         n_devices *= n
-    for scale in {1, 8} if len(fixed) < 3 else {1}:  # the axis of -1 takes the rest
+    for scale in {1, 8} if len(fixed) < len(mesh_lib.AXES) else {1}:  # the axis of -1 takes the rest
         assert 'stablehlo.dot_general' in lower(config, n_devices * scale)
 
 
