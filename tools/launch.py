@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
         text, shell = launch.slurm_script(job, cluster), ['sbatch']
     else:
         tpu = launch.parse_slice(known.tpu)
-        mesh_lib.check_fit(config, mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices))
+        sizes = mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices)
+        mesh_lib.check_fit(config, sizes)
+        mesh_lib.check_slices(sizes, known.slices)
         shell = ['bash']
         if known.gke:
             text = launch.gke_script(job, tpu, known.gke, known.image)
