@@ -24,3 +24,20 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f'there is no real test data at {path}')
     return path
+
+
+@pytest.fixture
+def tpu_devices(monkeypatch):
+    """`tpu_devices('v5e:2x4', num_slices=2)`: devices to compile for; skips without the compiler."""
+    library = os.environ.get('LLM_JAX_LIBTPU')
+    if not library:
+        pytest.skip('there is no TPU compiler: LLM_JAX_LIBTPU, which ./tools/run test sets, is empty')
+    for name, value in {
+        'TPU_LIBRARY_PATH': library,
+        'TPU_SKIP_MDS_QUERY': '1',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }.items():
+        monkeypatch.setenv(name, value)
+    from jax.experimental import topologies
+
+    return lambda name, **kwargs: topologies.get_topology_desc(platform='tpu', topology_name=name, **kwargs).devices

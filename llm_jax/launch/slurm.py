@@ -1,0 +1,76 @@
+"""Slurm: one process per GPU, on as many nodes as are asked for."""
+
+import dataclasses
+import shlex
+
+from llm_jax.launch.job import Job, script
+
+# Seconds before the time limit at which processes are told: time to write a checkpoint.
+NOTICE = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What is asked of Slurm.
+
+    Attributes:
+      nodes: machines.
+      gpus_per_node: GPUs of each.
+      time: limit of one allocation; the job queues again until the training is finished.
+      partition, account: empty takes the user's default.
+      packages: what JAX needs beside requirements.txt.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    time: str = '24:00:00'
+    partition: str = ''
+    account: str = ''
+    packages: str = 'jax[cuda13]'
+
+    @property
+    def devices(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+def slurm_script(job: Job, cluster: Cluster) -> str:
+    """The batch script: `sbatch` takes it from a file or from standard input.
+
+    The repository and `runs/` must lie on a file system that all nodes share.
+    """
+    options = {
+        'job-name': job.resource,
+        'nodes': cluster.nodes,
+        'ntasks-per-node': cluster.gpus_per_node,
+        'gpus-per-node': cluster.gpus_per_node,
+        'exclusive': None,
+        'time': cluster.time,
+        'partition': cluster.partition,
+        'account': cluster.account,
+        'requeue': None,
+        'signal': f'TERM@{NOTICE}',
+        'open-mode': 'append',
+        'output': f'{job.resource}-%j.log',
+    }
+    lines = [f'#SBATCH --{name}' + ('' if value is None else f'={value}')
+             for name, value in options.items() if value != '']  # fmt: skip
+    return script(
+        f'Trains {job.name} on {cluster.nodes} nodes of {cluster.gpus_per_node} GPUs. Submit it from the repository.',
+    ).replace('set -euo', '\n'.join(lines) + '\nset -euo', 1) + '\n'.join([
+        '',
+        f'export LLM_JAX_PACKAGES={shlex.quote(cluster.packages)}',
+        '# The environment is made once, before all processes want it.',
+        f'./tools/run show {shlex.quote(job.experiment)} >/dev/null',
+        '',
+        '# One process per GPU; each sees all GPUs of its node and takes its own. When one dies, all end.',
+        'status=0',
+        f'srun --kill-on-bad-exit=1 --gpus-per-node={cluster.gpus_per_node} {job.train()} || status=$?',
+        '# Exit code 2 is a mistake in the experiment: it would only fail again.',
+        'if [[ $status == 2 ]]; then exit 2; fi',
+        '# Told to stop before the end, it has saved: the same job queues again and goes on from there.',
+        f'if ! grep -q \'"status": "finished"\' runs/{job.name}/run.json; then',
+        f'  if (( ${{SLURM_RESTART_COUNT:-0}} < {job.restarts} )); then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'fi',
+        'exit "$status"',
+        '',
+    ])  # fmt: skip

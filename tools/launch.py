@@ -1,0 +1,80 @@
+"""Print, or with --yes run, the script that trains an experiment on TPUs or on a Slurm cluster.
+
+./tools/run launch experiments/llama3_8b.py --tpu v5p-128 --spot              # Cloud TPU VMs
+./tools/run launch experiments/llama3_8b.py --tpu v6e:16x16 --gke my-cluster  # a JobSet on Kubernetes
+./tools/run launch experiments/llama3_8b.py --tpu v6e:16x16 --xpk my-cluster  # the same through XPK
+./tools/run launch experiments/llama3_8b.py --slurm --nodes 4                 # GPUs
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+
+from llm_jax import cli, launch
+from llm_jax import mesh as mesh_lib
+from llm_jax.schema import ConfigError
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='launch', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser.add_argument('experiment', help='the experiment file, e.g. experiments/llama3_8b.py')
+    parser.add_argument('--tpu', help='a slice, as v5e-16 or v5p:4x4x8')
+    parser.add_argument('--slices', type=int, default=1, help='how many slices; mesh.data must be a multiple')
+    parser.add_argument('--project', default='', help='Google Cloud project; default $PROJECT when the script runs')
+    parser.add_argument('--zone', default='', help='zone of the TPUs; default $ZONE')
+    parser.add_argument('--bucket', default='', help='gs://... for code and runs; default $BUCKET')
+    parser.add_argument('--queued', action='store_true', help='wait for capacity in a queue')
+    parser.add_argument('--spot', action='store_true', help='capacity that may be taken away, for less money')
+    parser.add_argument('--restarts', type=int, default=10, help='how often it starts again when interrupted')
+    parser.add_argument('--gke', metavar='CLUSTER', help='as a JobSet on this Kubernetes cluster')
+    parser.add_argument('--xpk', metavar='CLUSTER', help='with XPK on this cluster')
+    parser.add_argument('--image', default=launch.gke.IMAGE, help='container with Python, for --gke and --xpk')
+    parser.add_argument('--slurm', action='store_true', help='a batch script for GPUs')
+    parser.add_argument('--nodes', type=int, default=1)
+    parser.add_argument('--gpus_per_node', type=int, default=8)
+    parser.add_argument('--time', default='24:00:00', help='time limit of one allocation under Slurm')
+    parser.add_argument('--partition', default='')
+    parser.add_argument('--account', default='')
+    parser.add_argument('--yes', action='store_true', help='run the script instead of printing it')
+    cli.add_debug(parser)
+    known, rest = parser.parse_known_args(argv)
+    if bool(known.tpu) == known.slurm:
+        raise ConfigError('say where to: --tpu v5e-16 (with --gke or --xpk for Kubernetes), or --slurm')
+    config = cli.experiment(known.experiment, rest)
+
+    job = launch.Job(
+        config.name, _in_repository(known.experiment), tuple(rest), known.project, known.zone, known.bucket,
+        known.spot, known.restarts, known.slices,
+    )  # fmt: skip
+    if known.slurm:
+        cluster = launch.Cluster(known.nodes, known.gpus_per_node, known.time, known.partition, known.account)
+        mesh_lib.check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
+        text, shell = launch.slurm_script(job, cluster), ['sbatch']
+    else:
+        tpu = launch.parse_slice(known.tpu)
+        sizes = mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices)
+        mesh_lib.check_fit(config, sizes)
+        mesh_lib.check_slices(sizes, known.slices)
+        shell = ['bash']
+        if known.gke:
+            text = launch.gke_script(job, tpu, known.gke, known.image)
+        elif known.xpk:
+            text = launch.xpk_script(job, tpu, known.xpk, known.image)
+        else:
+            text = launch.tpu_vm_script(job, tpu, queued=known.queued)
+    if known.yes:
+        sys.exit(subprocess.run(shell, input=text, text=True, check=False).returncode)
+    print(text, end='')
+
+
+def _in_repository(experiment: str) -> str:
+    """The path of an experiment as it is on the hosts, which get the files of the repository."""
+    root, path = pathlib.Path(__file__).resolve().parents[1], pathlib.Path(experiment).resolve()
+    if not path.is_relative_to(root):
+        raise ConfigError(f'{experiment} is outside the repository {root}, whose files the hosts get: move it there')
+    return str(path.relative_to(root))
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
