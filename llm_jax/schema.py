@@ -139,8 +139,12 @@ class Model:
     init_std: float = field(0.02, 'standard deviation of the initial weights')
     mup: Mup = section(Mup, 'maximal update parametrisation')
     dtype: str = field('float32', 'dtype of the computation; parameters are always float32')
-    remat: str = field('none', 'what the backward pass recomputes: none, dots, full')
+    matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
+    remat: Part = field(
+        'none', 'what the backward pass recomputes: none, attention, dots, offload, full, or a checkpoint policy'
+    )
     scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
+    scan_unroll: int = field(1, 'repeats of the pattern in one turn of that loop; it need not divide them')
     rules: tuple = field((), 'filled from mesh.rules by validate()')
 
     @property
