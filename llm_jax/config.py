@@ -251,8 +251,10 @@ def _check(config: Config) -> None:
         _require(
             model.norm_at == 'pre', 'model.norm_at', model.norm_at, 'a parallel block norms what it reads; use "pre"'
         )
-    _require(model.dtype in ('float32', 'bfloat16'), 'model.dtype', model.dtype,
-             'use float32 or bfloat16')  # fmt: skip
+    dtypes = {'model.dtype': model.dtype, 'train.accumulation_dtype': train.accumulation_dtype,
+              'optimizer.m_dtype': config.optimizer.m_dtype}  # fmt: skip
+    for field, value in dtypes.items():
+        _require(value in ('float32', 'bfloat16'), field, value, 'use float32 or bfloat16')
     _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
              model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
     _require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
