@@ -149,8 +149,8 @@ def _placed(tree: Any, mesh: Mesh | None) -> Any:
         if mesh is None:
             sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         else:
-            spec = leaf.sharding.spec if leaf.sharding else PartitionSpec()
-            sharding = NamedSharding(mesh, spec)
+            spec, memory = (leaf.sharding.spec, leaf.sharding.memory_kind) if leaf.sharding else (PartitionSpec(), None)
+            sharding = NamedSharding(mesh, spec, memory_kind=memory)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)

@@ -218,7 +218,7 @@ def _check(config: Config) -> None:
         'model.d_model': model.d_model, 'model.n_layers': model.n_layers, 'model.n_heads': model.n_heads,
         'data.seq_len': data.seq_len, 'data.tokenizer.vocab_size': data.tokenizer.vocab_size,
         'train.batch_size': train.batch_size, 'train.grad_accumulation': train.grad_accumulation,
-        'train.loss_chunk': train.loss_chunk, 'data.prefetch': data.prefetch,
+        'model.scan_unroll': model.scan_unroll, 'data.prefetch': data.prefetch,
         'checkpoint.keep': config.checkpoint.keep,
     }  # fmt: skip
     for field, value in positive.items():
@@ -227,7 +227,7 @@ def _check(config: Config) -> None:
         'model.vocab_size': model.vocab_size, 'model.n_kv_heads': model.n_kv_heads, 'model.d_head': model.d_head,
         'model.mup.base_width': model.mup.base_width, 'model.mup.base_head': model.mup.base_head,
         'model.d_ff': model.d_ff, 'model.max_seq_len': model.max_seq_len, 'model.norm_eps': model.norm_eps,
-        'train.eval_batches': train.eval_batches, 'train.z_loss': train.z_loss,
+        'train.loss_chunk': train.loss_chunk, 'train.eval_batches': train.eval_batches, 'train.z_loss': train.z_loss,
         'optimizer.learning_rate': config.optimizer.learning_rate, 'optimizer.clip': config.optimizer.clip,
         'optimizer.weight_decay': config.optimizer.weight_decay, 'schedule.floor': config.schedule.floor,
     }  # fmt: skip
@@ -251,8 +251,10 @@ def _check(config: Config) -> None:
         _require(
             model.norm_at == 'pre', 'model.norm_at', model.norm_at, 'a parallel block norms what it reads; use "pre"'
         )
-    _require(model.dtype in ('float32', 'bfloat16'), 'model.dtype', model.dtype,
-             'use float32 or bfloat16')  # fmt: skip
+    dtypes = {'model.dtype': model.dtype, 'train.accumulation_dtype': train.accumulation_dtype,
+              'optimizer.m_dtype': config.optimizer.m_dtype}  # fmt: skip
+    for field, value in dtypes.items():
+        _require(value in ('float32', 'bfloat16'), field, value, 'use float32 or bfloat16')
     _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
              model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
     _require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
@@ -373,7 +375,7 @@ def _layers(value: Any, path: str) -> tuple:
 # What a layer cannot have for itself.
 _WHOLE_MODEL = (
     'vocab_size', 'd_model', 'n_layers', 'max_seq_len', 'pattern', 'first_layers', 'tie_embeddings', 'embed_scale',
-    'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan',
+    'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan', 'scan_unroll',
 )  # fmt: skip
 
 

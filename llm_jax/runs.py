@@ -27,7 +27,7 @@ EXPERIMENT = 'experiment.py'
 # A change of these makes another model, or other data: the checkpoints no longer fit.
 _FIXED = ('model', 'data.seq_len', 'data.tokenizer')
 # Fields of `model` that change how it is computed, not what it is.
-_FREE = ('model.scan', 'model.remat', 'model.dtype', 'model.dropout')
+_FREE = ('model.scan', 'model.scan_unroll', 'model.remat', 'model.dtype', 'model.matmul', 'model.dropout')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,8 +139,12 @@ class Model:
     init_std: float = field(0.02, 'standard deviation of the initial weights')
     mup: Mup = section(Mup, 'maximal update parametrisation')
     dtype: str = field('float32', 'dtype of the computation; parameters are always float32')
-    remat: str = field('none', 'what the backward pass recomputes: none, dots, full')
+    matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
+    remat: Part = field(
+        'none', 'what the backward pass recomputes: none, attention, dots, offload, full, or a checkpoint policy'
+    )
     scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
+    scan_unroll: int = field(1, 'repeats of the pattern in one turn of that loop; it need not divide them')
     rules: tuple = field((), 'filled from mesh.rules by validate()')
 
     @property
@@ -220,6 +224,8 @@ class Train:
     duration: Duration = field('1000 steps', 'how long to train')
     batch_size: int = field(16, 'rows of one optimizer step, over all devices')
     grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into')
+    accumulation_dtype: str = field('float32', 'dtype of the gradients that are summed over micro-batches')
+    reproducible: bool = field(False, 'whether training is bit-equal on 1, 2, 4 and 8 devices: for debugging, slow')
     log_every: Duration = field(10, 'between lines of metrics.jsonl')
     eval_every: Duration = field('10 %', 'between evaluations on the validation split')
     eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split')
@@ -246,6 +252,8 @@ class Optimizer:
         '(regex, decays) pairs; the first that matches a whole parameter path decides',
     )
     clip: float = field(1.0, 'largest global gradient norm; 0 never clips')
+    m_dtype: str = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
+    offload: bool = field(False, "whether the optimizer's state lies in the host's memory between updates")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,10 @@ from llm_jax.models.hf_config import original_len
 from llm_jax.schema import Mla, Model, Moe, Mup, Rope
 
 # Fields of training, of how it is computed, and of how layers are written down.
-_FREE = {'init', 'init_std', 'dropout', 'dtype', 'remat', 'scan', 'rules', 'pattern', 'first_layers'}
+_FREE = {
+    'init', 'init_std', 'dropout', 'dtype', 'matmul', 'remat', 'scan', 'scan_unroll', 'rules', 'pattern',
+    'first_layers',
+}  # fmt: skip
 # Of the experts, what only training sees.
 _FREE_MOE = {'aux_weight', 'z_weight', 'bias_rate'}
 # Fields of rope that count, by scaling.

@@ -1,16 +1,18 @@
 """Self-attention with its projections, over whole sequences or over a cache."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
 import flax.struct
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm_jax import init, mesh
 from llm_jax.nn import cache as cache_lib
-from llm_jax.nn import rope
+from llm_jax.nn import remat, rope
 from llm_jax.nn.attend import Scores, attend
 from llm_jax.nn.einsum import Einsum, vector
 from llm_jax.nn.norms import NORMS
@@ -176,16 +178,20 @@ def attend_tokens(
     table = dict(config.rules)
     if kv_axis != 'kv_heads' and table:
         table['kv_heads'] = table[kv_axis] if kv_axis else None
-    return attend(
+    settings = {
+        'rules': tuple(table.items()),
+        'scores': Scores(scale, config.attention_softcap, config.window, rate),
+        'slopes_H': position.slopes(config),
+    }
+    core = remat.attention_core(config, functools.partial(attend, **settings))
+    y_BLHK = core(
         q, k, v,
-        rules=tuple(table.items()),
-        scores=Scores(scale, config.attention_softcap, config.window, rate),
         segments_BL=tokens.segments_BL,
         slots_BL=tokens.positions_BL if cached else None,
-        slopes_H=position.slopes(config),
         sinks_H=sinks_H,
         dropout_key=module.make_rng('dropout') if rate else None,
     )  # fmt: skip
+    return checkpoint_name(y_BLHK, 'attention')
 
 
 def project_out(config: Model, y_BLHK: jax.Array) -> jax.Array:

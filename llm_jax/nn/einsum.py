@@ -2,10 +2,12 @@
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm_jax import mesh
 from llm_jax.init import Weight, describe, initializer
+from llm_jax.nn.matmul import matmul
 from llm_jax.schema import Model
 
 
@@ -45,6 +47,7 @@ class Einsum(nn.Module):
       axes: logical axis of each kernel dimension.
       config: dtype, initialisation and sharding rules.
       writes_residual: whether `y` is added to the residual stream.
+      out_dtype: of `y`; empty means the config's.
     """
 
     equation: str
@@ -53,6 +56,7 @@ class Einsum(nn.Module):
     config: Model
     use_bias: bool = False
     writes_residual: bool = False
+    out_dtype: str = ''
 
     def setup(self) -> None:
         inputs, letters, outputs = self.equation.replace('->', ',').split(',')
@@ -76,12 +80,14 @@ class Einsum(nn.Module):
         x = x.astype(config.dtype)
         flat_x = reshape(x, (-1, fan_in), rules, (*tokens, self.axes[0] if self.axes[0] != 'd_model' else None))
         flat_w = reshape(self.kernel.astype(config.dtype), (fan_in, fan_out), rules, (self.axes[0], self.axes[n]))
-        y = jnp.dot(flat_x, flat_w, out_sharding=mesh.spec(rules, (*tokens, free_axes[0])))
+        spec = mesh.spec(rules, (*tokens, free_axes[0]))
+        y = matmul(flat_x, flat_w, config.matmul, out_dtype=self.out_dtype, out_sharding=spec)
         lead_axes = mesh.TOKENS[: self.lead]
         y = reshape(y, (*x.shape[: self.lead], *self.shape[n:]), rules, (*lead_axes, *free_axes))
         if self.weight.forward != 1:
             y *= self.weight.forward
-        return y + self.bias.astype(config.dtype) if self.use_bias else y
+        y = y + self.bias.astype(y.dtype) if self.use_bias else y
+        return checkpoint_name(y, self.name or 'product')
 
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""

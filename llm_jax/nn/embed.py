@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from llm_jax import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import kernel, reshape
+from llm_jax.nn.matmul import matmul
 from llm_jax.schema import Model
 
 
@@ -31,12 +32,13 @@ class Embed(nn.Module):
         return table_VD.at[ids_BL].get(out_sharding=spec)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
-        """Logits [B, L, V] against every row."""
+        """Logits float32[B, L, V] against every row."""
         config, rules = self.config, self.config.rules
         B, L, D = x_BLD.shape
         x_TD = reshape(x_BLD.astype(config.dtype), (B * L, D), rules, ('batch', None))
         table_DV = self.embedding.astype(config.dtype).T
-        logits = jnp.dot(x_TD, table_DV, out_sharding=mesh.spec(rules, ('batch', self.axis)))
+        spec = mesh.spec(rules, ('batch', self.axis))
+        logits = matmul(x_TD, table_DV, out_dtype='float32', out_sharding=spec)
         logits = reshape(logits, (B, L, self.size), rules, (*mesh.TOKENS, self.axis))
         forward = describe(config, (D, self.size), ('d_model', self.axis), 1).forward
         return logits if forward == 1 else logits * forward

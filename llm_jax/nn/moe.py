@@ -174,7 +174,7 @@ def router_stats(moe: Moe, logits_BLE: jax.Array, chosen_BLk: jax.Array) -> dict
 
 def _float32(config: Model) -> Model:
     """The router runs in float32 (Switch Transformer, arXiv:2101.03961, §2.4)."""
-    return dataclasses.replace(config, dtype='float32')
+    return dataclasses.replace(config, dtype='float32', matmul='default')
 
 
 def router_losses(moe: Moe, stats: Any) -> dict[str, jax.Array]:

@@ -12,6 +12,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from llm_jax.nn import remat
 from llm_jax.nn.attention import Tokens
 from llm_jax.nn.block import BLOCKS, dropout
 from llm_jax.nn.einsum import Einsum
@@ -21,12 +22,6 @@ from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
 from llm_jax.parts import resolve_part
 from llm_jax.schema import ConfigError, Model
-
-REMAT_POLICIES = {
-    'none': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class Transformer(nn.Module):
@@ -56,7 +51,8 @@ class Transformer(nn.Module):
         self.final_norm = resolve_part('model.norm', config.norm, NORMS)(config)
         if not config.tie_embeddings:
             shape, axes = (config.d_model, config.vocab_size), ('d_model', 'vocab')
-            self.unembed = Einsum('BLD,DV->BLV', shape, axes, config)
+            exact = dataclasses.replace(config, matmul='default')
+            self.unembed = Einsum('BLD,DV->BLV', shape, axes, exact, out_dtype='float32')
 
     def __call__(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
@@ -108,7 +104,6 @@ class Transformer(nn.Module):
         """Features [B, L, D] -> logits float32[B, L, V]."""
         config = self.config
         logits_BLV = self.embed.attend(x_BLD) if config.tie_embeddings else self.unembed(x_BLD)
-        logits_BLV = logits_BLV.astype(jnp.float32)
         if config.logit_scale != 1:
             logits_BLV *= config.logit_scale
         if config.logit_softcap:
@@ -158,12 +153,7 @@ def layer_params(params: Any, config: Model, layer: int) -> Any:
 
 
 def _block(layer: Model, scanned: bool) -> type[nn.Module]:
-    if layer.remat not in REMAT_POLICIES:
-        raise ConfigError(f'model.remat = {layer.remat!r} is not known; use {", ".join(REMAT_POLICIES)}')
-    block = resolve_part('model.residual', layer.residual, BLOCKS)
-    if layer.remat == 'none':
-        return block
-    return nn.remat(block, policy=REMAT_POLICIES[layer.remat], prevent_cse=not scanned)
+    return remat.block(layer, resolve_part('model.residual', layer.residual, BLOCKS), scanned=scanned)
 
 
 def _stack(config: Model, pattern: tuple[Model, ...], repeats: int) -> nn.Module:
@@ -176,7 +166,7 @@ def _stack(config: Model, pattern: tuple[Model, ...], repeats: int) -> nn.Module
         in_axes=(nn.broadcast, nn.broadcast),
         length=repeats,
         # Unrolled, every layer is its own piece of the program; the parameters stay stacked.
-        unroll=1 if config.scan else repeats,
+        unroll=config.scan_unroll if config.scan else repeats,
     )(argument)
 
 

@@ -13,6 +13,7 @@ from llm_jax import schema
 from llm_jax.init import Weight, is_weight
 from llm_jax.parts import resolve_part
 from llm_jax.schema import ConfigError
+from llm_jax.train import offload
 from llm_jax.train.optimizers import RULES
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -120,7 +121,8 @@ def make_optimizer(
     fixed = jax.tree.map(lambda weight: not weight.trained, weights, is_leaf=is_weight)
     if any(jax.tree.leaves(fixed)):
         update = optax.chain(update, optax.masked(optax.set_to_zero(), fixed))
-    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+    update = optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+    return offload.offloaded(update) if config.offload else update
 
 
 def _for_all(weights: Any, params: Any) -> Any:

@@ -19,6 +19,7 @@ import optax
 from llm_jax import schema
 from llm_jax.init import Weight, is_weight
 from llm_jax.mesh import mesh_axes
+from llm_jax.schema import ConfigError
 
 Rule = Callable[[schema.Optimizer, Any], optax.GradientTransformation]
 
@@ -32,18 +33,19 @@ ADAM_RMS = 0.2
 
 def adamw(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980); decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    rule = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    rule = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.m_dtype)
     return _scaled(rule, weights, lambda weight: weight.learning_rate)
 
 
 def lion(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675). Entries of ±1 as Adam's: the same muP."""
-    return _scaled(optax.scale_by_lion(b1=config.b1, b2=config.b2), weights, lambda weight: weight.learning_rate)
+    rule = optax.scale_by_lion(b1=config.b1, b2=config.b2, mu_dtype=config.m_dtype)
+    return _scaled(rule, weights, lambda weight: weight.learning_rate)
 
 
 def sgd(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """Gradients, summed up with momentum (Sutskever et al. 2013)."""
-    rule = optax.trace(config.momentum, nesterov=config.nesterov)
+    rule = optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.m_dtype)
     return _scaled(rule, weights, lambda weight: weight.sgd_learning_rate)
 
 
@@ -56,6 +58,10 @@ def adafactor(config: schema.Optimizer, weights: Any) -> optax.GradientTransform
     hidden matrix would shrink its updates by √m on its own, for as long as its size is
     that of its initial values.
     """
+    if config.m_dtype != 'float32':
+        raise ConfigError(
+            f'optimizer.m_dtype = {config.m_dtype!r}: "adafactor" has no first moment; set it to "float32"'
+        )
     return _scaled(_scale_by_factored_moment(config.b2, weights), weights, lambda weight: weight.learning_rate)
 
 
@@ -77,7 +83,7 @@ def muon(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation
     matrices = _only(weights, lambda weight: weight.is_matrix)
     others = _only(weights, lambda weight: not weight.is_matrix)
     orthogonal = optax.chain(
-        optax.trace(config.momentum, nesterov=config.nesterov),
+        optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.m_dtype),
         optax.stateless(lambda updates, _: jax.tree.map(orthogonalise, updates, matrices)),
     )
     return optax.partition(

@@ -15,9 +15,11 @@ from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
+from llm_jax.nn import matmul
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer
+from llm_jax.train import offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.state import State, init_state
 
@@ -110,6 +112,13 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
     config = dataclasses.replace(config, model=model.config)
     mesh_lib.check_fit(config, dict(mesh.shape))
+    if config.train.reproducible:
+        reproducible.check(config, dict(mesh.shape))
+    if isinstance(mesh, Mesh):
+        for layer in {model.config.layer(i) for i in range(model.config.n_layers)}:
+            matmul.check_device(layer.matmul, mesh.devices.flat[0])
+        if config.optimizer.offload:
+            offload.check_devices(mesh)
     steps = Steps.of(config, rows)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
@@ -119,6 +128,8 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, params, parameters_of(model))
         with_ema = config.train.ema_decay > 0
         shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
+    if config.optimizer.offload:
+        shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
     return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)
 
 

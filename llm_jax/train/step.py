@@ -11,6 +11,7 @@ from llm_jax import mesh
 from llm_jax.nn.moe import STATS, rebalanced, router_losses
 from llm_jax.nn.transformer import Transformer
 from llm_jax.schema import Config
+from llm_jax.train import reproducible
 from llm_jax.train.losses import chunk_length, cross_entropy, unpack
 from llm_jax.train.state import State
 
@@ -85,19 +86,31 @@ def make_train_step(
         micro = tokens.reshape(tokens.shape[0] // n_micro, n_micro, -1, out_sharding=mesh.spec(
             model.config.rules, ('batch', None, None)))  # fmt: skip
 
+        dtype = jnp.dtype(config.train.accumulation_dtype)
+
+        def narrowed(part: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+            return jax.tree.map(lambda g: g.astype(dtype), part[0]), part[1]
+
         def body(total: Any, i: jax.Array) -> tuple[Any, None]:
             part_key = None if key is None else jax.random.fold_in(key, i)
             rows = jax.lax.dynamic_index_in_dim(micro, i, axis=1, keepdims=False)
-            return jax.tree.map(jnp.add, total, gradients(params, rows, part_key)), None
+            # Added in float32, also where the sum is kept in less.
+            total = jax.tree.map(jnp.add, total, gradients(params, rows, part_key))
+            return narrowed(total), None
 
-        one = jax.eval_shape(lambda: gradients(params, micro[:, 0], key))
+        one = jax.eval_shape(lambda: narrowed(gradients(params, micro[:, 0], key)))
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), one)
         return jax.lax.scan(body, start, jnp.arange(n_micro))[0]
 
+    if config.train.reproducible:
+        compute = reproducible.over_shards(gradients, model.config.rules)
+    else:
+        compute = gradients if n_micro == 1 else accumulate
+
     def step(state: State, tokens: jax.Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step) if uses_dropout else None
-        grads, sums = (gradients if n_micro == 1 else accumulate)(state.params, tokens, key)
-        grads = jax.tree.map(lambda g: g / sums['weight'], grads)
+        grads, sums = compute(state.params, tokens, key)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / sums['weight'], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if 'routers' in sums and moe.balance == 'bias':
@@ -118,7 +131,7 @@ def make_train_step(
             metrics |= router_losses(moe, sums['routers'])
         return State(state.step + 1, params, opt_state, ema), metrics
 
-    return step
+    return reproducible.on_whole_arrays(step, model.config.rules) if config.train.reproducible else step
 
 
 def make_eval_step(

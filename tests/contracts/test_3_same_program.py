@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tiny import LLAMA, packed_tokens, tiny_config, tiny_training
 
+from llm_jax.nn.remat import POLICIES
+
 # With dropout: what is recomputed draws the same masks again.
 FAMILY = LLAMA | {
     'dropout': 0.1, 'train__z_loss': 0.01, 'optimizer__eps': 1e-3, 'optimizer__learning_rate': 0.1,
@@ -29,7 +31,9 @@ def plain():
     'change',
     [
         {'scan': False},
-        {'remat': 'dots'},
+        {'scan_unroll': 2},
+        *({'remat': name} for name in POLICIES if name != 'none'),
+        {'remat': 'attention', 'scan': False},
         {'remat': 'full', 'scan': False},
         {'remat': 'full', 'train__loss_chunk': 32},
     ],
