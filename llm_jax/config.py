@@ -297,6 +297,7 @@ def _check_layer(model: Model) -> None:
         'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
         'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),
         'moe.balance': ('none', 'aux', 'bias'), 'moe.group_score': ('max', 'top2'),
+        'moe.dispatch': ('all_to_all', 'gather'),
     }  # fmt: skip
     for name, known in choices.items():
         value = functools.reduce(getattr, name.split('.'), model)
@@ -313,6 +314,8 @@ def _check_layer(model: Model) -> None:
         reachable = moe.top_groups * moe.n_experts // moe.n_groups
         _require(moe.top_k <= reachable, 'model.moe.top_k', moe.top_k,
                  f'model.moe.top_groups = {moe.top_groups} groups hold only {reachable} experts')  # fmt: skip
+        _require(moe.capacity >= 1, 'model.moe.capacity', moe.capacity,
+                 'it must be at least 1: a round takes at least an even share')  # fmt: skip
 
 
 def _require(condition: bool, field: str, value: Any, fix: str) -> None:

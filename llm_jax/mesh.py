@@ -23,7 +23,7 @@ AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')
 # Logical axes that some array has together: no mesh axis can split two of one array's.
 _TOGETHER = (
     ('vocab', 'd_model'), ('position', 'd_model'), ('d_model', 'heads', 'd_head'),
-    ('d_model', 'kv_heads', 'd_head'), ('d_model', 'd_ff'), ('vocab', 'residual'), ('position', 'residual'),
+    ('d_model', 'kv_heads', 'd_head'), ('experts', 'd_model', 'd_ff'), ('vocab', 'residual'), ('position', 'residual'),
     *(('batch', 'length', *rest) for rest in
       (('residual',), ('heads', 'd_head'), ('kv_heads', 'd_head'), ('d_ff',), ('vocab',))),
 )  # fmt: skip
@@ -131,7 +131,15 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
         ('model.n_kv_heads', model.kv_heads, 'kv_heads'),
         ('model.d_ff', model.ff_size, 'd_ff'),
         ('model.vocab_size', model.vocab_size, 'vocab'),
+        *_experts(model),
     ]
+    batch = mesh_axes(dict(model.rules)['batch'])
+    for axis in mesh_axes(dict(model.rules)['experts']):
+        if sizes[axis] > 1 and axis not in batch and _experts(model):
+            raise ConfigError(
+                f'mesh.rules.experts = {axis!r} is an axis that does not split the batch (mesh.rules.batch = {batch}): '
+                'tokens go to the devices of their experts from all of them. Add it to mesh.rules.batch'
+            )
     for field, value, logical in dimensions:
         axes = [axis for axis in mesh_axes(dict(model.rules)[logical]) if sizes[axis] > 1]
         n = math.prod(sizes[axis] for axis in axes)
@@ -141,6 +149,13 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
                 f'{field} = {value} cannot be split over mesh {axes_text}: it must be a multiple of {n}. '
                 f'Change it (e.g. to {math.ceil(value / n) * n}), the mesh, or mesh.rules.{logical}'
             )
+
+
+def _experts(model: schema.Model) -> list[tuple[str, int, str]]:
+    """(field, value, logical axis) of the layers that are mixtures of experts."""
+    layers = {layer for layer in map(model.layer, range(model.n_layers)) if layer.feed_forward == 'moe'}
+    fields = [('model.moe.n_experts', layer.moe.n_experts, 'experts') for layer in layers]
+    return fields + [('model.moe.d_ff', layer.moe.d_ff or layer.ff_size, 'd_ff') for layer in layers]
 
 
 def _check_rules(rules: dict) -> None:

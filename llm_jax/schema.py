@@ -84,6 +84,12 @@ class Moe:
     balance: str = field('aux', 'how load is balanced: none, aux (a loss), bias (loss-free)')
     aux_weight: float = field(0.01, 'weight of the balance loss of "aux"')
     z_weight: float = field(0.0, "weight of the router's z-loss")
+    dispatch: str = field(
+        'all_to_all',
+        'where experts are split over devices: all_to_all (rows travel to their expert) or gather (all rows)',
+    )
+    capacity: float = field(1.5, 'rows that a device takes at once over an even share, at least 1; see dropless')
+    dropless: bool = field(True, 'whether what is over capacity is done in further rounds; false drops it')
     bias_rate: float = field(1e-3, 'step by which "bias" moves the score of an over- or underloaded expert')
 
 
@@ -275,6 +281,7 @@ DEFAULT_RULES = {
     'd_ff': 'tensor',
     'latent': None,
     'experts': 'expert',
+    'scores': None,  # what a router says, one for each expert
     'layers': 'stage',
     # Activations.
     'batch': ('data', 'fsdp', 'expert'),

@@ -5,26 +5,27 @@ Shapes: T = B·L tokens, E experts, k experts of a token, N groups of experts.
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from llm_jax import mesh
 from llm_jax.init import describe
+from llm_jax.nn.dispatch import Dispatch
 from llm_jax.nn.einsum import Einsum, activation_axes, kernel, vector
-from llm_jax.nn.feed_forward import DENSE
+from llm_jax.nn.feed_forward import DENSE, Plain
 from llm_jax.parts import resolve_part
-from llm_jax.schema import Model, Moe
+from llm_jax.schema import ConfigError, Model, Moe
 
 # Collection of what routers report, one dict of scalars or [E] vectors per layer.
 STATS = 'router'
 
 
 class MixtureOfExperts(nn.Module):
-    """Σ over the chosen experts of weight · expert(x), without capacity: no token is dropped.
+    """Σ over the chosen experts of weight · expert(x), with all choices, unless model.moe.dropless says otherwise.
 
     Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088; shared experts and
     groups: DeepSeek-V2, arXiv:2405.04434; sigmoid scores and loss-free balance:
@@ -39,65 +40,43 @@ class MixtureOfExperts(nn.Module):
         config, moe = self.config, self.config.moe
         D, E = config.d_model, moe.n_experts
         bias = config.bias is True
-        router = Einsum('BLD,DE->BLE', (D, E), ('d_model', 'experts'), _float32(config), use_bias=bias, name='router')
+        router = Einsum('BLD,DE->BLE', (D, E), ('d_model', 'scores'), _float32(config), use_bias=bias, name='router')
         logits_BLE = router(x_BLD)
         balance_E = None
         if moe.balance == 'bias':
             balance_E = vector(self, 'balance', nn.initializers.zeros, (E,), (None,), trained=False)
         chosen_BLk, weights_BLk = route(moe, logits_BLE, balance_E)
-        self.sow(STATS, 'stats', router_stats(moe, logits_BLE, chosen_BLk), reduce_fn=lambda _, new: new, init_fn=dict)
-        y_BLD = self.experts(x_BLD, chosen_BLk, weights_BLk.astype(config.dtype))
+        weights_BLk = weights_BLk.astype(config.dtype)
+        y_BLD, dropped = mixture(config, self.dense, self.experts(), x_BLD, chosen_BLk, weights_BLk)
+        stats = router_stats(moe, logits_BLE, chosen_BLk)
+        stats = stats if moe.dropless else stats | {'dropped': dropped}
+        self.sow(STATS, 'stats', stats, reduce_fn=lambda _, new: new, init_fn=dict)
         if moe.n_shared:
-            dense = resolve_part('model.moe.activation', moe.activation, DENSE)
-            shared_BLD = dense(config, moe.n_shared * self.width, name='shared')(x_BLD)
+            shared_BLD = self.dense(config, moe.n_shared * self.width, name='shared')(x_BLD)
             if moe.shared_gate:
-                gate = Einsum('BLD,DE->BLE', (D, 1), ('d_model', 'experts'), config, name='shared_gate')
+                gate = Einsum('BLD,DE->BLE', (D, 1), ('d_model', 'scores'), config, name='shared_gate')
                 shared_BLD *= jax.nn.sigmoid(gate(x_BLD))
             y_BLD += shared_BLD
         return y_BLD
 
     @property
+    def dense(self) -> type[Plain]:
+        return resolve_part('model.moe.activation', self.config.moe.activation, DENSE)
+
+    @property
     def width(self) -> int:
         return self.config.moe.d_ff or self.config.ff_size
 
-    def experts(self, x_BLD: jax.Array, chosen_BLk: jax.Array, weights_BLk: jax.Array) -> jax.Array:
-        """Sorts tokens by expert, multiplies each run by its expert's matrices, and puts them back."""
+    def experts(self) -> tuple[list[tuple[jax.Array, ...]], tuple[jax.Array, ...]]:
+        """The matrices (and biases) of all experts: those that read the residual stream, and the one that writes it."""
         config, moe = self.config, self.config.moe
         D, E, F = config.d_model, moe.n_experts, self.width
-        dense = resolve_part('model.moe.activation', moe.activation, DENSE)
 
         def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], writes_residual: bool = False):
             return _Matrices(config, E, shape, axes, moe.top_k / E, writes_residual, name=name)()
 
-        ins = [matrix(name, (D, F), ('d_model', 'd_ff')) for name in dense.inputs]
-        out = matrix('down', (F, D), ('d_ff', 'd_model'), writes_residual=True)
-        weights = jax.tree.map(lambda w: w.astype(config.dtype), (ins, out))
-
-        def local(x_BLD, chosen_BLk, weights_BLk, params):
-            # What a device holds of the batch goes through the experts there.
-            ins, out = params
-            B, L, k = chosen_BLk.shape
-            chosen_N = chosen_BLk.reshape(-1)  # N = T·k, one row for each (token, choice)
-            order_N = jnp.argsort(chosen_N, stable=True)
-            sizes_E = jnp.bincount(chosen_N, length=E)
-            rows_ND = x_BLD.reshape(-1, D)[order_N // k]
-            expert_N = chosen_N[order_N]
-
-            def multiply(rows, kernel_EIO, bias_EO=None):
-                y = jax.lax.ragged_dot(rows, kernel_EIO, sizes_E.astype(jnp.int32))
-                return y if bias_EO is None else y + bias_EO[expert_N]
-
-            hidden_NF = dense.activation(*(multiply(rows_ND, *w) for w in ins))
-            y_ND = multiply(hidden_NF, *out) * weights_BLk.reshape(-1)[order_N][:, None]
-            return jnp.zeros((B * L, D), y_ND.dtype).at[order_N // k].add(y_ND).reshape(B, L, D)
-
-        if not jax.sharding.get_abstract_mesh().empty:
-            # Experts are gathered whole (as FSDP does with any weight).
-            rows = mesh.spec(config.rules, ('batch',))
-            whole = lambda w: jax.sharding.reshard(w, P())
-            weights = jax.tree.map(whole, weights)
-            local = jax.shard_map(local, in_specs=(rows, rows, rows, P()), out_specs=rows, check_vma=True)
-        return local(x_BLD.astype(config.dtype), chosen_BLk, weights_BLk, weights)
+        ins = [matrix(name, (D, F), ('d_model', 'd_ff')) for name in self.dense.inputs]
+        return ins, matrix('down', (F, D), ('d_ff', 'd_model'), writes_residual=True)
 
 
 class _Matrices(nn.Module):
@@ -120,6 +99,69 @@ class _Matrices(nn.Module):
             return (w,)
         outputs = (axes[0], activation_axes(axes)[2])
         return w, vector(self, 'bias', nn.initializers.zeros, (shape[0], shape[2]), outputs)
+
+
+def mixture(
+    config: Model, dense: type[Plain], weights: Any, x_BLD: jax.Array, chosen_BLk: jax.Array, weights_BLk: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Each token through the experts that it chose, wherever on the mesh they are.
+
+    Experts stay where `mesh.rules.experts` puts them and tokens travel (`nn.dispatch`).
+    The rest of a matrix is treated as in any other layer: gathered over the axes that
+    also split tokens (as FSDP does), left in pieces over the others, whose sums are
+    added up in the end (tensor parallelism).
+
+    Args:
+      config: of the layer.
+      dense: what an expert is.
+      weights: of `MixtureOfExperts.experts`.
+      x_BLD: tokens.
+      chosen_BLk: int, the experts of each token.
+      weights_BLk: what their results are multiplied by, dtype.
+
+    Returns:
+      dtype[B, L, D], and the number of choices that were dropped, float32.
+    """
+    moe, rules = config.moe, config.rules
+    table, sizes = mesh.current(rules), dict(jax.sharding.get_abstract_mesh().shape)
+    axes = {name: mesh.mesh_axes(table.get(name)) for name in ('batch', 'length', 'experts', 'd_model', 'd_ff')}
+    token_axes = axes['batch'] + axes['length']
+    if not set(axes['d_model']) <= set(token_axes):
+        raise ConfigError(
+            f'mesh.rules.d_model = {axes["d_model"]} splits experts over an axis whose devices have the same tokens; '
+            'use axes of mesh.rules.batch for it, and others for mesh.rules.d_ff'
+        )
+    n_pieces = math.prod(sizes[axis] for axis in axes['d_ff'])
+    n_devices = math.prod(sizes[axis] for axis in axes['experts'])
+    dispatch = Dispatch(moe.dispatch, moe.n_experts, axes['experts'], n_devices, token_axes, moe.capacity, moe.dropless)
+
+    def network(params, rows_ND, sizes_e, expert_N):
+        ins, out = params
+
+        def multiply(rows_ND, kernel_eDF, bias_eF=None, share=1):
+            y_NF = jax.lax.ragged_dot(rows_ND, kernel_eDF, sizes_e.astype(jnp.int32))
+            return y_NF if bias_eF is None else y_NF + bias_eF[expert_N] / share
+
+        # The bias of `down` is not split over d_ff: each of those devices adds its share.
+        return multiply(dense.activation(*(multiply(rows_ND, *w) for w in ins)), *out, share=n_pieces)
+
+    def local(x_BLD, chosen_BLk, weights_BLk, params):
+        (*ins, out), D = params, x_BLD.shape[-1]
+        if axes['d_model']:
+            whole = lambda w, dim: (jax.lax.all_gather(w[0], axes['d_model'], axis=dim, tiled=True), *w[1:])
+            ins, out = [whole(w, 1) for w in ins], whole(out, 2)
+        flat = lambda x: x.reshape(-1, x.shape[-1])
+        y_TD, dropped = dispatch(network, (ins, out), flat(x_BLD), flat(chosen_BLk), flat(weights_BLk))
+        y_TD = jax.lax.psum(y_TD, axes['d_ff']) if axes['d_ff'] else y_TD
+        return y_TD.reshape(*x_BLD.shape[:2], D), jax.lax.psum(dropped, token_axes) if token_axes else dropped
+
+    ins, out = jax.tree.map(lambda w: w.astype(config.dtype), weights)
+    x_BLD, params = x_BLD.astype(config.dtype), (*ins, out)
+    if not sizes:
+        return local(x_BLD, chosen_BLk, weights_BLk, params)
+    rows, lies = mesh.spec(rules, mesh.TOKENS), jax.tree.map(lambda w: jax.typeof(w).sharding.spec, params)
+    run = jax.shard_map(local, in_specs=(rows, rows, rows, lies), out_specs=(rows, jax.P()), check_vma=True)
+    return run(x_BLD, chosen_BLk, weights_BLk, params)
 
 
 def route(moe: Moe, logits_BLE: jax.Array, balance_E: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -187,15 +229,18 @@ def router_losses(moe: Moe, stats: Any) -> dict[str, jax.Array]:
     Returns:
       'router_aux': E Σ_e (share of choices)_e (mean probability)_e, 1 when even (Switch
       Transformer, arXiv:2101.03961, eq. 4); 'router_z': mean of log(Σ exp)² (ST-MoE,
-      arXiv:2202.08906, eq. 5); 'router_peak': load of the fullest expert over the mean.
+      arXiv:2202.08906, eq. 5); 'router_peak': load of the fullest expert over the mean;
+      'router_dropped', unless dropless: share of the choices that no expert saw.
     """
     routers = [stat for _, stat in _routers(stats)]
     share = lambda x: x / x.sum(-1, keepdims=True)
     layer_mean = lambda f: jnp.concatenate([jnp.atleast_1d(f(stat)) for stat in routers]).mean()
+    dropped = lambda s: s['dropped'] / s['load'].sum(-1)
     return {
         'router_aux': layer_mean(lambda s: moe.n_experts * jnp.sum(share(s['load']) * share(s['prob']), -1)),
         'router_z': layer_mean(lambda s: s['z'] / s['tokens']),
         'router_peak': layer_mean(lambda s: moe.n_experts * share(s['load']).max(-1)),
+        **({} if moe.dropless else {'router_dropped': layer_mean(dropped)}),
     }
 
 
