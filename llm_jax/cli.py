@@ -66,6 +66,14 @@ def integers(text: str) -> list[int]:
     return [int(part) for part in text.split(',')]
 
 
+def span(text: str) -> tuple[int, int]:
+    """'10:15' -> (10, 15), first and last step; for argparse."""
+    first, last = map(int, text.split(':'))
+    if not 1 <= first <= last:
+        raise ValueError(text)
+    return first, last
+
+
 def print_table(title: str, rows: list[list[str]]) -> None:
     """Prints a table, the first of `rows` being its header."""
     table = rich.table.Table(*rows[0], title=title, box=None)

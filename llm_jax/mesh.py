@@ -8,7 +8,6 @@ Weights and activations carry *logical* axis names ('d_model', 'heads', 'batch',
 
 from collections.abc import Mapping
 import math
-import os
 
 import jax
 from jax.experimental import mesh_utils
@@ -29,29 +28,6 @@ _TOGETHER = (
 )  # fmt: skip
 # The logical axes of a batch of tokens [B, L].
 TOKENS = ('batch', 'length')
-
-
-def start_processes(config: schema.Mesh) -> None:
-    """Joins the other hosts of this job, where the config asks for it.
-
-    On Cloud TPU, GKE and Slurm the coordinator is found automatically; elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-    Raises:
-      ConfigError: the address is set and one of the others is not.
-    """
-    if not config.distributed or jax.distributed.is_initialized():
-        return
-    if 'JAX_COORDINATOR_ADDRESS' not in os.environ:
-        jax.distributed.initialize()
-        return
-    numbers = [os.environ.get(name, '') for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')]
-    if not all(number.isdigit() for number in numbers):
-        raise ConfigError(
-            f'JAX_COORDINATOR_ADDRESS is set, but JAX_NUM_PROCESSES = {numbers[0]!r} and '
-            f'JAX_PROCESS_ID = {numbers[1]!r}: set them to the number of processes and to the index of this one'
-        )
-    jax.distributed.initialize(os.environ['JAX_COORDINATOR_ADDRESS'], int(numbers[0]), int(numbers[1]))
 
 
 def axis_sizes(config: schema.Mesh, n_devices: int) -> dict[str, int]:

@@ -241,6 +241,8 @@ class Train:
     z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
     loss_chunk: int = field(2048, 'tokens per device whose logits are in memory at once')
     ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none')
+    compile_cache: str = field('.cache/xla', 'where compiled programs are kept between runs; empty keeps none')
+    notices: bool = field(True, "whether to save and stop when Google's cloud says that it will stop the machine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +302,8 @@ class Mesh:
     stage: int = field(1, 'devices that the layers are split over: the stages of a pipeline')
     rules: dict = field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
     distributed: bool = field(False, 'whether to start jax.distributed (several hosts)')
+    start_timeout: int = field(300, 'seconds that a host waits for the others when a job starts')
+    heartbeat_timeout: int = field(40, 'seconds without a sign of life after which a host counts as lost')
 
 
 @dataclasses.dataclass(frozen=True)

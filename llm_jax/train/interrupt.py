@@ -1,38 +1,68 @@
-"""Stopping cleanly when asked to: SIGTERM, SIGINT, or a cloud's preemption notice."""
+"""Stopping cleanly when asked to: SIGTERM, SIGINT, or a cloud's notice that the machine will go."""
 
+from collections.abc import Callable
+import os
+import pathlib
 import signal
+import threading
 import types
+import urllib.error
+import urllib.request
 
 import jax
 from jax.experimental import multihost_utils
+
+# https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys: 'maintenance-event' is NONE until a
+# minute before the machine stops, 'preempted' is FALSE until a spot machine has half a minute left.
+_METADATA = 'metadata.google.internal'
+# What kind of machine this is, by its firmware.
+_PRODUCT = pathlib.Path('/sys/class/dmi/id/product_name')
+_NOTICES = {'maintenance-event': 'TERMINATE_ON_HOST_MAINTENANCE', 'preempted': 'TRUE'}
+_POLL_SECONDS = 5.0
 
 
 class Interrupt:
     """While active, signals are noted instead of ending the process.
 
     Every host must stop after the same step, or the others would wait for it forever;
-    with several, JAX's coordination service agrees on the step.
+    with several, JAX's coordination service agrees on the step. A cloud's notice becomes a
+    SIGTERM to this process, so that there is one way to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, notices: bool = False) -> None:
+        """Args: notices: whether to ask the metadata server of Google's cloud, where this is such a machine."""
         self.signal = ''
+        self._notices = notices
         self._before: dict[int, object] = {}
+        self._over = threading.Event()
 
     def __enter__(self) -> 'Interrupt':
         for number in (signal.SIGTERM, signal.SIGINT):
             # The coordination service listens for SIGTERM itself.
             if jax.process_count() == 1 or number == signal.SIGINT:
                 self._before[number] = signal.signal(number, self._note)
+        if self._notices:
+            server = os.environ.get('GCE_METADATA_HOST')  # as Google's own libraries name it
+            if server or (_PRODUCT.exists() and 'Google' in _PRODUCT.read_text()):
+                address = f'http://{server or _METADATA}'
+                threading.Thread(target=watch, args=(address, self._noticed, self._over), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: types.FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
+        if number == signal.SIGINT and self.signal:
             raise KeyboardInterrupt  # asked twice
-        self.signal = signal.Signals(number).name
+        self.signal = self.signal or signal.Signals(number).name
+        if jax.process_count() > 1:  # only a SIGTERM is passed on to the other hosts
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _noticed(self, name: str) -> None:
+        self.signal = f'{name} notice'
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def asked(self, step: int) -> bool:
         """Whether to stop after this step; the same answer on every host."""
@@ -41,3 +71,34 @@ class Interrupt:
         reached = multihost_utils.reached_preemption_sync_point(step)
         self.signal = self.signal or ('SIGTERM' if reached else '')
         return reached
+
+
+def watch(address: str, noticed: Callable[[str], None], over: threading.Event, seconds: float = _POLL_SECONDS) -> None:
+    """Asks a metadata server until it says that this machine will stop, once, or `over` is set.
+
+    Returns at once where there is no such server, or it does not know of notices.
+    """
+    answered = False
+    # Never through a proxy: the address belongs to the machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        for key, bad in _NOTICES.items():
+            request = urllib.request.Request(
+                f'{address}/computeMetadata/v1/instance/{key}', headers={'Metadata-Flavor': 'Google'}
+            )
+            try:
+                with opener.open(request, timeout=5) as answer:
+                    value, answered = answer.read().decode().strip(), True
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code != 429:
+                    return  # a server that knows no such key
+                continue  # busy: the next round asks again
+            except OSError:
+                if not answered:
+                    return
+                continue
+            if value == bad:
+                noticed(key)
+                return
+        if over.wait(seconds):
+            return

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import hosts, runs
 from llm_jax import mesh as mesh_lib
-from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import prepare, vocab_size
 from llm_jax.data.source import TrainRows, loader
 from llm_jax.generate.samplers import Sampler
 from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
+from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
 from llm_jax.schema import Config, ConfigError
 from llm_jax.train import records, setup
@@ -37,20 +38,38 @@ class Result:
     metrics: dict[str, float]
 
 
-def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None = None) -> Result:
+def train(
+    config: Config,
+    run_dir: str | epath.Path,
+    *,
+    experiment: str | None = None,
+    profile: tuple[int, int] | None = None,
+    began: float | None = None,
+) -> Result:
     """Trains an experiment, or goes on with it where it stopped.
 
     Args:
       config: validated.
       run_dir: where everything is kept.
       experiment: the file the config came from, copied into the run directory.
+      profile: first and last step of a trace, written to `run_dir`/profile.
+      began: `time.perf_counter()` when the command began; now, if left out.
 
     Raises:
       ConfigError: what the user can put right.
       NonFiniteLossError: the loss or the gradient became NaN or infinite.
     """
-    run_dir, clock = epath.Path(run_dir), records.Clock()
-    mesh_lib.start_processes(config.mesh)
+    clock = records.Clock(began)
+    clock.lap('import')
+    with hosts.job(config):
+        return _train(config, epath.Path(run_dir), clock, experiment, profile)
+
+
+def _train(
+    config: Config, run_dir: epath.Path, clock: records.Clock, experiment: str | None, profile: tuple[int, int] | None
+) -> Result:
+    setup.keep_compiled(config.train.compile_cache)
+    clock.lap('start')
     is_main = jax.process_index() == 0
     mesh = mesh_lib.make_mesh(config.mesh)
     # Before minutes of data preparation: everything that does not depend on it.
@@ -76,9 +95,11 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
         checkpoints.close()
         return Result('finished', steps.total, {})
 
-    with jax.set_mesh(mesh), Interrupt() as interrupt:
+    clock.lap('prepare')
+    with jax.set_mesh(mesh), Interrupt(notices=config.train.notices) as interrupt:
         state, origin = setup.start_state(plan, checkpoints, prepared)
         start = int(state.step)
+        clock.lap('state')
         train_step = jax.jit(
             make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id), donate_argnums=0
         )
@@ -111,17 +132,23 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
 
         rows = TrainRows(prepared, config.data.mixture, config.seed, config.train.batch_size, plan.local_rows)
         batches = loader(rows, start, steps.total, config.data.prefetch)
+        profiler = Profiler(run_dir / 'profile', profile, range(start + 1, steps.total + 1), enabled=is_main)
         pending = None
         status = 'finished'
         results: dict[str, float] = {}
         try:
             for step in range(start + 1, steps.total + 1):
+                profiler.before(step)
                 tokens = plan.place(next(batches))
-                state, metrics = train_step(state, tokens)  # returns before it is computed
+                with jax.transfer_guard('disallow'):  # nothing but the batch goes to the device, and nothing waits
+                    state, metrics = train_step(state, tokens)  # returns before it is computed
                 record.input_wait(batches.wait_seconds())
                 if pending:
                     finish(*pending)
                 pending = (step, metrics, tokens)
+                profiler.after(step, metrics)
+                if step == start + 1:
+                    record.started(clock, metrics)
 
                 # Asked to stop, nothing comes before the checkpoint: grace periods are short.
                 stop = interrupt.asked(step)
@@ -142,6 +169,7 @@ def train(config: Config, run_dir: str | epath.Path, *, experiment: str | None =
                 if stop:
                     status = 'stopped'
                     break
+            profiler.close()
             checkpoints.close()
         except BaseException:
             record.end('failed', clock)

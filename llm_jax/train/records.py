@@ -38,9 +38,17 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'sen
 class Clock:
     """Wall time since the run began, less what was spent beside training."""
 
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
+    def __init__(self, began: float | None = None) -> None:
+        """Args: began: of `time.perf_counter()`; now, if left out."""
+        self._began = time.perf_counter() if began is None else began
         self._paused = 0.0
+        self._lap = self._began
+        self.laps: dict[str, float] = {}  # what was done first -> seconds
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap was spent on this."""
+        now = time.perf_counter()
+        self.laps[name], self._lap = now - self._lap, now
 
     def seconds(self) -> float:
         """All of it."""
@@ -111,6 +119,22 @@ class Record:
     def input_wait(self, seconds: float) -> None:
         """Time the loop waited for data."""
         self._wait += seconds
+
+    def started(self, clock: Clock, metrics: Any) -> None:
+        """The first step is on its way: says what it took to get there.
+
+        Args:
+          clock: with its laps up to now, but for this step's.
+          metrics: of the step, for whose end this waits.
+        """
+        clock.lap('compile')
+        jax.block_until_ready(metrics)
+        clock.lap('first step')
+        self._info['startup_seconds'] = {name: round(seconds, 3) for name, seconds in clock.laps.items()}
+        if self._enabled:
+            self._write_info()
+        parts = ', '.join(f'{name} {seconds:.1f}' for name, seconds in clock.laps.items())
+        self.console.event(f'the first step is done after {sum(clock.laps.values()):.1f} s ({parts})')
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
         """Evaluation, samples and checkpoints are not throughput."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import os
 from typing import Any
 
 from etils import epath
@@ -131,6 +132,12 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     if config.optimizer.offload:
         shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
     return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)
+
+
+def keep_compiled(directory: str) -> None:
+    """Keeps compiled programs in `directory` between runs, unless JAX was told of another; '' keeps none."""
+    if directory and not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', directory if '://' in directory else os.path.abspath(directory))
 
 
 def check_samples(config: Config, tokenizer: Tokenizer) -> None:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import llm_jax
+from llm_jax import hosts
 from llm_jax.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -208,3 +210,116 @@ def test_two_processes_of_four_devices_equal_one_of_eight(experiment, tmp_path):
     assert 'step 12/12' not in outputs[1], 'only the first process prints'
     values = [[line['loss'] for line in read_jsonl(d / 'metrics.jsonl') if 'loss' in line] for d in (one, two)]
     np.testing.assert_allclose(*values, rtol=2e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('localhost', 0))
+        return server.getsockname()[1]
+
+
+def start_several(
+    experiment: pathlib.Path, run_dir: pathlib.Path, *arguments: str, n: int = 2, devices: int = 4, each=None
+) -> list[subprocess.Popen]:
+    """One job of `n` processes; `each` gives further arguments of one of them."""
+    address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(n)}
+    arguments = (*arguments, '--config.mesh.distributed=True', '--config.mesh.start_timeout=60')
+    return [
+        start(
+            experiment,
+            run_dir,
+            *arguments,
+            *(each(i) if each else ()),
+            devices=devices,
+            JAX_PROCESS_ID=str(i),
+            **address,
+        )
+        for i in range(n)
+    ]
+
+
+PLAIN = ('--config.model.dropout=0.0', '--config.train.eval_every=0', '--config.train.ema_decay=0')
+
+
+@pytest.fixture(scope='module')
+def undisturbed_pair(experiment: pathlib.Path) -> pathlib.Path:
+    run_dir = experiment.parent / 'undisturbed_pair'
+    for process in start_several(experiment, run_dir, *PLAIN):
+        finish(process)
+    return run_dir
+
+
+def test_a_killed_process_ends_its_job_at_once_and_restarts_make_it_the_same_run(
+    experiment, undisturbed_pair, tmp_path
+):
+    run_dir = tmp_path / 'killed'
+    processes = start_several(experiment, run_dir, *PLAIN)
+    wait_for_step(processes[0], run_dir, 10)
+    processes[1].kill()
+    killed = time.monotonic()
+    output = finish(processes[0], code=hosts.TRY_AGAIN)
+    assert time.monotonic() - killed < 10
+    processes[1].communicate()
+    assert output.count('error:') == 1
+    assert f'error: process 1 on {socket.gethostname()} has ended without a word' in output
+
+    # Now with restarts: the first process dies, both commands go on, nobody starts anything.
+    processes = start_several(experiment, run_dir, *PLAIN, '--restart=3')
+    wait_for_step(processes[0], run_dir, 20)
+    (child,) = children(processes[0].pid)
+    os.kill(child, signal.SIGKILL)
+    outputs = [finish(process) for process in processes]
+    assert 'ended with SIGKILL; starting again' in outputs[0]
+    assert 'error: process 0 on' in outputs[1]
+    assert losses(run_dir) == losses(undisturbed_pair)
+    for ours, theirs in zip(parameters(run_dir), parameters(undisturbed_pair), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def test_terminating_one_host_saves_on_all_and_other_host_counts_go_on(experiment, undisturbed_pair, tmp_path):
+    run_dir = tmp_path / 'elastic'
+    processes = start_several(experiment, run_dir, *PLAIN)
+    wait_for_step(processes[0], run_dir, 5)
+    processes[1].send_signal(signal.SIGTERM)  # one host is preempted, not the first
+    outputs = [finish(process) for process in processes]
+    assert 'SIGTERM: saved at step' in outputs[0]
+    # Two processes of four devices, one of eight, four of two: whole checkpoints on each, the same order of rows.
+    process = start(experiment, run_dir, *PLAIN, '--config.mesh.tensor=2', devices=8)
+    wait_for_step(process, run_dir, 20)
+    process.send_signal(signal.SIGTERM)
+    assert 'resumed at step' in finish(process)
+    outputs = [finish(process) for process in start_several(experiment, run_dir, *PLAIN, n=4, devices=2)]
+    assert 'resumed at step' in outputs[0]
+    ours, theirs = losses(run_dir), losses(undisturbed_pair)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
+
+
+def test_an_error_in_one_process_ends_all_and_says_whose_it_was(experiment, undisturbed_pair, tmp_path):
+    process_1_fails = lambda i: ('--config.train.batch_size=8', *(['--profile=50:60'] if i else []))
+    processes = start_several(experiment, tmp_path / 'failing', *PLAIN, each=process_1_fails)
+    outputs = [finish(process, code=2) for process in processes]
+    assert 'error: --profile 50:60 is not within the steps 1 to 40' in outputs[1]
+    assert 'error: process 1 failed: ConfigError: --profile 50:60' in outputs[0]
+    assert 'Traceback' not in outputs[0] + outputs[1]
+
+
+def test_processes_that_were_started_differently_are_told_how(experiment, tmp_path):
+    other = lambda i: [f'--config.optimizer.learning_rate={(1e-3, 2e-3)[i]}']
+    for process in start_several(experiment, tmp_path / 'differing', *PLAIN, each=other):
+        output = finish(process, code=2)
+        assert 'process 1 on' in output
+        assert 'another config than process 0 (optimizer.learning_rate: ' in output
+
+
+def test_a_coordinator_that_nobody_reaches_is_named_with_the_time_waited(experiment, tmp_path):
+    address = f'localhost:{free_port()}'
+    environment = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2'}
+    arguments = ('--config.mesh.distributed=True', '--config.mesh.start_timeout=3')
+    process = start(experiment, tmp_path / 'alone', *arguments, JAX_PROCESS_ID='1', **environment)
+    output = finish(process, code=hosts.TRY_AGAIN)
+    assert f'error: {address} did not answer, or not all processes joined it, within 3 s' in output
+    assert output.count('error:') == 1
