@@ -97,6 +97,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
       ConfigError: naming the field, its value, and the axes that must divide it.
     """
     _check_rules(dict(config.model.rules))
+    _check_pipeline(config, sizes)
     model, micro_batch = config.model, config.train.batch_size // config.train.grad_accumulation
     dimensions = [
         ('train.batch_size / train.grad_accumulation', micro_batch, 'batch'),
@@ -116,6 +117,48 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
                 f'{field} = {value} cannot be split over mesh {axes_text}: it must be a multiple of {n}. '
                 f'Change it (e.g. to {math.ceil(value / n) * n}), the mesh, or mesh.rules.{logical}'
             )
+
+
+def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
+    """Checks that layers and micro-batches can be split over the stages (nn/pipeline.py)."""
+    model, rules, stages = config.model, dict(config.model.rules), sizes['stage']
+    if rules['layers'] not in (None, 'stage'):
+        raise ConfigError(f"mesh.rules.layers = {rules['layers']!r}: layers are split over 'stage', or None")
+    if stages == 1 or not rules['layers']:
+        return
+    if mesh_axes(rules['batch'])[:1] != ('stage',):
+        raise ConfigError(
+            f"mesh.rules.batch = {rules['batch']!r} has to begin with 'stage' on mesh stage {stages}: "
+            'outside of the pipeline the rows are split over the stages, too'
+        )
+    microbatches, repeats = model.pipeline
+    size, n_first = max(1, len(model.pattern)), len(model.first_layers)
+    n_stacked = (model.n_layers - n_first) // size
+    if n_stacked % (stages * repeats) or not n_stacked:
+        unit, first = (f' patterns of {size}' if size > 1 else ' layers'), (f' after the first {n_first}' * (n_first > 0))
+        fits = [n for n in range(2, n_stacked + 1) if n_stacked % (n * repeats) == 0]
+        use = f'mesh.stage = {" or ".join(map(str, fits))}' if fits else 'mesh.stage = 1'
+        n = -(-max(1, n_stacked) // (stages * repeats)) * stages * repeats
+        raise ConfigError(
+            f'model.n_layers = {model.n_layers} has {n_stacked}{unit}{first}, which cannot be split over mesh stage '
+            f'{stages} × mesh.stage_repeats = {repeats}: it must be a multiple of {stages * repeats}. Use {use}, '
+            f'or model.n_layers = {n_first + n * size}'
+        )
+    if microbatches % stages:
+        fewer = 'fewer than' if microbatches < stages else 'no multiple of'
+        raise ConfigError(
+            f'mesh.stage_microbatches = {microbatches} is {fewer} mesh stage {stages}: the stages take micro-batches '
+            f'in blocks of {stages}. Use {-(-microbatches // stages) * stages}, or 0 for one each'
+        )
+    rows = config.train.batch_size // config.train.grad_accumulation
+    axes = [axis for axis in mesh_axes(rules['batch'])[1:] if sizes[axis] > 1]
+    n = (microbatches or stages) * math.prod(sizes[axis] for axis in axes)
+    if rows % n:
+        split = ' × '.join(['micro-batches ' + str(microbatches or stages), *(f'{axis} {sizes[axis]}' for axis in axes)])
+        raise ConfigError(
+            f'train.batch_size / train.grad_accumulation = {rows} cannot be split over {split}: it must be a '
+            f'multiple of {n}. Use {-(-rows // n) * n}, or another mesh.stage_microbatches'
+        )
 
 
 def _check_rules(rules: dict) -> None:
@@ -139,11 +182,13 @@ def current(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> dict[str, 
     """The rules as they hold on a mesh (default: the current one): axes of a single device split nothing.
 
     So an array's type is the same with and without an axis that the experiment does not use.
+    Nor does an axis that a `shard_map` around has taken: what is there is already split.
     """
-    sizes = dict((jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape)
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    sizes, taken = dict(mesh.shape), getattr(mesh, 'manual_axes', ())
     table = {}
     for logical, entry in rules:
-        used = tuple(axis for axis in mesh_axes(entry) if sizes.get(axis, 1) > 1)
+        used = tuple(axis for axis in mesh_axes(entry) if sizes.get(axis, 1) > 1 and axis not in taken)
         table[logical] = used if len(used) > 1 else used[0] if used else None
     return table
 
@@ -166,6 +211,25 @@ def batch_shards(rules: tuple) -> int:
     """Into how many pieces the current mesh splits a batch; 1 without a mesh."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(sizes.get(axis, 1) for axis in mesh_axes(dict(rules)['batch'])) if sizes else 1
+
+
+def stage_axis(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> str | None:
+    """The axis of the current mesh that the layers are split over, if there is one."""
+    return current(rules, mesh)['layers'] if rules else None
+
+
+def split_stack(stack: jax.Array, rules: tuple) -> jax.Array:
+    """Parameters of layers, [n, ...], with the layers split over the stages of the current mesh."""
+    axis = stage_axis(rules)
+    return jax.sharding.reshard(stack, PartitionSpec(axis, *jax.typeof(stack).sharding.spec[1:])) if axis else stack
+
+
+def take(stack: jax.Array, index: int) -> jax.Array:
+    """One layer's parameters out of [n, ...], wherever they are: on all stages."""
+    kept = jax.typeof(stack).sharding.spec
+    if not kept or kept[0] is None:
+        return stack[index]
+    return stack.at[index].get(out_sharding=PartitionSpec(*kept[1:]))
 
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:
