@@ -11,6 +11,7 @@ import math
 import os
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -226,10 +227,25 @@ def split_stack(stack: jax.Array, rules: tuple) -> jax.Array:
 
 def take(stack: jax.Array, index: int) -> jax.Array:
     """One layer's parameters out of [n, ...], wherever they are: on all stages."""
-    kept = jax.typeof(stack).sharding.spec
-    if not kept or kept[0] is None:
+    split = jax.typeof(stack).sharding.spec
+    if not split or split[0] is None:
         return stack[index]
-    return stack.at[index].get(out_sharding=PartitionSpec(*kept[1:]))
+
+    def held(stack: jax.Array, own: jax.Array) -> jax.Array:
+        stage, place = divmod(index, stack.shape[0])
+        return jax.lax.psum(jnp.where(own[0] == stage, stack[place], 0), split[0])
+
+    specs = {'in_specs': PartitionSpec(split[0]), 'out_specs': PartitionSpec()}
+    return jax.shard_map(held, axis_names={split[0]}, **specs)(stack, numbers(split[0]))
+
+
+def numbers(axis: str) -> jax.Array:
+    """0, 1, ... along an axis of the current mesh, one on each device.
+
+    For a `shard_map` over some of the axes: `jax.lax.axis_index` is not always to be had there.
+    """
+    n = jax.sharding.get_abstract_mesh().shape[axis]
+    return jax.sharding.reshard(jnp.arange(n), PartitionSpec(axis))
 
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:

@@ -108,30 +108,33 @@ def run(
         )
     rows = jax.tree.map(lambda x: mesh.shard(x, rules, mesh.TOKENS), rows)
 
-    def local(params: Any, x_BLD: jax.Array, rows: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
+    def local(own: jax.Array, params: Any, x_BLD: jax.Array, rows: Any, key: Any) -> tuple[jax.Array, Any]:
         # The other axes of the mesh go on as ever: what is here has their shardings as its type.
-        groups = _round_robin(params, plan, axis)
+        groups = _round_robin(params, own[0], plan, axis)
         slots = plan.microbatches // plan.stages
         everywhere = lambda x: jax.lax.all_gather(_slots(x, slots)[None], axis, tiled=True)  # [S, b, slots, L]
         rows = jax.tree.map(everywhere, rows)
-        out, reports = _loop(layers, groups, _slots(x_BLD, slots), rows, key, plan, axis)
+        out, reports = _loop(layers, own[0], groups, _slots(x_BLD, slots), rows, key, plan, axis)
         return _unslot(out), jax.tree.map(lambda x: x[:, None], reports)
 
     split = P(axis)
     mapped = jax.shard_map(
-        local, in_specs=(split, split, split, P()), out_specs=(split, P(None, axis)), axis_names={axis}, check_vma=False
-    )
-    x_BLD, reports = mapped(params, x_BLD, rows, key)
+        local, in_specs=(split, split, split, split, P()), out_specs=(split, P(None, axis)), axis_names={axis},
+        # Nested shard_maps have no gradient with the check; nothing whole on all stages has one here.
+        check_vma=False,
+    )  # fmt: skip
+    x_BLD, reports = mapped(mesh.numbers(axis), params, x_BLD, rows, key)
     # [repeats, S, layers of a group, ...], which is the order of the layers.
     in_order = lambda x: jax.sharding.reshard(x, P()).reshape(n_layers, *x.shape[3:])
     return x_BLD, jax.tree.map(in_order, reports)
 
 
 def _loop(
-    layers: Layers, groups: Any, x_bjLD: jax.Array, rows: Any, key: jax.Array | None, plan: Schedule, axis: str
-) -> tuple[jax.Array, Any]:
+    layers: Layers, stage: jax.Array, groups: Any, x_bjLD: jax.Array, rows: Any, key: jax.Array | None,
+    plan: Schedule, axis: str,
+) -> tuple[jax.Array, Any]:  # fmt: skip
     """The iterations of one stage, on its own groups [repeats, layers, ...] and slots of x and of all rows."""
-    S, stage = plan.stages, jax.lax.axis_index(axis)
+    S = plan.stages
     up = [(s, (s + 1) % S) for s in range(S)]
     down = [(s, (s - 1) % S) for s in range(S)]
 
@@ -181,7 +184,7 @@ def _round(u: jax.Array, plan: Schedule) -> jax.Array:
     return u % plan.block // plan.stages
 
 
-def _round_robin(params: Any, plan: Schedule, axis: str) -> Any:
+def _round_robin(params: Any, stage: jax.Array, plan: Schedule, axis: str) -> Any:
     """A stage's share of the layers in order -> its groups, [repeats, layers of a group, ...].
 
     Parameters, their optimizer state and checkpoints are in the order of the layers, so
@@ -193,7 +196,7 @@ def _round_robin(params: Any, plan: Schedule, axis: str) -> Any:
     held = jax.tree.map(lambda w: w.reshape(n, -1, *w.shape[1:], out_sharding=_lead(w, None)), params)
     if n == 1:
         return held
-    stage, common = jax.lax.axis_index(axis), math.gcd(n, S)
+    common = math.gcd(n, S)
     groups = jax.tree.map(jnp.zeros_like, held)
     for k in range(n):
         # One group of every stage, chosen so that no two go to the same: those of the stages of one
@@ -202,7 +205,9 @@ def _round_robin(params: Any, plan: Schedule, axis: str) -> Any:
         moves = [(s, (s * n + i) % S) for s, i in enumerate(sent)]
         into = dict(zip((to for _, to in moves), ((s * n + i) // S for s, i in enumerate(sent)), strict=True))
         i, j = jnp.asarray(sent)[stage], jnp.asarray([into[s] for s in range(S)])[stage]
-        move = lambda w, i=i, moves=moves: jax.lax.ppermute(_at(w, i, 0), axis, moves)
+        stay = all(s == to for s, to in moves)
+        send = (lambda w: w) if stay else (lambda w, moves=moves: jax.lax.ppermute(w, axis, moves))
+        move = lambda w, i=i, send=send: send(_at(w, i, 0))
         put = lambda all_, w, j=j: jax.lax.dynamic_update_index_in_dim(all_, w, j, 0)
         groups = jax.tree.map(put, groups, jax.tree.map(move, held))
     return groups
