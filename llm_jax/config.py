@@ -114,7 +114,11 @@ def validate(config: ml_collections.ConfigDict) -> Config:
       ConfigError: naming the field, its value and what would be right.
     """
     built = build(Config, config)
-    built = dataclasses.replace(built, model=dataclasses.replace(built.model, rules=freeze_rules(built.mesh.rules)))
+    filled = {
+        'rules': freeze_rules(built.mesh.rules),
+        'pipeline': (built.mesh.stage_microbatches, built.mesh.stage_repeats),
+    }
+    built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled))
     _check(built)
     return built
 
@@ -262,6 +266,9 @@ def _check(config: Config) -> None:
     sizes = {axis: getattr(mesh, axis) for axis in ('data', 'fsdp', 'tensor', 'context', 'expert', 'stage')}
     _require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
              'axes are at least 1, and at most one of them is -1 ("the rest")')  # fmt: skip
+    _require(mesh.stage_microbatches >= 0, 'mesh.stage_microbatches', mesh.stage_microbatches,
+             'it must be at least 1, or 0 for one per stage')  # fmt: skip
+    _require(mesh.stage_repeats >= 1, 'mesh.stage_repeats', mesh.stage_repeats, 'each stage has at least one group')
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
     _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
     for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):
@@ -412,7 +419,7 @@ def _is_section(value: Any) -> bool:
 
 
 def _user_fields(cls: type) -> list[dataclasses.Field]:
-    return [f for f in dataclasses.fields(cls) if not (cls is Model and f.name == 'rules')]
+    return [f for f in dataclasses.fields(cls) if not (cls is Model and f.name in ('rules', 'pipeline'))]
 
 
 def _default_of(f: dataclasses.Field) -> Any:

@@ -11,6 +11,7 @@ import math
 
 import jax
 from jax.experimental import mesh_utils
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -98,6 +99,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
       ConfigError: naming the field, its value, and the axes that must divide it.
     """
     _check_rules(dict(config.model.rules))
+    _check_pipeline(config, sizes)
     model, micro_batch = config.model, config.train.batch_size // config.train.grad_accumulation
     dimensions = [
         ('train.batch_size / train.grad_accumulation', micro_batch, 'batch'),
@@ -134,6 +136,53 @@ def _experts(model: schema.Model) -> list[tuple[str, int, str]]:
     return fields + [('model.moe.d_ff', layer.moe.d_ff or layer.ff_size, 'd_ff') for layer in layers]
 
 
+def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
+    """Checks that layers and micro-batches can be split over the stages (nn/pipeline.py)."""
+    model, rules, stages = config.model, dict(config.model.rules), sizes['stage']
+    if rules['layers'] not in (None, 'stage'):
+        raise ConfigError(f"mesh.rules.layers = {rules['layers']!r}: layers are split over 'stage', or None")
+    if stages == 1 or not rules['layers']:
+        return
+    if mesh_axes(rules['batch'])[:1] != ('stage',):
+        raise ConfigError(
+            f"mesh.rules.batch = {rules['batch']!r} has to begin with 'stage' on mesh stage {stages}: "
+            'outside of the pipeline the rows are split over the stages, too'
+        )
+    microbatches, repeats = model.pipeline
+    size, n_first = max(1, len(model.pattern)), len(model.first_layers)
+    n_stacked = (model.n_layers - n_first) // size
+    if n_stacked % (stages * repeats) or not n_stacked:
+        unit, first = (
+            (f' patterns of {size}' if size > 1 else ' layers'),
+            (f' after the first {n_first}' * (n_first > 0)),
+        )
+        fits = [n for n in range(2, n_stacked + 1) if n_stacked % (n * repeats) == 0]
+        use = f'mesh.stage = {" or ".join(map(str, fits))}' if fits else 'mesh.stage = 1'
+        n = -(-max(1, n_stacked) // (stages * repeats)) * stages * repeats
+        raise ConfigError(
+            f'model.n_layers = {model.n_layers} has {n_stacked}{unit}{first}, which cannot be split over mesh stage '
+            f'{stages} × mesh.stage_repeats = {repeats}: it must be a multiple of {stages * repeats}. Use {use}, '
+            f'or model.n_layers = {n_first + n * size}'
+        )
+    if microbatches % stages:
+        fewer = 'fewer than' if microbatches < stages else 'no multiple of'
+        raise ConfigError(
+            f'mesh.stage_microbatches = {microbatches} is {fewer} mesh stage {stages}: the stages take micro-batches '
+            f'in blocks of {stages}. Use {-(-microbatches // stages) * stages}, or 0 for one each'
+        )
+    rows = config.train.batch_size // config.train.grad_accumulation
+    axes = [axis for axis in mesh_axes(rules['batch'])[1:] if sizes[axis] > 1]
+    n = (microbatches or stages) * math.prod(sizes[axis] for axis in axes)
+    if rows % n:
+        split = ' × '.join(
+            ['micro-batches ' + str(microbatches or stages), *(f'{axis} {sizes[axis]}' for axis in axes)]
+        )
+        raise ConfigError(
+            f'train.batch_size / train.grad_accumulation = {rows} cannot be split over {split}: it must be a '
+            f'multiple of {n}. Use {-(-rows // n) * n}, or another mesh.stage_microbatches'
+        )
+
+
 def _check_rules(rules: dict) -> None:
     for logical, entry in rules.items():
         for axis in mesh_axes(entry):
@@ -155,11 +204,13 @@ def current(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> dict[str, 
     """The rules as they hold on a mesh (default: the current one): axes of a single device split nothing.
 
     So an array's type is the same with and without an axis that the experiment does not use.
+    Nor does an axis that a `shard_map` around has taken: what is there is already split.
     """
-    sizes = dict((jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape)
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    sizes, taken = dict(mesh.shape), getattr(mesh, 'manual_axes', ())
     table = {}
     for logical, entry in rules:
-        used = tuple(axis for axis in mesh_axes(entry) if sizes.get(axis, 1) > 1)
+        used = tuple(axis for axis in mesh_axes(entry) if sizes.get(axis, 1) > 1 and axis not in taken)
         table[logical] = used if len(used) > 1 else used[0] if used else None
     return table
 
@@ -182,6 +233,40 @@ def batch_shards(rules: tuple) -> int:
     """Into how many pieces the current mesh splits a batch; 1 without a mesh."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(sizes.get(axis, 1) for axis in mesh_axes(dict(rules)['batch'])) if sizes else 1
+
+
+def stage_axis(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> str | None:
+    """The axis of the current mesh that the layers are split over, if there is one."""
+    return current(rules, mesh)['layers'] if rules else None
+
+
+def split_stack(stack: jax.Array, rules: tuple) -> jax.Array:
+    """Parameters of layers, [n, ...], with the layers split over the stages of the current mesh."""
+    axis = stage_axis(rules)
+    return jax.sharding.reshard(stack, PartitionSpec(axis, *jax.typeof(stack).sharding.spec[1:])) if axis else stack
+
+
+def take(stack: jax.Array, index: int) -> jax.Array:
+    """One layer's parameters out of [n, ...], wherever they are: on all stages."""
+    split = jax.typeof(stack).sharding.spec
+    if not split or split[0] is None:
+        return stack[index]
+
+    def held(stack: jax.Array, own: jax.Array) -> jax.Array:
+        stage, place = divmod(index, stack.shape[0])
+        return jax.lax.psum(jnp.where(own[0] == stage, stack[place], 0), split[0])
+
+    specs = {'in_specs': PartitionSpec(split[0]), 'out_specs': PartitionSpec()}
+    return jax.shard_map(held, axis_names={split[0]}, **specs)(stack, numbers(split[0]))
+
+
+def numbers(axis: str) -> jax.Array:
+    """0, 1, ... along an axis of the current mesh, one on each device.
+
+    For a `shard_map` over some of the axes: `jax.lax.axis_index` is not always to be had there.
+    """
+    n = jax.sharding.get_abstract_mesh().shape[axis]
+    return jax.sharding.reshard(jnp.arange(n), PartitionSpec(axis))
 
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:

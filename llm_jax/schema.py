@@ -152,6 +152,7 @@ class Model:
     scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
     scan_unroll: int = field(1, 'repeats of the pattern in one turn of that loop; it need not divide them')
     rules: tuple = field((), 'filled from mesh.rules by validate()')
+    pipeline: tuple = field((0, 1), 'filled from mesh.stage_microbatches and mesh.stage_repeats by validate()')
 
     @property
     def kv_heads(self) -> int:
@@ -286,7 +287,7 @@ DEFAULT_RULES = {
     'scores': None,  # what a router says, one for each expert
     'layers': 'stage',
     # Activations.
-    'batch': ('data', 'fsdp', 'expert'),
+    'batch': ('stage', 'data', 'fsdp', 'expert'),
     'length': 'context',
     'residual': None,
 }
@@ -300,6 +301,8 @@ class Mesh:
     context: int = field(1, 'devices that the tokens of a row are split over')
     expert: int = field(1, 'devices that experts are split over; elsewhere they split the batch')
     stage: int = field(1, 'devices that the layers are split over: the stages of a pipeline')
+    stage_microbatches: int = field(0, 'pieces that run through the stages; a multiple of their number, which is 0')
+    stage_repeats: int = field(1, 'groups of layers on each stage: so many times smaller is the bubble')
     rules: dict = field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
     distributed: bool = field(False, 'whether to start jax.distributed (several hosts)')
     start_timeout: int = field(300, 'seconds that a host waits for the others when a job starts')

@@ -193,7 +193,7 @@ def unsaid(model: Model, family: types.ModuleType) -> list[str]:
         back = to_config(family.from_hf(said), 'back').model
     except ConfigError as error:
         return [str(error)]
-    return differences(model, dataclasses.replace(back, rules=model.rules))
+    return differences(model, dataclasses.replace(back, rules=model.rules, pipeline=model.pipeline))
 
 
 def _family(name: str) -> types.ModuleType:

@@ -12,7 +12,8 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from llm_jax.nn import remat
+from llm_jax import mesh
+from llm_jax.nn import pipeline, remat
 from llm_jax.nn.attention import Tokens
 from llm_jax.nn.block import BLOCKS, dropout
 from llm_jax.nn.einsum import Einsum
@@ -74,12 +75,34 @@ class Transformer(nn.Module):
         first, pattern, repeats, last = layout(self.config)
         for block, layer in zip(self.first, first, strict=True):
             x_BLD, _ = block(x_BLD, tokens[layer], None)
-        if repeats:
-            seen = tuple(tokens[layer] for layer in pattern)
-            x_BLD, _ = self.layers(x_BLD, seen if len(pattern) > 1 else seen[0], None)
+        plan = pipeline.schedule(self.config.rules, self.config.pipeline)
+        if repeats and plan.stages > 1 and not self.is_initializing():
+            x_BLD = self.staged(plan, x_BLD, tokens[pattern[0]])
+        elif repeats:
+            x_BLD, _ = self.layers(x_BLD, _seen(pattern, tokens), None)
         for block, layer in zip(self.last, last, strict=True):
             x_BLD, _ = block(x_BLD, tokens[layer], None)
         return self.final_norm(x_BLD)
+
+    def staged(self, plan: pipeline.Schedule, x_BLD: jax.Array, tokens: Tokens) -> jax.Array:
+        """What the stack of layers does, as a pipeline: dtype[B, L, D] -> the same."""
+        config = self.config
+        _, pattern, repeats, _ = layout(config)
+        group = _stack(config, pattern, repeats // (plan.stages * plan.repeats), parent=None)
+
+        def layers(params: Any, x_BLD: jax.Array, rows: tuple, key: jax.Array | None) -> tuple[jax.Array, Any]:
+            seen = _seen(pattern, tokens_of(pattern, *rows))
+            rngs = None if key is None else {'dropout': key}
+            (x_BLD, _), reports = group.apply({'params': params}, x_BLD, seen, None, rngs=rngs, mutable=[STATS])
+            return x_BLD, reports.get(STATS, {})
+
+        rows = tokens.ids_BL, tokens.positions_BL, tokens.segments_BL
+        key = self.make_rng('dropout') if self.has_rng('dropout') else None
+        params = self.layers.variables['params']
+        x_BLD, reports = pipeline.run(layers, params, x_BLD, rows, key, plan=plan, rules=config.rules)
+        for name, report in reports.items() if self.is_mutable_collection(STATS) else ():
+            self.layers.put_variable(STATS, name, report)
+        return x_BLD
 
     def enter(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
@@ -91,10 +114,8 @@ class Transformer(nn.Module):
         x_BLD = self.embed(tokens_BL)
         x_BLD = x_BLD * config.embed_scale if config.embed_scale != 1 else x_BLD
         x_BLD = dropout(self, self.position.add(x_BLD, positions_BL))
-        kinds = dict.fromkeys(config.layer(i) for i in range(config.n_layers))
-        position = lambda layer: resolve_part('model.position', layer.position, POSITIONS)
-        tables = lambda layer: position(layer).tables(layer, positions_BL)
-        return x_BLD, {layer: Tokens(tokens_BL, positions_BL, segments_BL, tables(layer)) for layer in kinds}
+        kinds = tuple(config.layer(i) for i in range(config.n_layers))
+        return x_BLD, tokens_of(kinds, tokens_BL, positions_BL, segments_BL)
 
     def leave(self, x_BLD: jax.Array) -> jax.Array:
         """What the last block gave, dtype[B, L, D] -> logits float32[B, L, V]."""
@@ -124,6 +145,20 @@ class Group(nn.Module):
         return x_BLD, None
 
 
+def tokens_of(
+    layers: tuple[Model, ...], tokens_BL: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array | None
+) -> dict[Model, Tokens]:
+    """What each kind of layer knows of the tokens."""
+    position = lambda layer: resolve_part('model.position', layer.position, POSITIONS)
+    tables = lambda layer: position(layer).tables(layer, positions_BL)
+    return {layer: Tokens(tokens_BL, positions_BL, segments_BL, tables(layer)) for layer in dict.fromkeys(layers)}
+
+
+def _seen(pattern: tuple[Model, ...], tokens: dict[Model, Tokens]) -> Any:
+    seen = tuple(tokens[layer] for layer in pattern)
+    return seen if len(pattern) > 1 else seen[0]
+
+
 def layout(config: Model) -> tuple[tuple[Model, ...], tuple[Model, ...], int, tuple[Model, ...]]:
     """Configs of the first layers, of the pattern, how often it repeats, and of the layers left over."""
     n_first, size = len(config.first_layers), max(1, len(config.pattern))
@@ -149,14 +184,14 @@ def layer_params(params: Any, config: Model, layer: int) -> Any:
     path, index = place(config, layer)
     for name in path:
         params = params[name]
-    return params if index is None else jax.tree.map(lambda stack: stack[index], params)
+    return params if index is None else jax.tree.map(lambda stack: mesh.take(stack, index), params)
 
 
 def _block(layer: Model, scanned: bool) -> type[nn.Module]:
     return remat.block(layer, resolve_part('model.residual', layer.residual, BLOCKS), scanned=scanned)
 
 
-def _stack(config: Model, pattern: tuple[Model, ...], repeats: int) -> nn.Module:
+def _stack(config: Model, pattern: tuple[Model, ...], repeats: int, **linen) -> nn.Module:
     """The pattern, repeated: `(x, tokens, None) -> (x, None)`."""
     body, argument = (Group, pattern) if len(pattern) > 1 else (_block(config, scanned=config.scan), pattern[0])
     return nn.scan(
@@ -167,12 +202,15 @@ def _stack(config: Model, pattern: tuple[Model, ...], repeats: int) -> nn.Module
         length=repeats,
         # Unrolled, every layer is its own piece of the program; the parameters stay stacked.
         unroll=config.scan_unroll if config.scan else repeats,
-    )(argument)
+    )(argument, **linen)
 
 
 def init_params(model: Transformer, key: jax.Array) -> dict:
     """Fresh parameters, each laid out on the current mesh. Jit it; its shapes are in `jax.eval_shape`."""
-    return _init(model, key)['params']
+    params = _init(model, key)['params']
+    if 'layers' not in params:
+        return params
+    return params | {'layers': jax.tree.map(lambda w: mesh.split_stack(w, model.config.rules), params['layers'])}
 
 
 def weights_of(model: Transformer) -> dict:

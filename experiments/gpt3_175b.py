@@ -1,0 +1,34 @@
+"""GPT-3 175B (Brown et al. 2020, arXiv:2005.14165): 96 layers of width 12,288, on a pod of 512 chips (v5p:8x8x8).
+
+MEASURED
+"""
+
+import ml_collections
+
+from llm_jax import models
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = models.experiment('gpt3:175b')
+    config.name = 'gpt3_175b'
+    model = config.model
+    model.vocab_size = 50_304  # the next multiple of 128, so that it splits over 8
+    model.dtype = 'bfloat16'
+    model.remat = 'full'
+
+    config.data.tokenizer.vocab_size = 50_257
+    config.data.validation_fraction = config.data.test_fraction = 0.001
+
+    config.train.duration = '300e9 tokens'
+    config.train.batch_size = 1536
+    config.train.grad_accumulation = 8
+    config.train.eval_every = '1000 steps'
+    config.train.eval_batches = 10
+    config.train.sample_every = 0  # sampling gathers a copy of the layers
+    config.train.sample_prompts = ('The ', 'In 1969, ', 'Once upon a time')
+    config.optimizer.learning_rate = 6e-5
+    config.schedule.warmup = '375e6 tokens'
+    config.checkpoint.every = '500 steps'
+
+    config.mesh.fsdp, config.mesh.tensor = -1, 8
+    return config
