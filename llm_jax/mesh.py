@@ -11,6 +11,7 @@ import math
 import os
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -78,12 +79,32 @@ def written(sizes: Mapping[str, int]) -> str:
 
 
 def make_mesh(config: schema.Mesh, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of the config over `devices` (default: all of them)."""
+    """The mesh of the config over `devices` (default: all of them).
+
+    Between slices of TPUs, which only the data-centre network joins, goes the axis `data`.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices, or `data` is no multiple of the slices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
-    )
+    shape, slices = tuple(sizes.values()), len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        check_slices(sizes, slices)
+        inner, outer = (sizes['data'] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def check_slices(sizes: Mapping[str, int], slices: int) -> None:
+    """Raises: ConfigError: the axis that goes between slices is no multiple of their number."""
+    if sizes['data'] % slices:
+        raise ConfigError(
+            f'mesh.data = {sizes["data"]} must be a multiple of the number of slices, {slices}: between slices goes '
+            f'the axis data alone. Set mesh.data={slices}'
+        )
 
 
 def check_fit(config: Config, sizes: dict[str, int]) -> None:

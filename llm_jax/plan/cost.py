@@ -195,7 +195,7 @@ class _Walk:
         return total
 
     def _fused_bytes(self, name: str) -> tuple[dict[int, float], float | None]:
-        """Of a fusion: parameter -> bytes read, where only parts are; bytes written, if only a part of the result is."""
+        """Of a fusion: parameter -> bytes read, where it is parts; bytes written, where it is a part of the result."""
         inner = self.module.computations[name]
         users = collections.defaultdict(list)
         for op in inner.ops:

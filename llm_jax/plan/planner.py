@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 
+from llm_jax import mesh as mesh_lib
 from llm_jax.plan import analytic, memory, topology
 from llm_jax.plan.cases import Case, abstract_mesh, make_case
 from llm_jax.plan.compiled import compile_step
@@ -90,7 +91,7 @@ def case_of(config: Config, machine: Machine, devices: Sequence[jax.Device] | No
         return make_case(
             config, abstract_mesh(sizes), machine, Network(machine, topology.gpu_coordinates(machine), sizes)
         )
-    mesh = topology.make_mesh(config, machine, list(devices))
+    mesh = mesh_lib.make_mesh(config.mesh, list(devices))
     return make_case(config, mesh, machine, Network(machine, topology.coordinates(mesh, machine), sizes))
 
 

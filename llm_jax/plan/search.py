@@ -1,4 +1,4 @@
-"""Looks for a better configuration: mesh shapes, remat policies and micro-batches, ranked on paper, the best compiled."""
+"""Looks for a better configuration among mesh shapes, remat policies and micro-batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -126,12 +126,11 @@ def on_paper(
     if not quick:
         return []
     quick.sort(key=lambda item: item[0])
-    out, fitting, estimates = [], 0, 0
-    for _, changes, case, roof, cost in quick:
-        # Go on to slower ones until enough that fit are found.
-        if fitting >= 8 or estimates >= traced * 2:
+    out, fitting = [], 0
+    for _, changes, case, roof, cost in quick[: 2 * traced]:
+        # On to slower ones until enough that fit are found.
+        if fitting >= traced // 4:
             break
-        estimates += 1
         outcome = Outcome(case, memory.estimate(case), roof, cost, memory.ANALYTIC)
         fitting += outcome.memory.fits
         out.append(Tried(changes, outcome))

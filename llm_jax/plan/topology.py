@@ -1,15 +1,15 @@
 """Machines that need not exist: slices of TPUs as the TPU compiler describes them, and GPUs by number."""
 
-import contextlib
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import math
 import os
 import re
 
 import jax
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
+from jax.sharding import Mesh
 import numpy as np
 
 from llm_jax import mesh as mesh_lib
@@ -182,26 +182,9 @@ def sizes(config: Config, machine: Machine) -> dict[str, int]:
       ConfigError: the mesh does not fill the machine, or splits what cannot be split.
     """
     out = mesh_lib.axis_sizes(config.mesh, machine.devices)
-    if out['data'] % machine.slices:
-        raise ConfigError(
-            f'mesh.data = {out["data"]} must be a multiple of --slices = {machine.slices}: between slices goes the '
-            f'axis data alone. Set mesh.data={machine.slices}'
-        )
+    mesh_lib.check_slices(out, machine.slices)
     mesh_lib.check_fit(config, out)
     return out
-
-
-def make_mesh(config: Config, machine: Machine, devices: list[jax.Device]) -> Mesh:
-    """The mesh of the config over the machine's devices: between slices goes the axis data."""
-    if machine.slices == 1:
-        return mesh_lib.make_mesh(config.mesh, devices)
-    shape = tuple(sizes(config, machine).values())
-    outer = (machine.slices, *(1 for _ in shape[1:]))
-    inner = (shape[0] // machine.slices, *shape[1:])
-    return Mesh(
-        mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices), mesh_lib.AXES,
-        axis_types=(AxisType.Explicit,) * len(shape),
-    )  # fmt: skip
 
 
 def coordinates(mesh: Mesh, machine: Machine) -> np.ndarray:
