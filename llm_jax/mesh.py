@@ -68,15 +68,14 @@ def make_mesh(config: schema.Mesh, devices: list[jax.Device] | None = None) -> M
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
-    explicit = (AxisType.Explicit,) * len(AXES)
-    n_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    shape, n_slices = tuple(sizes.values()), len({getattr(device, 'slice_index', 0) for device in devices})
     if n_slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=explicit, devices=devices)
-    check_slices(sizes, n_slices)
-    within = sizes | {'data': sizes['data'] // n_slices}
-    across = dict.fromkeys(AXES, 1) | {'data': n_slices}
-    grid = mesh_utils.create_hybrid_device_mesh(tuple(within.values()), tuple(across.values()), devices)
-    return Mesh(grid, AXES, axis_types=explicit)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        check_slices(sizes, n_slices)
+        inner, outer = (sizes['data'] // n_slices, *shape[1:]), (n_slices, *(1 for _ in shape[1:]))
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def check_slices(sizes: Mapping[str, int], n_slices: int) -> None:

@@ -6,36 +6,27 @@ import time
 import jax
 import jax.numpy as jnp
 
+from llm_jax.metrics.specs import CHIPS
+
 # Dense bfloat16 FLOP/s of one JAX device, by `device_kind`. One chip is one device,
 # except where a device is one core of a two-core chip (TPU v2, v3 and 7x).
 # Sources: the system architecture pages of Cloud TPU, and the data sheets of NVIDIA
 # and AMD (where a sheet gives the rate with 2:4 sparsity, half of it stands here).
-PEAK_FLOPS = {
+# Chips that runs are planned for have a line in `specs.py`.
+PEAK_FLOPS = {kind: chip.rate('bfloat16') for chip in CHIPS.values() for kind in chip.device_kinds} | {
     'TPU v2': 46e12 / 2,
     'TPU v3': 123e12 / 2,
-    'TPU v4': 275e12,
     'TPU v4 lite': 137e12,
-    'TPU v5 lite': 197e12,  # v5e
-    'TPU v5e': 197e12,
-    'TPU v5': 459e12,  # v5p
-    'TPU v5p': 459e12,
-    'TPU v6 lite': 918e12,  # v6e, Trillium
-    'TPU v6e': 918e12,
-    'TPU7x': 2307e12 / 2,  # Ironwood; its 4614e12 is the float8 rate
     'NVIDIA A10': 125e12,
     'NVIDIA A100-SXM4-40GB': 312e12,
-    'NVIDIA A100-SXM4-80GB': 312e12,
     'NVIDIA A100-PCIE-40GB': 312e12,
     'NVIDIA A100 80GB PCIe': 312e12,
     'NVIDIA L4': 121e12,
     'NVIDIA L40S': 362e12,
-    'NVIDIA H100 80GB HBM3': 989e12,  # SXM
     'NVIDIA H100 PCIe': 756e12,
     'NVIDIA H100 NVL': 835e12,
-    'NVIDIA H200': 989e12,
     'NVIDIA H200 NVL': 835e12,
     'NVIDIA GH200 480GB': 989e12,
-    'NVIDIA B200': 2250e12,
     'NVIDIA GB200': 2500e12,
     'NVIDIA GeForce RTX 3090': 71e12,
     'NVIDIA GeForce RTX 4090': 165e12,

@@ -1,0 +1,85 @@
+"""An experiment on a machine: all that a plan is made from, without an array."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from llm_jax import mesh as mesh_lib
+from llm_jax.metrics import Counts, count, flops_per_token
+from llm_jax.nn.transformer import weights_of
+from llm_jax.plan.network import Network
+from llm_jax.plan.topology import Machine
+from llm_jax.schema import Config
+from llm_jax.train import setup
+
+# Durations in epochs need the number of rows, which only prepared data has.
+_ROWS_PER_BATCH = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One configuration on one machine.
+
+    Attributes:
+      config: the experiment, every size filled in.
+      machine: what it is planned for; None for the devices at hand (to compare with what is measured).
+      plan: model, optimizer, schedule and the shapes of the state.
+      network: how the mesh lies on the machine's links; None without a machine.
+    """
+
+    config: Config
+    machine: Machine | None
+    plan: setup.Plan
+    network: Network | None
+
+    @functools.cached_property
+    def abstract_mesh(self) -> AbstractMesh:
+        mesh = self.plan.mesh
+        return mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+
+    @functools.cached_property
+    def abstract_params(self) -> Any:
+        """The parameters' shapes, laid out on the abstract mesh."""
+        place = lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(self.abstract_mesh, leaf.sharding.spec)
+        )
+        return jax.tree.map(place, self.plan.shapes.params)
+
+    @functools.cached_property
+    def counts(self) -> Counts:
+        with jax.sharding.use_abstract_mesh(self.abstract_mesh):
+            return count(self.config.model, self.plan.shapes.params, weights_of(self.plan.model))
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of training, the convention that MFU goes by."""
+        return flops_per_token(self.config.model, self.counts, self.config.data.seq_len)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.train.batch_size * self.config.data.seq_len
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(self.plan.mesh.shape)
+
+    @property
+    def in_epochs(self) -> bool:
+        """Whether the length of training is given in epochs, which are not known without data."""
+        return 'epoch' in str(self.config.train.duration)
+
+
+def make_case(config: Config, mesh: Mesh | AbstractMesh, machine: Machine | None, network: Network | None) -> Case:
+    """Raises: ConfigError: anything about the config that cannot work on this mesh."""
+    vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
+    rows = _ROWS_PER_BATCH * config.train.batch_size
+    plan = setup.plan(config, mesh, rows=rows, vocab_size=vocab_size, bos_id=0)
+    return Case(plan.config, machine, plan, network)
+
+
+def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
+    """A mesh over devices that are nowhere."""
+    return AbstractMesh(tuple(sizes.values()), mesh_lib.AXES, axis_types=(AxisType.Explicit,) * len(mesh_lib.AXES))

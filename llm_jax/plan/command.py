@@ -1,0 +1,130 @@
+"""What `tools/plan.py` does: parses what was asked for, plans, prints, and writes the page."""
+
+import contextlib
+import dataclasses
+import sys
+
+import rich.box
+import rich.console
+import rich.table
+
+from llm_jax.plan import facts, page, planner, topology
+from llm_jax.plan import search as search_lib
+from llm_jax.plan.compiled import DoesNotFit
+from llm_jax.plan.facts import Table, gib
+from llm_jax.plan.planner import Outcome
+from llm_jax.schema import Config, ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The command line, its numbers still text."""
+
+    topology: str | None
+    slices: int
+    gpu: str | None
+    devices: int
+    tokens: str | None
+    price: str | None
+    search: bool
+    compile_best: int
+    out: str
+    command: str
+
+
+def plan(config: Config, request: Request) -> None:
+    """Plans a run and says what was found.
+
+    Raises:
+      ConfigError: a mistake in the request or config, or a step that does not fit: by how much, its breakdown,
+        and the cheapest change that would fit.
+    """
+    tokens, price = planner.number(request.tokens, '--tokens'), planner.number(request.price, '--price')
+    if (request.topology is None) == (request.gpu is None):
+        raise ConfigError('give either --topology, such as v5p:8x8x8, or --gpu, such as h100 with --devices 8')
+    if request.topology:
+        machine = topology.parse_tpu(request.topology, request.slices)
+    else:
+        machine = topology.parse_gpu(request.gpu, request.devices)
+    if not request.search:
+        topology.sizes(config, machine)  # mistakes come before minutes of compiling
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 160  # what goes into a file is not cut
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    with topology.compiler() if request.topology else contextlib.nullcontext():
+        devices = topology.tpu_devices(machine) if request.topology else None
+        tried = []
+        if request.search:
+            tried = search_lib.search(config, machine, devices, compile_best=request.compile_best, progress=say)
+            best = next((one for one in tried if one.fits), None)
+            console.print(_table(facts.search_table(tried)))
+            if best is None:
+                raise ConfigError(f'no configuration of {config.name} that was tried fits {machine}; take more chips')
+            outcome = best.outcome
+            console.print(f'the best: {best.flags}\n')
+        else:
+            outcome = _outcome(config, machine, devices, say)
+        budget = outcome.budget(tokens, price)
+        show(console, outcome, budget, price)
+        page.write(request.out, outcome, command=request.command, budget=budget, price=price, tried=tried)
+        console.print(f'wrote {request.out}')
+        if not outcome.memory.fits:
+            raise ConfigError(f'{config.name} {facts.verdict(outcome)}. {_advice(config, machine, devices)}')
+
+
+def _outcome(config: Config, machine: topology.Machine, devices: list | None, say) -> Outcome:
+    case = planner.case_of(config, machine, devices)
+    if devices is None:
+        return planner.estimated(case)
+    say(f'compiling {config.name} for {machine}')
+    try:
+        return planner.compiled(case)
+    except DoesNotFit as error:
+        estimate = planner.estimated(case)
+        parts = ', '.join(f'{row.name} {row.value}' for row in facts.memory_rows(estimate)[:-2])
+        state = sum(n for name, n in estimate.memory.parts.items() if name in ('parameters', 'optimizer'))
+        raise ConfigError(
+            f'{config.name} does not fit {machine}: the compiler needs {gib(error.needed)} for temporaries alone and '
+            f'has {gib(error.available)}, of which the state takes {gib(state)}: '
+            f'{gib(error.needed + state - error.available)} too much. Estimated parts: {parts}. '
+            f'{_advice(config, machine, devices)}'
+        ) from error
+
+
+def _advice(config: Config, machine: topology.Machine, devices: list | None) -> str:
+    best = search_lib.cheapest_fit(config, machine, devices)
+    if best is None:
+        return 'No mesh, remat policy or number of micro-batches would fit it, by an estimate; take more chips'
+    memory, roof = best.outcome.memory, best.outcome.roofline
+    return (
+        f'The cheapest change that would fit, by an estimate: {best.flags} ({gib(memory.total)}, '
+        f'{facts.seconds(roof.step)} a step at the roofline)'
+    )
+
+
+def show(console: rich.console.Console, outcome: Outcome, budget: planner.Budget | None, price: float | None) -> None:
+    """Prints a plan."""
+    case = outcome.case
+    console.print(f'{case.config.name} on {case.machine} {facts.verdict(outcome)}')
+    if outcome.compile_seconds:
+        console.print(f'compiled in {outcome.compile_seconds:.0f} s')
+    for note in facts.notes(outcome):
+        console.print(f'note: {note}')
+    for title, rows in (
+        ('Step', facts.step_rows(outcome)),
+        ('Memory of one device', facts.memory_rows(outcome)),
+        ('The whole run', facts.budget_rows(budget, price, case.machine)),
+        ('Serving', facts.serving_rows(outcome)),
+        ('Rates of the chip', facts.assumed_rows(outcome)),
+    ):
+        console.print(_table(Table(title, ('', '', 'source'), [tuple(row) for row in rows])))
+    if outcome.roofline.traffic:
+        console.print(_table(facts.traffic_table(outcome)))
+
+
+def _table(table: Table) -> rich.table.Table:
+    out = rich.table.Table(*table.header, title=table.title, title_justify='left', box=rich.box.SIMPLE)
+    for row in table.rows:
+        out.add_row(*row)
+    return out

@@ -1,0 +1,88 @@
+"""Compiles the training step of a case, and reads what the compiler says."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.plan import cost as cost_lib
+from llm_jax.plan import memory
+from llm_jax.plan.cases import Case
+from llm_jax.plan.memory import Memory
+from llm_jax.train.step import make_train_step
+
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+class DoesNotFit(Exception):
+    """The compiler found no way to run the step in the memory that there is.
+
+    Attributes:
+      needed: bytes of temporaries that it asked for; without the state where the compiler leaves it out.
+      available: bytes that there are.
+    """
+
+    def __init__(self, needed: float, available: float):
+        super().__init__(f'{needed:.0f} of {available:.0f} bytes')
+        self.needed, self.available = needed, available
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step.
+
+    Attributes:
+      memory: of one device.
+      cost: FLOPs, traffic and collectives of one device.
+      xla_flops: what XLA's own analysis counts, in which the body of a loop counts once.
+      seconds: that compiling took.
+      program: to run, where the devices exist.
+    """
+
+    memory: Memory
+    cost: cost_lib.Cost
+    xla_flops: float
+    seconds: float
+    program: Any
+
+
+def compile_step(case: Case) -> Compiled:
+    """Compiles the step for the devices of the case's mesh, of which no array is made.
+
+    Raises:
+      DoesNotFit: the memory does not suffice.
+    """
+    plan, config = case.plan, case.config
+    step = make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
+    tokens = jax.ShapeDtypeStruct(
+        (config.train.batch_size, config.data.seq_len + 1), jnp.int32, sharding=plan.rows_sharding
+    )
+    start = time.monotonic()
+    with jax.set_mesh(plan.mesh):
+        lowered = jax.jit(step, donate_argnums=0).lower(plan.shapes, tokens)
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _translated(str(error)) or error from error
+    seconds = time.monotonic() - start
+    analysis = program.cost_analysis() or {}
+    return Compiled(
+        memory=memory.compiled(case, program.memory_analysis()),
+        cost=cost_lib.analyse(program.as_text()),
+        xla_flops=analysis.get('flops', 0.0),
+        seconds=seconds,
+        program=program,
+    )
+
+
+def _translated(message: str) -> DoesNotFit | None:
+    """What the compiler says when memory runs out: '(195G) exceeds available HBM (96G)', 'Used 38G of 31G hbm'."""
+    number = r'([\d.]+)([KMGT]?)'
+    for pattern in (rf'\({number}\) exceeds available HBM \({number}\)', rf'Used {number} of {number} hbm'):
+        if match := re.search(pattern, message):
+            needed, unit, available, unit_available = match.groups()
+            return DoesNotFit(float(needed) * _UNITS[unit], float(available) * _UNITS[unit_available])
+    return None

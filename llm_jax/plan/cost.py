@@ -1,0 +1,279 @@
+"""What a compiled program does: FLOPs, bytes to and from memory, collectives, loops counted as often as they run.
+
+XLA's own `cost_analysis` counts the body of a loop once; here it is multiplied by the
+loop's trip count, which for scanned layers and micro-batches is most of the program.
+"""
+
+import collections
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+import re
+
+from llm_jax.plan import hlo
+from llm_jax.plan.hlo import Computation, Module, Op
+
+COLLECTIVES = (
+    'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
+    'collective-broadcast',
+)  # fmt: skip
+# What moves nothing.
+_FREE = {
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
+    'iota', 'opt-barrier', 'add-dependency', 'domain', 'get-dimension-size',
+}  # fmt: skip
+# What reads of its first operand only as much as it gives.
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      bytes: of the whole array of a group, on one device: what an all-gather gives, what a
+        reduction or an exchange takes, what a permutation sends.
+      group: devices, as places in the mesh.
+      times: how often it runs in a step.
+      overlapped: whether it is started and awaited, or fused with computation, so that other work may hide it.
+      source: where in the program it comes from.
+    """
+
+    kind: str
+    bytes: float
+    group: tuple[int, ...]
+    times: int
+    overlapped: bool
+    source: str
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one device and one run of the program.
+
+    Attributes:
+      flops: of matrix products.
+      hbm_bytes: read from and written to the main memory, if every operation reads its operands once.
+      collectives: each with how often it runs.
+      kernels: custom kernels -> how often they run, of those that do not say their FLOPs.
+      unknown_loops: loops whose trip count is not known; they are counted once.
+    """
+
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
+    kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    unknown_loops: list[str] = dataclasses.field(default_factory=list)
+
+
+def analyse(text: str) -> Cost:
+    """The cost of a compiled program.
+
+    Args:
+      text: from `jax.stages.Compiled.as_text()`.
+    """
+    module = hlo.parse(text)
+    cost = Cost()
+    _Walk(module, cost).computation(module.computations[module.entry], 1, overlapped=False)
+    return cost
+
+
+class _Walk:
+    """Goes through the computations in the order they are called, with how often each runs."""
+
+    def __init__(self, module: Module, cost: Cost):
+        self.module, self.cost = module, cost
+        self.fused = functools.cache(self._fused_bytes)
+
+    def computation(self, here: Computation, times: int, *, overlapped: bool) -> None:
+        # A collective that is fused with computation appears in each piece of it.
+        seen: set[str] = set()
+        for op in here.ops:
+            self._op(here, op, times, overlapped, seen, in_fusion=False)
+
+    def _op(self, here: Computation, op: Op, times: int, overlapped: bool, seen: set[str], *, in_fusion: bool) -> None:
+        base = op.kind.removesuffix('-start')
+        if op.kind == 'while':
+            trips = hlo.trip_count(self.module, here, op)
+            if trips is None:
+                self.cost.unknown_loops.append(op.source or op.name)
+            body = self.module.computations[op.called('body')[0]]
+            self.computation(body, times * (1 if trips is None else trips), overlapped=overlapped)
+        elif base in COLLECTIVES:
+            self._collective(op, base, times, overlapped or op.kind.endswith('-start') or in_fusion, seen, here)
+        elif op.kind in ('dot', 'convolution'):
+            self.cost.flops += times * (_dot_flops if op.kind == 'dot' else _convolution_flops)(here, op)
+        elif op.kind == 'fusion':
+            inner = self.module.computations[op.called('calls')[0]]
+            for inside in inner.ops:
+                self._op(inner, inside, times, overlapped, seen, in_fusion=True)
+        elif op.kind == 'conditional':
+            self._branches(op, times, overlapped)
+            return
+        elif op.kind in ('call', 'async-start'):
+            for name in op.called('to_apply', 'calls', 'called_computations'):
+                is_async = overlapped or op.kind == 'async-start'
+                self.computation(self.module.computations[name], times, overlapped=is_async)
+        elif op.kind == 'custom-call':
+            self._custom(here, op, times)
+        if not in_fusion:
+            self.cost.hbm_bytes += times * self._bytes(here, op)
+
+    def _branches(self, op: Op, times: int, overlapped: bool) -> None:
+        """Of the branches of a condition, the one with the most work counts."""
+        costs = []
+        for name in op.called('branch_computations', 'true_computation', 'false_computation'):
+            cost = Cost()
+            _Walk(self.module, cost).computation(self.module.computations[name], times, overlapped=overlapped)
+            costs.append(cost)
+        most = max(costs, key=lambda cost: (cost.flops, cost.hbm_bytes))
+        self.cost.flops += most.flops
+        self.cost.hbm_bytes += most.hbm_bytes
+        self.cost.collectives += most.collectives
+        self.cost.kernels += most.kernels
+        self.cost.unknown_loops += most.unknown_loops
+
+    def _collective(self, op: Op, kind: str, times: int, overlapped: bool, seen: set[str], here: Computation) -> None:
+        if op.channel in seen:
+            return
+        seen.add(op.channel)
+        members = hlo.group(op, self.module.partitions)
+        if len(members) < 2:
+            return
+        shapes, started = op.shapes, op.kind.endswith('-start')
+        if kind == 'collective-permute':
+            shapes = shapes[:1]
+        elif started and kind != 'all-reduce':
+            shapes = shapes[len(shapes) // 2 :]  # (operands, results)
+        n_bytes = sum(shape.bytes for shape in shapes)
+        # TPUs write a reduce-scatter as an all-reduce of which each device keeps a part, fused.
+        if kind == 'all-reduce' and here.name.startswith('all-reduce-scatter'):
+            kind = 'reduce-scatter'
+        elif kind == 'reduce-scatter':
+            n_bytes *= len(members)
+        self.cost.collectives.append(Collective(kind, n_bytes, members, times, overlapped, op.source))
+
+    def _custom(self, here: Computation, op: Op, times: int) -> None:
+        """A kernel of its own: its FLOPs are what it says itself."""
+        target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
+        if not target or target[1] != 'tpu_custom_call':
+            return
+        if said := re.search(r'"flops":\s*"?(\d+)', op.attributes):
+            self.cost.flops += times * int(said[1])
+        else:
+            self.cost.kernels[op.source.rsplit('/', 1)[-1] or op.name] += times
+
+    def _bytes(self, here: Computation, op: Op) -> float:
+        """Main-memory traffic of one operation outside of fusions."""
+        if op.kind in _FREE or op.kind in ('while', 'call', 'async-start') or op.kind.endswith(('-done', '-update')):
+            return 0.0
+        operands = [here.by_name[name] for name in op.operands if name in here.by_name]
+        if op.kind == 'fusion':
+            return self._fusion(op, operands)
+        if op.kind == 'copy-start':
+            return _hbm(op.shapes[:1]) + _hbm(operands[0].shapes)
+        if op.kind == 'slice-start':
+            target = op.shapes[-2]
+            return _hbm((target,)) + (target.bytes if operands[0].shapes[0].in_hbm else 0.0)
+        if op.kind in _SLICES:
+            size = sum(shape.bytes for shape in op.shapes)
+            return _hbm(op.shapes) + (size if operands[0].shapes[0].in_hbm else 0.0)
+        if op.kind == 'dynamic-update-slice':
+            return 2 * operands[1].shapes[0].bytes if op.shapes[0].in_hbm else _hbm(operands[1].shapes)
+        if op.kind == 'scatter':
+            return 3 * sum(shape.bytes for shape in operands[-1].shapes)
+        return _hbm(op.shapes) + sum(_hbm(operand.shapes) for operand in operands)
+
+    def _fusion(self, op: Op, operands: Sequence[Op]) -> float:
+        reads, written = self.fused(op.called('calls')[0])
+        total = _hbm(op.shapes) if written is None else (written if op.shapes[0].in_hbm else 0.0)
+        for i, operand in enumerate(operands):
+            whole = _hbm(operand.shapes)
+            total += min(whole, reads.get(i, math.inf))
+        return total
+
+    def _fused_bytes(self, name: str) -> tuple[dict[int, float], float | None]:
+        """Of a fusion: parameter -> bytes read, where it is parts; bytes written, where it is a part of the result."""
+        inner = self.module.computations[name]
+        users = collections.defaultdict(list)
+        for op in inner.ops:
+            for operand in op.operands:
+                users[operand].append(op)
+
+        def through(op: Op) -> list[Op]:
+            """What uses an operation, seen through changes of shape alone."""
+            return [u for user in users[op.name] for u in (through(user) if user.kind == 'bitcast' else [user])]
+
+        reads = {}
+        for op in inner.ops:
+            if op.kind != 'parameter':
+                continue
+            parts, whole = 0.0, False
+            for user in through(op):
+                if user.kind in _SLICES:
+                    parts += sum(shape.bytes for shape in user.shapes)
+                elif user.kind == 'dynamic-update-slice' and user.shapes[0].size == op.shapes[0].size:
+                    parts += 0.0  # written in place
+                else:
+                    whole = True
+            if not whole:
+                reads[int(op.inside)] = parts
+        root = inner.root
+        while root.kind == 'bitcast':
+            root = inner.by_name[root.operands[0]]
+        written = inner.by_name[root.operands[1]].shapes[0].bytes if root.kind == 'dynamic-update-slice' else None
+        return reads, written
+
+
+def _hbm(shapes: Sequence[hlo.Shape]) -> float:
+    return sum(shape.bytes for shape in shapes if shape.in_hbm)
+
+
+def _dot_flops(here: Computation, op: Op) -> float:
+    """2 for each multiplication: the result's elements times what is summed over."""
+    left = here.by_name[op.operands[0]].shapes[0]
+    over = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', op.attributes)
+    summed = math.prod(left.dims[int(i)] for i in over[1].split(',') if i) if over else 1
+    return 2.0 * op.shapes[0].size * summed
+
+
+def _convolution_flops(here: Computation, op: Op) -> float:
+    """2 for each multiplication that is not with padding: TPUs write matrix products as convolutions.
+
+    A batched product is one over a 'spatial' dimension that is padded and dilated such
+    that every place of the window but one falls on padding.
+    """
+    left, right = (here.by_name[name].shapes[0].dims for name in op.operands[:2])
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', op.attributes)
+    lhs, rhs, out = labels[1], labels[2], labels[3]
+    window = re.search(r'window=\{([^}]*)\}', op.attributes)
+    fields = dict(re.findall(r'(\w+)=(\S+)', window[1])) if window else {}
+    spatial = sorted(set(lhs) - {'b', 'f'})
+    numbers = lambda key, default: (
+        [int(n) for n in fields[key].split('x')] if key in fields else [default] * len(spatial)
+    )
+    pads = (
+        [tuple(map(int, p.split('_'))) for p in fields['pad'].split('x')]
+        if 'pad' in fields
+        else [(0, 0)] * len(spatial)
+    )
+    sizes, strides = numbers('size', 1), numbers('stride', 1)
+    spread_l, spread_r = numbers('lhs_dilate', 1), numbers('rhs_dilate', 1)
+    total = 2.0 * op.shapes[0].dims[out.index('b')] * op.shapes[0].dims[out.index('f')] * right[rhs.index('i')]
+    for i, label in enumerate(spatial):
+        n_in, n_out = left[lhs.index(label)], op.shapes[0].dims[out.index(label)]
+        total *= _valid(n_in, n_out, sizes[i], strides[i], pads[i][0], spread_l[i], spread_r[i])
+    return total
+
+
+@functools.cache
+def _valid(n_in: int, n_out: int, size: int, stride: int, pad: int, spread_in: int, spread_window: int) -> int:
+    """Pairs (place of the result, place of the window) that meet an element and not padding."""
+    count, end = 0, (n_in - 1) * spread_in
+    for k in range(size):
+        for o in range(n_out):
+            at = o * stride + k * spread_window - pad
+            count += 0 <= at <= end and at % spread_in == 0
+    return count

@@ -1,0 +1,167 @@
+"""A plan as tables of text, each number with where it comes from: for the terminal and the page."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llm_jax import mesh as mesh_lib
+from llm_jax.metrics import format as fmt
+from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
+from llm_jax.plan.planner import Budget, Outcome
+from llm_jax.plan.search import Tried, short
+
+GIB = 2**30
+
+
+class Row(NamedTuple):
+    """A number: what it is, its value, 'compiled', 'analytic' or 'assumed'."""
+
+    name: str
+    value: str
+    source: str
+
+
+class Table(NamedTuple):
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes in the unit that memories are sold in: 20.1 GiB."""
+    return f'{n_bytes / GIB:.2f} GiB' if n_bytes < 10 * GIB else f'{n_bytes / GIB:.1f} GiB'
+
+
+def seconds(value: float) -> str:
+    return f'{1000 * value:.1f} ms' if value < 1 else f'{value:.2f} s'
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence: does it fit."""
+    memory = outcome.memory
+    per = 'device' if outcome.case.machine.chip.devices > 1 else 'chip'
+    if memory.fits:
+        return f'fits: {gib(memory.total)} of {gib(memory.limit)} a {per} ({memory.source})'
+    over = memory.total - memory.limit
+    return f'does not fit: {gib(memory.total)} of {gib(memory.limit)} a {per}, {gib(over)} too much ({memory.source})'
+
+
+def memory_rows(outcome: Outcome) -> list[Row]:
+    """The parts of a device's memory; shapes say what is not a temporary."""
+    compiled = {'padding of arrays', 'activations and temporaries', 'results', 'code'}
+    rows = [
+        Row(name, gib(n), COMPILED if outcome.memory.source == COMPILED and name in compiled else ANALYTIC)
+        for name, n in outcome.memory.parts.items()
+    ]
+    return [*rows, Row('total', gib(outcome.memory.total), outcome.memory.source),
+            Row('available', gib(outcome.memory.limit), ASSUMED)]  # fmt: skip
+
+
+def step_rows(outcome: Outcome) -> list[Row]:
+    """What one step does and how long it takes at best."""
+    case, roof, cost = outcome.case, outcome.roofline, outcome.cost
+    n = case.abstract_mesh.size
+    useful = case.flops_per_token * case.tokens_per_step
+    source = outcome.source
+    rows = [
+        Row('mesh', mesh_lib.written(case.sizes), 'config'),
+        Row('parameters', f'{fmt.count(case.counts.total)}, {fmt.count(case.counts.active)} active', ANALYTIC),
+        Row('tokens a step', fmt.count(case.tokens_per_step), 'config'),
+        Row('useful FLOPs a step', f'{useful / 1e15:,.1f} PFLOP', ANALYTIC),
+        Row(
+            'executed FLOPs a step',
+            f'{cost.flops * n / 1e15:,.1f} PFLOP, {cost.flops * n / useful:.2f} of the useful',
+            source,
+        ),
+        Row('HBM traffic a device', gib(cost.hbm_bytes), source),
+        Row('compute', seconds(roof.compute), source),
+        Row('HBM', seconds(roof.hbm), source),
+        Row('ICI' if case.machine.chip.is_tpu else 'NVLink', seconds(roof.ici), source),
+        Row('DCN' if case.machine.chip.is_tpu else 'network', seconds(roof.dcn), source),
+        Row('collectives that nothing hides', seconds(roof.exposed), source),
+    ]
+    if roof.bubble:
+        rows.append(Row('pipeline bubble', seconds(roof.bubble), ANALYTIC))
+    return [
+        *rows,
+        Row('step at the roofline', f'{seconds(roof.step)}, bound by {roof.bound}', source),
+        Row('MFU at most', fmt.percent(outcome.mfu), source),
+        Row('tokens/s at most', fmt.count(outcome.tokens_per_second), source),
+    ]  # fmt: skip
+
+
+def budget_rows(budget: Budget | None, price: float | None, machine: object) -> list[Row]:
+    """Time and money for the whole run."""
+    if budget is None:
+        return [Row('budget', 'the length is in epochs, which only data can tell: give --tokens', ASSUMED)]
+    rows = [
+        Row('tokens', fmt.count(budget.tokens), 'config'),
+        Row('time at the roofline', f'{budget.seconds / 86400:.2f} days', ANALYTIC),
+        Row('chip-hours', f'{budget.chip_hours:,.0f} on {machine}', ANALYTIC),
+    ]
+    if budget.cost is not None:
+        rows.append(Row('cost', f'{budget.cost:,.0f} at {price:g} a chip-hour', ASSUMED))
+    return rows
+
+
+def serving_rows(outcome: Outcome) -> list[Row]:
+    """Memory for generating text with the model."""
+    it = serving(outcome.case)
+    return [
+        Row('parameters to serve', gib(it.parameters), ANALYTIC),
+        Row('KV cache', f'{it.cache_per_token / 1024:.1f} KiB a token, '
+                        f'{gib(it.cache_per_token * it.context)} for {it.context:,} tokens', ANALYTIC),
+        Row('fewest devices to serve', f'{it.devices} with one whole context', ANALYTIC),
+        Row('whole contexts at once', f'{it.contexts:,} on this machine', ANALYTIC),
+    ]  # fmt: skip
+
+
+def assumed_rows(outcome: Outcome) -> list[Row]:
+    """The rates that times follow from."""
+    chip = outcome.case.machine.chip
+    per = ' a link and direction' if chip.is_tpu else ' a direction'
+    return [
+        Row('peak', fmt.flops(chip.bf16) + ' a chip in bfloat16', ASSUMED),
+        Row('HBM', f'{chip.hbm_rate / 1e9:,.0f} GB/s a chip', ASSUMED),
+        Row('ICI' if chip.is_tpu else 'NVLink', f'{chip.link_rate / 1e9:,.0f} GB/s{per}', ASSUMED),
+        Row('DCN' if chip.is_tpu else 'network', f'{chip.dcn_rate / 1e9:,.2f} GB/s a chip', ASSUMED),
+    ]
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """What a reader of the numbers has to know."""
+    out = []
+    if outcome.cost.unknown_loops:
+        out.append(
+            f'{len(outcome.cost.unknown_loops)} loops do not say how often they run and are counted once: '
+            + ', '.join(outcome.cost.unknown_loops[:3])
+        )
+    if outcome.cost.kernels:
+        out.append('the FLOPs of attention kernels are analytic: the compiled program does not say them')
+    if outcome.source == ANALYTIC:
+        out.append('nothing was compiled: every number is an estimate')
+    return out
+
+
+def traffic_table(outcome: Outcome) -> Table:
+    """The collectives by kind and mesh axes, the longest first."""
+    rows = [
+        (t.kind, ' × '.join(t.axes) or '–', f'{t.times:,}', gib(t.bytes), seconds(t.ici), seconds(t.dcn),
+         fmt.percent(1 - t.exposed / (t.ici + t.dcn)) if t.ici + t.dcn else fmt.DASH)
+        for t in outcome.roofline.traffic if t.bytes > 1e6
+    ]  # fmt: skip
+    header = ('collective', 'over', 'times', 'bytes', 'ICI' if outcome.case.machine.chip.is_tpu else 'NVLink',
+              'DCN' if outcome.case.machine.chip.is_tpu else 'network', 'can overlap')  # fmt: skip
+    return Table(f'Collectives of a step, on one device ({outcome.source})', header, rows)
+
+
+def search_table(tried: Sequence[Tried], best: int = 16) -> Table:
+    """The ranking of a search."""
+    rows = []
+    for one in tried[:best]:
+        if one.outcome is None:
+            rows.append((short(one.changes), 'no', f'> {gib(one.needed)}', fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
+            continue
+        memory, roof = one.outcome.memory, one.outcome.roofline
+        rows.append((short(one.changes), 'yes' if memory.fits else 'no', gib(memory.total), seconds(roof.step),
+                     roof.bound, fmt.percent(one.outcome.mfu), one.outcome.source))  # fmt: skip
+    return Table('Search', ('configuration', 'fits', 'memory', 'step', 'bound by', 'MFU at most', 'source'), rows)

@@ -1,0 +1,199 @@
+"""Where a device's memory goes: counted from shapes, estimated for what only a compiler knows, and as compiled."""
+
+from collections.abc import Iterable
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax import mesh as mesh_lib
+from llm_jax.generate import decode
+from llm_jax.plan.cases import Case
+from llm_jax.train.losses import chunk_length
+from llm_jax.train.step import make_loss
+
+COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device, at the peak of a training step.
+
+    Attributes:
+      parts: what -> bytes.
+      limit: what there is.
+      source: 'compiled' or 'analytic'.
+    """
+
+    parts: dict[str, float]
+    limit: float
+    source: str
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.limit
+
+
+def state_parts(case: Case) -> dict[str, float]:
+    """Bytes on one device of what a run keeps from step to step, and of its batch."""
+    shapes, mesh = case.plan.shapes, case.plan.mesh
+    config = case.config
+    batch = config.train.batch_size // mesh_shards(case)
+    parts = {
+        'parameters': device_bytes(shapes.params, mesh),
+        'optimizer': device_bytes(shapes.opt_state, mesh),
+        'average of parameters': device_bytes(shapes.ema, mesh),
+        'batch': 4.0 * batch * (config.data.seq_len + 1),
+    }
+    return {name: n for name, n in parts.items() if n}
+
+
+def gradient_bytes(case: Case) -> float:
+    """Of one device; a gradient has the dtype and the layout of its parameter."""
+    return device_bytes(case.plan.shapes.params, case.plan.mesh)
+
+
+def mesh_shards(case: Case) -> int:
+    """Into how many pieces the mesh splits the rows of a batch."""
+    sizes = dict(case.plan.mesh.shape)
+    return math.prod(sizes[axis] for axis in mesh_lib.mesh_axes(dict(case.config.model.rules)['batch']))
+
+
+def device_bytes(tree: Any, mesh: Any) -> float:
+    """Bytes that one device holds of a tree of sharded shapes."""
+    return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree)))
+
+
+def _part(leaf: Any, mesh: Any) -> float:
+    dtype = leaf.dtype
+    width = 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+    if dtype == jax.dtypes.float0:
+        return 0.0
+    sharding = leaf.sharding if hasattr(leaf, 'sharding') else None
+    spec = tuple(sharding.spec) if sharding is not None else ()
+    sizes = dict(mesh.shape)
+    pieces = math.prod(sizes[axis] for entry in spec for axis in mesh_lib.mesh_axes(entry))
+    return math.prod(leaf.shape) * width / pieces
+
+
+def residual_bytes(case: Case) -> float:
+    """What the forward pass of one micro-batch keeps for the backward pass, on one device.
+
+    These are the residuals of the loss as JAX differentiates it, remat included, whatever the model's parts are.
+    """
+    plan, config = case.plan, case.config
+    loss = make_loss(plan.model, config, bos_id=plan.bos_id)
+    rows = config.train.batch_size // config.train.grad_accumulation
+    with jax.sharding.use_abstract_mesh(case.abstract_mesh):
+        tokens = jax.ShapeDtypeStruct(
+            (rows, config.data.seq_len + 1), jnp.int32,
+            sharding=jax.sharding.NamedSharding(case.abstract_mesh, mesh_lib.spec(config.model.rules, ('batch', None))),
+        )  # fmt: skip
+
+        def kept(params: Any, tokens: jax.Array, key: jax.Array | None) -> list:
+            _, backward, _ = jax.vjp(lambda p: loss(p, tokens, key), params, has_aux=True)
+            given = {id(leaf) for leaf in jax.tree.leaves((params, tokens))}
+            return [leaf for leaf in jax.tree.leaves(backward) if id(leaf) not in given]
+
+        key = jax.eval_shape(lambda: jax.random.key(0)) if config.model.dropout else None
+        return device_bytes(jax.eval_shape(kept, case.abstract_params, tokens, key), case.abstract_mesh)
+
+
+def estimate(case: Case) -> Memory:
+    """The memory of a step without compiling it.
+
+    Gradients (twice while micro-batches are added up), the residuals of the forward pass,
+    and what one layer and one slice of logits need while they are worked on.
+    """
+    config = case.config
+    parts = state_parts(case)
+    parts['gradients'] = gradient_bytes(case) * (2 if config.train.grad_accumulation > 1 else 1)
+    parts['activations'] = residual_bytes(case)
+    parts['one layer at work'] = _layer_work(case)
+    parts['logits'] = _logits(case)
+    return Memory(parts, case.machine.hbm if case.machine else math.inf, ANALYTIC)
+
+
+def _layer_work(case: Case) -> float:
+    """A layer's weights brought together, in the dtype of the computation, and what it makes on the way."""
+    config, sizes = case.config, dict(case.plan.mesh.shape)
+    model, width = config.model, jnp.dtype(config.model.dtype).itemsize
+    together = device_bytes(case.plan.shapes.params['layers'], case.plan.mesh) * sizes['fsdp'] / 4 * width
+    gathered = 2 * together / model.n_layers * max(1, len(model.pattern))
+    rows = config.train.batch_size / config.train.grad_accumulation / mesh_shards(case)
+    tokens = rows * config.data.seq_len / sizes['context']
+    ff = model.ff_size * (model.moe.top_k * (model.moe.d_ff or model.ff_size) / model.ff_size
+                          if model.feed_forward == 'moe' else 1)  # fmt: skip
+    ways = 4 * model.d_model + (3 * ff + 4 * model.n_heads * model.head_size) / sizes['tensor']
+    return gathered + (0 if model.remat == 'none' else tokens * ways * width)
+
+
+def _logits(case: Case) -> float:
+    """A slice of logits in float32 and its gradient."""
+    config, sizes = case.config, dict(case.plan.mesh.shape)
+    rows = config.train.batch_size // config.train.grad_accumulation // mesh_shards(case)
+    chunk = chunk_length(config.data.seq_len, rows, config.train.loss_chunk)
+    return 2 * 4.0 * rows * chunk * config.model.vocab_size / sizes['tensor']
+
+
+def compiled(case: Case, stats: Any) -> Memory:
+    """The memory of a compiled step, its temporaries told apart by what shapes say.
+
+    Args:
+      case: what was compiled.
+      stats: from `jax.stages.Compiled.memory_analysis()`.
+    """
+    parts = state_parts(case)
+    padding = stats.argument_size_in_bytes - sum(parts.values())
+    if padding > 0:
+        parts['padding of arrays'] = padding
+    grads = min(gradient_bytes(case), stats.temp_size_in_bytes)
+    parts['gradients'] = grads
+    parts['activations and temporaries'] = stats.temp_size_in_bytes - grads
+    parts['results'] = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    parts['code'] = stats.generated_code_size_in_bytes
+    parts = {name: float(n) for name, n in parts.items() if n > 0}
+    return Memory(parts, case.machine.hbm if case.machine else math.inf, COMPILED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """Memory for generating text.
+
+    Attributes:
+      parameters: bytes of all parameters in the dtype of the computation.
+      cache_per_token: bytes that one token leaves in the caches of all layers.
+      context: tokens of a whole context.
+      devices: the fewest that hold the parameters and the cache of one whole context.
+      contexts: how many whole contexts fit beside the parameters on the machine, were both split evenly.
+    """
+
+    parameters: float
+    cache_per_token: float
+    context: int
+    devices: int
+    contexts: int
+
+
+def serving(case: Case) -> Serving:
+    """What it takes to serve the model on chips of the machine."""
+    model = case.config.model
+    width = jnp.dtype(model.dtype).itemsize
+    parameters = width * _size(jax.tree.leaves(case.plan.shapes.params))
+    cache = jax.eval_shape(lambda: decode.empty_caches(model, 1, 1024))
+    per_token = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / 1024
+    one = per_token * model.max_seq_len
+    hbm = case.machine.hbm if case.machine else math.inf
+    free = hbm * math.prod(dict(case.plan.mesh.shape).values()) - parameters
+    fewest = max(1, math.ceil((parameters + one) / hbm)) if hbm < math.inf else 1
+    return Serving(parameters, per_token, model.max_seq_len, fewest, max(0, int(free // one)) if one else 0)
+
+
+def _size(leaves: Iterable[Any]) -> int:
+    return sum(math.prod(leaf.shape) for leaf in leaves)

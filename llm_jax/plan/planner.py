@@ -1,0 +1,135 @@
+"""The plan of one configuration: its memory and its time, compiled where a compiler is to be had, and what it costs."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+
+from llm_jax import mesh as mesh_lib
+from llm_jax.plan import analytic, memory, topology
+from llm_jax.plan.cases import Case, abstract_mesh, make_case
+from llm_jax.plan.compiled import compile_step
+from llm_jax.plan.cost import Cost
+from llm_jax.plan.memory import ANALYTIC, COMPILED, Memory
+from llm_jax.plan.network import Network
+from llm_jax.plan.roofline import Roofline, roofline
+from llm_jax.plan.topology import Machine
+from llm_jax.schema import Config, ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Training to the end, at the roofline.
+
+    Attributes:
+      tokens: of the whole run.
+      seconds: it takes.
+      chip_hours: chips times hours.
+      cost: in the currency of the price; None without a price.
+    """
+
+    tokens: float
+    seconds: float
+    chip_hours: float
+    cost: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a plan says of one configuration.
+
+    Attributes:
+      case: the configuration on its machine.
+      memory: of one device.
+      roofline: of one step.
+      cost: of one device and step.
+      source: 'compiled' or 'analytic': where memory, traffic and collectives come from.
+      compile_seconds: 0 if nothing was compiled.
+    """
+
+    case: Case
+    memory: Memory
+    roofline: Roofline
+    cost: Cost
+    source: str
+    compile_seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.case.tokens_per_step / self.roofline.step
+
+    @property
+    def mfu(self) -> float:
+        """The most that it can be: useful FLOPs over what the chips could do in the time of the roofline."""
+        peak = self.case.machine.chip.bf16 * self.case.machine.chips
+        return self.tokens_per_second * self.case.flops_per_token / peak
+
+    def budget(self, tokens: float | None, price: float | None) -> Budget | None:
+        """Args: tokens: None takes the config's duration, if that is not in epochs."""
+        if tokens is None:
+            if self.case.in_epochs:
+                return None
+            tokens = self.case.plan.steps.total * self.case.tokens_per_step
+        seconds = tokens / self.tokens_per_second
+        hours = seconds / 3600 * self.case.machine.chips
+        return Budget(tokens, seconds, hours, None if price is None else hours * price)
+
+
+def case_of(config: Config, machine: Machine, devices: Sequence[jax.Device] | None) -> Case:
+    """A configuration on a machine.
+
+    Args:
+      config: the experiment.
+      machine: where.
+      devices: from `topology.tpu_devices`; None for GPUs, which are planned by numbers.
+
+    Raises:
+      ConfigError: it cannot be laid out on this machine.
+    """
+    sizes = topology.sizes(config, machine)
+    if devices is None:
+        return make_case(
+            config, abstract_mesh(sizes), machine, Network(machine, topology.gpu_coordinates(machine), sizes)
+        )
+    mesh = mesh_lib.make_mesh(config.mesh, list(devices))
+    return make_case(config, mesh, machine, Network(machine, topology.coordinates(mesh, machine), sizes))
+
+
+def estimated(case: Case) -> Outcome:
+    """The plan by numbers alone."""
+    cost = analytic.cost(case)
+    roof = roofline(case, cost, bubble=analytic.bubble(case))
+    return Outcome(case, memory.estimate(case), roof, cost, ANALYTIC)
+
+
+def compiled(case: Case) -> Outcome:
+    """The plan of the compiled step.
+
+    Raises:
+      DoesNotFit: the compiler found no way to fit it in.
+    """
+    result = compile_step(case)
+    cost = result.cost
+    if cost.kernels:
+        # Kernels that keep their FLOPs to themselves: those of attention, counted on paper.
+        attention = case.flops_per_token - 6 * case.counts.matmul
+        share = attention * case.tokens_per_step / case.abstract_mesh.size
+        cost = dataclasses.replace(cost, flops=cost.flops + share / 2)
+    return Outcome(case, result.memory, roofline(case, cost), cost, COMPILED, result.seconds)
+
+
+def number(text: str | None, flag: str) -> float | None:
+    """A positive number from the command line; '15e12' and '1_000' work.
+
+    Raises:
+      ConfigError: it is not one.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float('inf'):
+        raise ConfigError(f'{flag} = {text!r} is not a number above 0; write it like 2.5 or 15e12')
+    return value

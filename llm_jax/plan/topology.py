@@ -1,0 +1,206 @@
+"""Machines that need not exist: slices of TPUs as the TPU compiler describes them, and GPUs by number."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+import numpy as np
+
+from llm_jax import mesh as mesh_lib
+from llm_jax.metrics.specs import CHIPS, Chip
+from llm_jax.schema import Config, ConfigError
+
+GPUS = tuple(name for name, chip in CHIPS.items() if not chip.is_tpu)
+TPUS = tuple(name for name, chip in CHIPS.items() if chip.is_tpu)
+# How libtpu spells what differs from our names, and the options of a generation: one
+# device per chip on v4, as its programs run.
+_LIBTPU_NAMES = {'7x': 'tpu7x'}
+_OPTIONS = {'v4': {'chip_config_name': 'megacore'}}
+# The largest slices that are sold: those of two dimensions by side, the others by number of chips.
+_LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 6144, 'v6e': 256, '7x': 9216}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a run is planned for.
+
+    Attributes:
+      chip: of which it is made.
+      shape: chips along each dimension of a slice's torus; of GPUs their number.
+      slices: how many slices, joined by the data-centre network.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+    @property
+    def hbm(self) -> float:
+        """Bytes of memory of one device."""
+        return self.chip.hbm / self.chip.devices
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Of each dimension, whether its ends are joined: cubes of 4 are, and of v5e and v6e sides of 16."""
+        if self.chip.torus == 2:
+            return tuple(n == 16 for n in self.shape)
+        return (self.chip.torus == 3 and all(n % 4 == 0 for n in self.shape),) * len(self.shape)
+
+    def __str__(self) -> str:
+        if not self.chip.is_tpu:
+            return f'{self.chips} × {self.chip.name}'
+        shape = 'x'.join(map(str, self.shape))
+        return f'{self.chip.name}:{shape}' + (f' × {self.slices} slices' if self.slices > 1 else '')
+
+
+def parse_tpu(name: str, slices: int = 1) -> Machine:
+    """'v5p:8x8x8' as a machine.
+
+    Raises:
+      ConfigError: no such generation, or a shape that it does not have.
+    """
+    if slices < 1:
+        raise ConfigError(f'--slices = {slices} must be at least 1')
+    generation, _, written = name.partition(':')
+    generation = generation.removeprefix('tpu')
+    generation = '7x' if generation == 'v7x' else generation
+    if generation not in TPUS:
+        raise ConfigError(f'--topology = {name!r}: there is no TPU {generation!r}; there are {", ".join(TPUS)}')
+    chip = CHIPS[generation]
+    if not re.fullmatch(r'\d+(x\d+)+', written) or not known_shape(chip, shape := _numbers(written)):
+        raise ConfigError(
+            f'--topology = {name!r} is no slice of {generation}; there are, for example, '
+            f'{", ".join(generation + ":" + "x".join(map(str, s)) for s in common_shapes(chip))}'
+        )
+    return Machine(chip, shape, slices)
+
+
+def parse_gpu(name: str, devices: int) -> Machine:
+    """`devices` GPUs of a kind; machines of eight joined by a network.
+
+    Raises:
+      ConfigError: no such GPU, or a number that fills no machines.
+    """
+    if name not in GPUS:
+        raise ConfigError(f'--gpu = {name!r} is not known; there are {", ".join(GPUS)}')
+    if devices < 1 or devices > CHIPS[name].per_host and devices % CHIPS[name].per_host:
+        raise ConfigError(f'--devices = {devices}: up to {CHIPS[name].per_host}, or a multiple of it')
+    return Machine(CHIPS[name], (devices,))
+
+
+def known_shape(chip: Chip, shape: tuple[int, ...]) -> bool:
+    """Whether a generation has slices of this shape."""
+    if len(shape) != chip.torus:
+        return False
+    if chip.torus == 2:
+        x, y = sorted(shape)
+        return shape in common_shapes(chip) or (x % 2 == 0 and y <= 16 and math.prod(shape) <= _LARGEST[chip.name])
+    # Hosts are squares of 2 × 2; beyond one cube of 4 × 4 × 4 slices are made of such cubes.
+    if math.prod(shape) > _LARGEST[chip.name] or shape[0] % 2 or shape[1] % 2 or min(shape) < 1:
+        return False
+    return all(n % 4 == 0 for n in shape) or math.prod(shape) <= 64
+
+
+def common_shapes(chip: Chip) -> list[tuple[int, ...]]:
+    """The usual slices of a generation, the smallest first."""
+    if chip.torus == 2:
+        return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+    small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
+    cubes = [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16)]
+    return [shape for shape in small + cubes if math.prod(shape) <= _LARGEST[chip.name]]
+
+
+@contextlib.contextmanager
+def compiler() -> Iterator[None]:
+    """Where programs for TPUs can be compiled: loads libtpu from $LLM_JAX_LIBTPU.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    path = os.environ.get('LLM_JAX_LIBTPU', '')
+    if not path or not os.path.isfile(path):
+        raise ConfigError(
+            'the TPU compiler is missing: LLM_JAX_LIBTPU '
+            + (f'= {path!r} is no file' if path else 'is not set')
+            + '. `./tools/run plan` fetches the package libtpu once (about 700 MB on disk, Linux on x86-64, and pip '
+            'needs its package index); without it, plan by numbers alone: leave --topology out and use --gpu'
+        )
+    wanted = {
+        'TPU_LIBRARY_PATH': path,
+        'TPU_SKIP_MDS_QUERY': '1',  # do not ask the metadata server which TPU this machine has
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several plans at the same time
+        'TPU_STDERR_LOG_LEVEL': '3',
+        'TPU_MIN_LOG_LEVEL': '3',
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def tpu_devices(machine: Machine) -> list[jax.Device]:
+    """The devices of a TPU machine, as the TPU compiler describes them; inside `compiler()`.
+
+    Raises:
+      ConfigError: the compiler does not know such a slice.
+    """
+    generation = machine.chip.name
+    options = dict(_OPTIONS.get(generation, {}))
+    if machine.slices > 1:
+        options['num_slices'] = machine.slices
+    if math.prod(machine.shape) == 1:
+        options['chips_per_host_bounds'] = (1, 1, 1)
+    name = f'{_LIBTPU_NAMES.get(generation, generation)}:{"x".join(map(str, machine.shape))}'
+    try:
+        found = topologies.get_topology_desc(platform='tpu', topology_name=name, **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f'--topology = {machine}: the TPU compiler does not accept it: {error}') from error
+    return list(found.devices)
+
+
+def sizes(config: Config, machine: Machine) -> dict[str, int]:
+    """Mesh axis -> size on a machine; the checks that need no compiler.
+
+    Raises:
+      ConfigError: the mesh does not fill the machine, or splits what cannot be split.
+    """
+    out = mesh_lib.axis_sizes(config.mesh, machine.devices)
+    mesh_lib.check_slices(out, machine.slices)
+    mesh_lib.check_fit(config, out)
+    return out
+
+
+def coordinates(mesh: Mesh, machine: Machine) -> np.ndarray:
+    """int[devices, 1 + dimensions]: slice and place in its torus, in the order of the mesh."""
+    if machine.chip.is_tpu:
+        rank = len(machine.shape)
+        rows = [(getattr(d, 'slice_index', 0) or 0, *d.coords[:rank]) for d in mesh.devices.flat]
+        return np.array(rows)
+    return gpu_coordinates(machine)
+
+
+def gpu_coordinates(machine: Machine) -> np.ndarray:
+    """int[devices, 2]: machine and place in it."""
+    index = np.arange(machine.devices)
+    return np.stack([index // machine.chip.per_host, index % machine.chip.per_host], axis=1)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split('x'))

@@ -1,0 +1,44 @@
+"""Whether an experiment fits a TPU slice or GPUs that one does not have, how fast it goes there, what it costs.
+
+./tools/run plan experiments/llama3_8b.py --topology v5p:4x4x4 --price 4.2
+./tools/run plan experiments/llama3_70b.py --topology v5p:8x8x8 --slices 4 --search
+./tools/run plan experiments/llama3_8b.py --gpu h100 --devices 64 --tokens 15e12
+"""
+
+import argparse
+import os
+import shlex
+import sys
+
+from llm_jax import cli, models
+from llm_jax import config as config_lib
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='plan', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser.add_argument('experiment', help='an experiment file, or a published model such as llama:3.1-8b')
+    parser.add_argument('--topology', help='TPU slice such as v5p:8x8x8: the step is compiled for it')
+    parser.add_argument('--slices', type=int, default=1, help='slices joined by the data-centre network')
+    parser.add_argument('--gpu', help='instead: a GPU such as h100, planned by numbers')
+    parser.add_argument('--devices', type=int, default=8, help='how many GPUs')
+    parser.add_argument('--tokens', help='budget of the whole run, such as 15e12; default train.duration')
+    parser.add_argument('--price', help='of one chip-hour')
+    parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
+    parser.add_argument('--compile', type=int, default=3, help='how many of the best of a search are compiled')
+    parser.add_argument('--out', default='plan.html', help='the page that is written')
+    cli.add_debug(parser)
+    known, rest = parser.parse_known_args(argv)
+    load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
+    config = cli.experiment(known.experiment, rest, load)
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
+    from llm_jax.plan import command  # imports JAX: errors in the config come first, and at once
+
+    request = command.Request(
+        known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search, known.compile,
+        known.out, shlex.join(['./tools/run', 'plan', *argv]),
+    )  # fmt: skip
+    command.plan(config, request)
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
