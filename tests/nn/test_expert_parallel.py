@@ -1,5 +1,6 @@
 """Experts over the mesh: the same step everywhere, and only the tokens travel."""
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from tiny import LLAMA, packed_tokens, place, tiny_config, tiny_training
+from tiny import LLAMA, L, packed_tokens, place, tiny_config, tiny_training
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.nn.feed_forward import DENSE
@@ -143,7 +144,7 @@ def test_dropped_choices_are_reported():
 
 
 def collectives(axes, **fields):
-    """(kind, elements of a result) of every collective of a compiled step, without scalars."""
+    """(kind, elements of the largest result) of every collective of a compiled step."""
     config = tiny_config(**MOE, **fields)
     with on(**axes):
         step, state = tiny_training(config)
@@ -151,20 +152,31 @@ def collectives(axes, **fields):
     kinds = 'all-to-all|all-gather|reduce-scatter|all-reduce|collective-permute'
     found = re.findall(rf'= (\(?[a-z]+\d+\[.*?) ({kinds})\(', text)
     sizes = lambda shapes: [math.prod(map(int, s.split(','))) for s in re.findall(r'\[([\d,]+)\]', shapes)]
-    return [(kind, max(sizes(shapes), default=1)) for shapes, kind in found]
+    return collections.Counter((kind, max(sizes(shapes), default=1)) for shapes, kind in found)
 
 
 @pytest.mark.parametrize('axes', EXPERT_MESHES[:3], ids=str)
 def test_only_tokens_travel_between_experts(axes):
-    """Rows by all-to-all, forward and backward, in the first and the further rounds; no expert's matrix over `expert`."""
-    config = tiny_config(**MOE)
-    E, D, F = 8, 32, 96
+    """What a step sends because of its experts; the scanned layer is there once forward, once backward."""
     found = collectives(axes)
-    print(found)
-    counts = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
-    assert counts.get('all-to-all', 0) > 0
-    held = E * D * F // axes['expert'] // axes.get('tensor', 1)
-    assert max(size for kind, size in found if kind in ('all-gather', 'reduce-scatter', 'all-reduce')) <= held
+    E, D, F, k = 8, 32, 96, 2
+    tokens, n = 8 * L // 8 * axes.get('tensor', 1), axes['expert']
+    C = min(tokens * min(k, E // n), 8 * math.ceil(1.5 * tokens * k / n / 8))
+    # Rows go and come back: forward and backward, in the first round and in the further ones, which the
+    # backward pass does again. And once the numbers of rows of each expert.
+    assert {key: n for key, n in found.items() if key[0] == 'all-to-all'} == {
+        ('all-to-all', C * D): 10, ('all-to-all', E // n): 1,
+    }  # fmt: skip
+    held = E // n * D * F  # of each matrix, by the devices of fsdp and tensor together
+    large = {key: n for key, n in found.items() if key[1] >= held // axes.get('tensor', 1) // axes.get('fsdp', 1)}
+    fsdp = {('all-gather', held): 3, ('reduce-scatter', held // axes.get('fsdp', 1)): 3}
+    assert {key: n for key, n in large.items() if key[0] != 'all-to-all'} == (fsdp if 'fsdp' in axes else {})
+
+
+def test_gathering_sends_no_rows_to_and_fro():
+    found = collectives({'expert': 8}, model__moe__dispatch='gather')
+    assert 'all-to-all' not in {kind for kind, _ in found}
+    assert ('all-gather', 8 * L * 32) in found
 
 
 @pytest.mark.parametrize(
