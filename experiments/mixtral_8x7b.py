@@ -3,10 +3,10 @@
   ./tools/run train experiments/mixtral_8x7b.py \
       --config.data.sources='parquet:gs://my-bucket/web/*.parquet' --config.data.cache_dir=gs://my-bucket/cache
 
-Mesh: v5p:4x4x4, 4 (expert, two experts on each device) × 16 (fsdp, the rest); a micro-batch has two rows of 4096 tokens
-on each chip.Of a chip's 95 GiB, parameters and Adam's moments
-take, by their shapes (12 bytes each), 7.9 GiB for the experts, of which each chip holds a 64th, and 1.1 GiB for all
-else, of which it holds a 16th.
+Mesh: v5p:4x4x4, 4 (expert, two experts on each device) × 16 (fsdp, the rest); a micro-batch
+has two rows of 4096 tokens on each chip. Of a chip's 95 GiB, parameters and Adam's moments
+take, by their shapes (12 bytes each), 7.9 GiB for the experts, of which each chip holds a
+64th, and 1.1 GiB for all else, of which it holds a 16th.
 """
 
 import ml_collections
