@@ -150,8 +150,11 @@ def mixture(
         if axes['d_model']:
             whole = lambda w, dim: (jax.lax.all_gather(w[0], axes['d_model'], axis=dim, tiled=True), *w[1:])
             ins, out = [whole(w, 1) for w in ins], whole(out, 2)
-        flat = lambda x: x.reshape(-1, x.shape[-1])
-        y_TD, dropped = dispatch(network, (ins, out), flat(x_BLD), flat(chosen_BLk), flat(weights_BLk))
+        x_TD, chosen_Tk, weights_Tk = (x.reshape(-1, x.shape[-1]) for x in (x_BLD, chosen_BLk, weights_BLk))
+        if axes['d_ff']:
+            # Each of those devices has a part of the gradient: they are added up here, by token, and not by row.
+            x_TD, weights_Tk = jax.lax.pcast((x_TD, weights_Tk), axes['d_ff'], to='varying')
+        y_TD, dropped = dispatch(network, (ins, out), x_TD, chosen_Tk, weights_Tk)
         y_TD = jax.lax.psum(y_TD, axes['d_ff']) if axes['d_ff'] else y_TD
         return y_TD.reshape(*x_BLD.shape[:2], D), jax.lax.psum(dropped, token_axes) if token_axes else dropped
 

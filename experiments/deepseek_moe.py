@@ -1,0 +1,43 @@
+"""DeepSeek-V2 (arXiv:2405.04434): 236 B parameters, 21 B of them for each token, over a v5p pod.
+
+  ./tools/run train experiments/deepseek_moe.py \
+      --config.data.sources='parquet:gs://my-bucket/web/*.parquet' --config.data.cache_dir=gs://my-bucket/cache
+
+Latent attention; 160 narrow experts, of which a token goes to six, and two that all go to;
+load balanced by a bias (arXiv:2408.15664) instead of V2's loss.
+
+Mesh: v5p:8x8x8, 8 (expert, 20 experts on each device) × 64 (fsdp); a micro-batch has one row of 4096 tokens on each
+chip. Parameters and Adam's moments of the experts are, by their shapes (12 bytes each), 4.9 GiB of a chip's 95.
+"""
+
+import ml_collections
+
+from llm_jax import models
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = models.experiment('deepseek_v2:236b')
+    config.name = 'deepseek_moe'
+    config.model.max_seq_len = config.data.seq_len = 4096
+    config.model.rope.scaling = 'none'
+    config.model.moe.balance = 'bias'
+    config.model.dtype = 'bfloat16'
+    config.model.remat = 'full'
+
+    config.data.tokenizer.vocab_size = 102_400
+    config.data.validation_fraction = config.data.test_fraction = 0.005
+
+    config.train.duration = '1e12 tokens'
+    config.train.batch_size = 2048
+    config.train.grad_accumulation = 4
+    config.train.eval_every = '1000 steps'
+    config.train.eval_batches = 20
+    config.train.sample_prompts = ('The ', 'In 1969, ', 'def ')
+    config.optimizer.learning_rate = 2.4e-4
+    config.schedule.warmup = '2000 steps'
+    config.checkpoint.every = '500 steps'
+
+    # One row of a micro-batch on each of 512 chips.
+    config.mesh.data, config.mesh.fsdp, config.mesh.expert = 1, 64, 8
+    config.mesh.distributed = True
+    return config

@@ -1,0 +1,39 @@
+"""Mixtral 8x7B (arXiv:2401.04088): 47 B parameters, 13 B of them for each token, over 64 chips.
+
+  ./tools/run train experiments/mixtral_8x7b.py \
+      --config.data.sources='parquet:gs://my-bucket/web/*.parquet' --config.data.cache_dir=gs://my-bucket/cache
+
+Mesh: v5p:4x4x4, 4 (expert, two experts on each device) × 16 (fsdp, the rest); a micro-batch
+has two rows of 4096 tokens on each chip. Of a chip's 95 GiB, parameters and Adam's moments
+take, by their shapes (12 bytes each), 7.9 GiB for the experts, of which each chip holds a
+64th, and 1.1 GiB for all else, of which it holds a 16th.
+"""
+
+import ml_collections
+
+from llm_jax import models
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = models.experiment('mixtral:8x7b')
+    config.name = 'mixtral_8x7b'
+    config.model.max_seq_len = config.data.seq_len = 4096
+    config.model.dtype = 'bfloat16'
+    config.model.remat = 'full'
+
+    config.data.tokenizer.vocab_size = 32_000
+    config.data.validation_fraction = config.data.test_fraction = 0.005
+
+    config.train.duration = '1e12 tokens'
+    config.train.batch_size = 512
+    config.train.grad_accumulation = 4
+    config.train.eval_every = '1000 steps'
+    config.train.eval_batches = 20
+    config.train.sample_prompts = ('The ', 'In 1969, ', 'def ')
+    config.optimizer.learning_rate = 2e-4
+    config.schedule.warmup = '2000 steps'
+    config.checkpoint.every = '500 steps'
+
+    config.mesh.data, config.mesh.fsdp, config.mesh.expert = 1, -1, 4
+    config.mesh.distributed = True
+    return config
