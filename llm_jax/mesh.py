@@ -136,7 +136,10 @@ def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
     size, n_first = max(1, len(model.pattern)), len(model.first_layers)
     n_stacked = (model.n_layers - n_first) // size
     if n_stacked % (stages * repeats) or not n_stacked:
-        unit, first = (f' patterns of {size}' if size > 1 else ' layers'), (f' after the first {n_first}' * (n_first > 0))
+        unit, first = (
+            (f' patterns of {size}' if size > 1 else ' layers'),
+            (f' after the first {n_first}' * (n_first > 0)),
+        )
         fits = [n for n in range(2, n_stacked + 1) if n_stacked % (n * repeats) == 0]
         use = f'mesh.stage = {" or ".join(map(str, fits))}' if fits else 'mesh.stage = 1'
         n = -(-max(1, n_stacked) // (stages * repeats)) * stages * repeats
@@ -155,7 +158,9 @@ def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
     axes = [axis for axis in mesh_axes(rules['batch'])[1:] if sizes[axis] > 1]
     n = (microbatches or stages) * math.prod(sizes[axis] for axis in axes)
     if rows % n:
-        split = ' × '.join(['micro-batches ' + str(microbatches or stages), *(f'{axis} {sizes[axis]}' for axis in axes)])
+        split = ' × '.join(
+            ['micro-batches ' + str(microbatches or stages), *(f'{axis} {sizes[axis]}' for axis in axes)]
+        )
         raise ConfigError(
             f'train.batch_size / train.grad_accumulation = {rows} cannot be split over {split}: it must be a '
             f'multiple of {n}. Use {-(-rows // n) * n}, or another mesh.stage_microbatches'
