@@ -1,6 +1,8 @@
-"""Training throughput against Hugging Face's GPT-2 in torch, step by step in turns."""
+"""Training throughput of any experiment, and against the same model in torch or plain Linen."""
 
 import argparse
+from collections.abc import Callable
+import importlib.util
 import os
 import pathlib
 import statistics
@@ -11,113 +13,238 @@ import venv
 
 from llm_jax import cli
 from llm_jax import config as config_lib
-from llm_jax.schema import Config, ConfigError
+from llm_jax.schema import Config, ConfigError, Model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEERS = ROOT / '.venv-peers'
 # Steps of each side that are not timed. The first compiles; and on CPU the heap still grows, by a
 # step's memory at a time, in some of the first ten, which costs several seconds in page faults.
 WARM_UP = 12
+GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_bias': True, 'feed_forward': 'gelu', 'bias': True}
+# Models to compare without an experiment file: fields of the model, tokens of a row, rows of a batch.
+SHAPES = {
+    'laptop': (GPT2 | {'d_model': 384, 'n_layers': 6, 'n_heads': 6, 'vocab_size': 4096, 'scan': False}, 256, 16),
+    'gpt2_124m': (GPT2 | {'d_model': 768, 'n_layers': 12, 'n_heads': 12, 'vocab_size': 50_304}, 1024, 32),
+    'llama_1.3b': (
+        {'d_model': 2048, 'n_layers': 24, 'n_heads': 16, 'd_ff': 5504, 'vocab_size': 32_000, 'tie_embeddings': False},
+        2048,
+        8,
+    ),
+}
 
 
-def gpt2(args: argparse.Namespace, overrides: dict[str, str]) -> Config:
-    """The GPT-2 of this shape, as an experiment."""
+def shaped(name: str, overrides: dict[str, str]) -> Config:
+    """One of `SHAPES` as an experiment."""
+    fields, seq_len, batch_size = SHAPES[name]
     config = config_lib.default()
-    model = config.model
-    model.d_model, model.n_layers, model.n_heads = args.d_model, args.n_layers, args.n_heads
-    model.position, model.norm, model.norm_bias, model.feed_forward = 'learned', 'layernorm', True, 'gelu'
-    model.bias, model.dtype, model.scan = True, args.dtype, False
-    config.data.seq_len, config.train.batch_size = args.seq_len, args.batch_size
+    config.model.update(fields)
+    config.data.seq_len, config.train.batch_size = seq_len, batch_size
     config_lib.apply_overrides(config, overrides)
     return config_lib.validate(config)
 
 
-def our_step(config: Config, vocab_size: int):
-    """A function that takes one training step and returns its seconds."""
-    import jax
-    import numpy as np
+def family(model: Model) -> str:
+    """What the peers call a model: gpt2, llama, or '' for one that they do not have."""
+    plain = not (model.pattern or model.first_layers or model.window or model.attention == 'mla')
+    if plain and all(getattr(model, name) == value for name, value in GPT2.items()):
+        return 'gpt2'
+    llama = {'position': 'rope', 'norm': 'rmsnorm', 'feed_forward': 'swiglu', 'bias': False}
+    return 'llama' if plain and all(getattr(model, name) == value for name, value in llama.items()) else ''
 
-    from llm_jax import mesh as mesh_lib
-    from llm_jax.train import setup
-    from llm_jax.train.step import make_train_step
 
-    plan = setup.plan(config, mesh_lib.make_mesh(config.mesh), rows=10**6, vocab_size=vocab_size, bos_id=1)
-    jax.set_mesh(plan.mesh)
-    state = jax.jit(plan.init)(jax.random.key(0))
-    train_step = make_train_step(plan.model, plan.config, plan.optimizer, plan.schedule, bos_id=1)
-    train_step = jax.jit(train_step, donate_argnums=0)
-    shape = (config.train.batch_size, config.data.seq_len + 1)
-    tokens = plan.place(np.random.default_rng(0).integers(2, vocab_size, shape, np.int32)[plan.local_rows])
+class Ours:
+    """The training step of an experiment, compiled; `step` takes one and returns its seconds."""
 
-    def step() -> float:
-        nonlocal state
+    def __init__(self, config: Config):
+        import jax
+        import numpy as np
+
+        from llm_jax import mesh as mesh_lib
+        from llm_jax import metrics
+        from llm_jax.nn.transformer import weights_of
+        from llm_jax.train import setup
+        from llm_jax.train.step import make_train_step
+
+        size = config.model.vocab_size or config.data.tokenizer.vocab_size
+        plan = setup.plan(config, mesh_lib.make_mesh(config.mesh), rows=10**6, vocab_size=size, bos_id=1)
+        jax.set_mesh(plan.mesh)
+        self._state = jax.jit(plan.init)(jax.random.key(0))
+        train_step = make_train_step(plan.model, plan.config, plan.optimizer, plan.schedule, bos_id=1)
+        shape = (config.train.batch_size, config.data.seq_len + 1)
+        self._tokens = plan.place(np.random.default_rng(0).integers(2, size, shape, np.int32)[plan.local_rows])
+        self._step = jax.jit(train_step, donate_argnums=0).lower(self._state, self._tokens).compile()
+        counts = metrics.count(plan.config.model, plan.shapes.params, weights_of(plan.model))
+        self._flops = metrics.flops_per_token(plan.config.model, counts, config.data.seq_len)
+        self._device, self._n = plan.mesh.devices.flat[0], plan.mesh.size
+        self._dtype = config.model.dtype
+
+    def step(self) -> float:
+        import jax
+
         start = time.perf_counter()
-        state, metrics = train_step(state, tokens)
+        self._state, metrics = self._step(self._state, self._tokens)
         jax.block_until_ready(metrics)
         return time.perf_counter() - start
 
-    return step
+    def facts(self, tokens_per_second: float) -> list[str]:
+        """Lines about the rate: FLOP/s, their share of the peak and of what a product reaches, and memory."""
+        from llm_jax import metrics
+
+        rate, peak = tokens_per_second * self._flops, metrics.peak_flops(self._device)
+        product = matmul_rate(self._device, self._dtype)
+        share = '' if peak is None else f', MFU {rate / self._n / peak:.1%} of {peak / 1e12:.2f}'
+        analysis, stats = self._step.memory_analysis(), self._device.memory_stats() or {}
+        compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        compiled -= analysis.alias_size_in_bytes
+        used = stats.get('peak_bytes_in_use')
+        measured = '' if used is None else f', {used / 2**30:.2f} GiB measured'
+        return [
+            f'{rate / 1e12:.3f} TFLOP/s{share}; {rate / self._n / product:.1%} of a {self._dtype} product, '
+            f'which reaches {product / 1e12:.2f}',
+            f'memory of a device at its peak: {compiled / 2**30:.2f} GiB by the compiler{measured}',
+        ]
 
 
-def start_peer(args: argparse.Namespace) -> subprocess.Popen:
-    """torch in an environment of its own, waiting to be told to take a step."""
+def matmul_rate(device, dtype: str, seconds: float = 2.0) -> float:
+    """FLOP/s of large matrix products on a device, the best of several."""
+    import jax
+    import jax.numpy as jnp
+
+    n = 2048 if device.platform == 'cpu' else 8192
+    with jax.set_mesh(jax.sharding.Mesh([device], ('one',))):
+        x = jnp.full((n, n), 1 / n, dtype)
+        chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, 4, lambda _, y: b @ y, a))
+        chain(x, x).block_until_ready()
+        best, end = float('inf'), time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            chain(x, x).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return 4 * 2 * n**3 / best
+
+
+class Peer:
+    """Another implementation in a process of its own, which takes a step per line."""
+
+    def __init__(self, command: list, environment: dict[str, str]):
+        self._process = subprocess.Popen(
+            list(map(str, command)), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.name = self._process.stdout.readline().strip()
+        if not self.name:
+            raise ConfigError('the peer did not start; see its message above')
+
+    def step(self) -> float:
+        print('step', file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise ConfigError(f'{self.name} ended; see its message above')
+        return float(line)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def start_peer(kind: str, config: Config, threads: int) -> Peer:
+    """Starts 'torch' or 'linen' with the shape of this experiment.
+
+    Raises:
+      ConfigError: it has no such model.
+    """
+    model, name = config.model, family(config.model)
+    if not name or (kind == 'linen' and name != 'gpt2'):
+        raise ConfigError(f'--peer {kind} has no model like this one; compare with --peer none')
+    shape = {
+        'n_layers': model.n_layers, 'd_model': model.d_model, 'n_heads': model.n_heads, 'd_ff': model.ff_size,
+        'vocab_size': model.vocab_size, 'seq_len': config.data.seq_len, 'batch_size': config.train.batch_size,
+        'dtype': model.dtype,
+    }  # fmt: skip
+    if kind == 'linen':
+        options = [f'--{key}={value}' for key, value in shape.items()]
+        return Peer([sys.executable, ROOT / 'tools/peers/nanodo_linen.py', *options], dict(os.environ))
+    shape |= {'n_kv_heads': model.kv_heads, 'threads': threads, 'family': name}
+    options = [f'--{key}={value}' for key, value in shape.items()]
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    return Peer([torch_python(), ROOT / 'tools/peers/transformers_torch.py', *options], environment)
+
+
+def torch_python() -> pathlib.Path:
+    """An interpreter that has torch and transformers: this one, else that of an environment of its own."""
+    if importlib.util.find_spec('torch') and importlib.util.find_spec('transformers'):
+        return pathlib.Path(sys.executable)
     python = PEERS / 'bin' / 'python'
-    requirements = ROOT / 'requirements-parity.txt'
     if not (PEERS / '.installed').exists():
         print(f'setting up {PEERS} with torch (once)', file=sys.stderr)
         venv.create(PEERS, with_pip=True, clear=True)
+        requirements = ROOT / 'requirements-parity.txt'
         subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', requirements], check=True)
         (PEERS / '.installed').touch()
-    names = ('n_layers', 'd_model', 'n_heads', 'seq_len', 'vocab_size', 'batch_size', 'threads', 'dtype')
-    options = [f'--{name}={getattr(args, name)}' for name in names]
-    command = [python, ROOT / 'tools/peers/gpt2_torch.py', *options]
-    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    peer = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    versions = peer.stdout.readline().strip()
-    if not versions:
-        raise ConfigError('the peer did not start; see its message above')
-    print(versions)
-    return peer
+    return python
+
+
+def rested(step: Callable[[], float], seconds: float) -> float:
+    """A step after a rest: threads of the other side may spin for a while after its own."""
+    time.sleep(seconds)
+    return step()
+
+
+def measure(
+    ours: Callable[[], Ours], peer: Peer | None, rounds: int, warm_up: int, apart: bool
+) -> tuple[Ours, list[float], list[float]]:
+    """Seconds of each step of both sides: in turns, or all of the peer's first, whose memory is then free."""
+    theirs = []
+    if peer and apart:
+        theirs = [peer.step() for _ in range(warm_up + rounds)][warm_up:]
+        peer.close()
+    mine = ours()
+    in_turns = peer is not None and not apart
+    for _ in range(warm_up):
+        mine.step()
+        if in_turns:
+            peer.step()
+    times = []
+    for _ in range(rounds):
+        times.append(rested(mine.step, float(in_turns)))
+        if in_turns:
+            theirs.append(rested(peer.step, 1.0))
+    if in_turns:
+        peer.close()
+    return mine, times, theirs
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='bench_train', description=__doc__, allow_abbrev=False)
-    for name, default in (('n_layers', 6), ('d_model', 384), ('n_heads', 6), ('seq_len', 256), ('vocab_size', 4096),
-                          ('batch_size', 16), ('rounds', 12), ('threads', os.cpu_count() or 1)):  # fmt: skip
-        parser.add_argument(f'--{name}', type=int, default=default)
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
+    parser.add_argument('--experiment', help='measure this experiment file')
+    parser.add_argument('--shape', choices=SHAPES, default='laptop', help='or one of these models')
+    parser.add_argument('--peer', choices=('torch', 'linen', 'none'), help='compare with; torch, or none of a file')
+    parser.add_argument('--apart', action='store_true', help='first all steps of the peer, then all of ours (a GPU)')
+    parser.add_argument('--rounds', type=int, default=12, help='timed steps of each side')
+    parser.add_argument('--warm_up', type=int, default=WARM_UP, help='steps before them')
+    parser.add_argument('--threads', type=int, default=os.cpu_count() or 1, help='of torch')
     cli.add_debug(parser)
     args, rest = parser.parse_known_args(argv)
-    config = gpt2(args, cli.overrides(rest))
-
-    peer = start_peer(args)
-
-    def peer_step() -> float:
-        print('step', file=peer.stdin, flush=True)
-        return float(peer.stdout.readline())
+    config = cli.experiment(args.experiment, rest) if args.experiment else shaped(args.shape, cli.overrides(rest))
+    kind = args.peer or ('none' if args.experiment else 'torch')
+    peer = None if kind == 'none' else start_peer(kind, config, args.threads)
+    ours, times, theirs = measure(lambda: Ours(config), peer, args.rounds, args.warm_up, args.apart)
 
     import jax
 
-    ours = our_step(config, args.vocab_size)
-    print(f'jax {jax.__version__} on {jax.device_count()} {jax.devices()[0].device_kind}, {args.threads} threads')
-    for _ in range(WARM_UP):
-        ours(), peer_step()
-
-    def rested(step) -> float:
-        time.sleep(1.0)  # threads of the other side may spin for a while after its step
-        return step()
-
-    times = [(rested(ours), rested(peer_step)) for _ in range(args.rounds)]
-    peer.stdin.close()
-    peer.wait()
-
-    tokens = args.batch_size * args.seq_len
-    print(f'{"tokens/s":>24} {"median":>8} {"best":>8}')
-    for name, column in zip(('llm_jax', 'transformers, torch'), zip(*times, strict=True), strict=True):
-        print(f'{name:>24} {tokens / statistics.median(column):8.0f} {tokens / min(column):8.0f}')
-    ratios = sorted(peer / mine for mine, peer in times)
-    low, middle, high = ratios[len(ratios) // 4], statistics.median(ratios), ratios[-1 - len(ratios) // 4]
-    print(f'llm_jax / torch, median of {args.rounds} rounds: {middle:.2f} (middle half {low:.2f} to {high:.2f})')
+    tokens = config.train.batch_size * config.data.seq_len
+    print(f'jax {jax.__version__} on {jax.device_count()} {jax.devices()[0].device_kind}')
+    print(f'{"tokens/s":>40} {"median":>9} {"best":>9}')
+    sides = [('llm_jax', times)] + ([(peer.name, theirs)] if peer else [])
+    for name, column in sides:
+        print(f'{name:>40} {tokens / statistics.median(column):9.0f} {tokens / min(column):9.0f}')
+    for line in ours.facts(tokens / statistics.median(times)):
+        print(line)
+    if peer:
+        ratios = sorted(theirs) if args.apart else sorted(b / a for a, b in zip(times, theirs, strict=True))
+        if args.apart:
+            ratios = [their / statistics.median(times) for their in ratios]
+        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+        middle = statistics.median(ratios)
+        print(f'llm_jax / {kind}, median of {len(ratios)} rounds: {middle:.2f} (middle half {low:.2f} to {high:.2f})')
 
 
 if __name__ == '__main__':
