@@ -234,7 +234,7 @@ def test_dropout_differs_between_layers_and_micro_batches():
         with on_axes(stage=4):
             plan = pipeline.schedule(rules, (microbatches, 2))
             w, x = (jax.device_put(np.zeros((8, *rest)), jax.P('stage')) for rest in ((3,), (L, 3)))
-            run = lambda w, x: pipeline.run(group, w, x, None, jax.random.key(0), plan=plan, rules=rules)[1]
+            run = lambda w, x, plan=plan: pipeline.run(group, w, x, None, jax.random.key(0), plan=plan, rules=rules)[1]
             keys.append(np.asarray(jax.jit(run)(w, x)))
     assert len(np.unique(keys[0], axis=0)) == 8
     assert not np.any(np.isclose(keys[1], 2 * keys[0], rtol=1e-6))  # the second half of the keys is not the first
