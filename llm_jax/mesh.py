@@ -230,8 +230,13 @@ def shard(x: jax.Array, rules: tuple, axes: tuple[str | None, ...]) -> jax.Array
 
 def batch_shards(rules: tuple) -> int:
     """Into how many pieces the current mesh splits a batch; 1 without a mesh."""
+    return shards(rules, 'batch')
+
+
+def shards(rules: tuple, axis: str) -> int:
+    """Into how many pieces the current mesh splits a logical axis; 1 without a mesh."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return math.prod(sizes.get(axis, 1) for axis in mesh_axes(dict(rules)['batch'])) if sizes else 1
+    return math.prod(sizes.get(name, 1) for name in mesh_axes(dict(rules)[axis])) if sizes else 1
 
 
 def stage_axis(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> str | None:

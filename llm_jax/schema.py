@@ -232,7 +232,7 @@ class Train:
     batch_size: int = field(16, 'rows of one optimizer step, over all devices')
     grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into')
     accumulation_dtype: str = field('float32', 'dtype of the gradients that are summed over micro-batches')
-    reproducible: bool = field(False, 'whether training is bit-equal on 1, 2, 4 and 8 devices: for debugging, slow')
+    reproducible: bool = field(False, 'whether training is bit-equal on 2, 4 and 8 devices: for debugging, slow')
     log_every: Duration = field(10, 'between lines of metrics.jsonl')
     eval_every: Duration = field('10 %', 'between evaluations on the validation split')
     eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split')
@@ -240,7 +240,9 @@ class Train:
     sample_prompts: tuple = field(('def ', 'import ', 'class '), 'what the samples complete')
     sample_tokens: int = field(64, 'new tokens in one sample')
     z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
-    loss_chunk: int = field(2048, 'tokens per device whose logits are in memory at once')
+    loss_chunk: int = field(
+        0, 'tokens per device with logits in memory at once; 0: 2048, fewer for more than 65k logits'
+    )
     ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none')
     compile_cache: str = field('.cache/xla', 'where compiled programs are kept between runs; empty keeps none')
     notices: bool = field(True, "whether to save and stop when Google's cloud says that it will stop the machine")

@@ -122,7 +122,22 @@ def _chunked_backward(head, z_loss, chunk, grads, cotangents):
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def chunk_length(seq_len: int, rows_per_device: int, tokens: int) -> int:
-    """The largest divisor of seq_len that keeps at most `tokens` logits rows on a device (at least 1)."""
+# Where the config leaves it open: so many tokens, but no more than that many logits (512 MiB in float32).
+MOST_TOKENS, MOST_LOGITS = 2048, 2**27
+
+
+def chunk_length(seq_len: int, rows_per_device: int, tokens: int, vocab_per_device: int = 1) -> int:
+    """How many positions of each row have logits in memory at once.
+
+    Args:
+      seq_len: positions of a row.
+      rows_per_device: rows of the batch.
+      tokens: the most tokens on a device; 0 decides by the size of their logits.
+      vocab_per_device: logits of a token on a device.
+
+    Returns:
+      The largest divisor of seq_len that keeps to it, at least 1.
+    """
+    tokens = tokens or min(MOST_TOKENS, MOST_LOGITS // vocab_per_device)
     most = max(1, tokens // max(1, rows_per_device))
     return max(n for n in range(1, seq_len + 1) if seq_len % n == 0 and n <= most)

@@ -44,7 +44,9 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
             mutable=[STATS],
         )
         B, L = rows.inputs.shape
-        chunk = chunk_length(L, B // mesh.batch_shards(model.config.rules), config.train.loss_chunk)
+        rules, V = model.config.rules, model.config.vocab_size
+        n_rows, n_logits = B // mesh.batch_shards(rules), V // mesh.shards(rules, 'vocab')
+        chunk = chunk_length(L, n_rows, config.train.loss_chunk, n_logits)
         head_params = {name: params[name] for name in head_names}
         objective, nll = cross_entropy(head, head_params, x_BLD, rows, z_loss=config.train.z_loss, chunk=chunk)
         sums = {'nll': nll, 'weight': jnp.sum(rows.weights)}

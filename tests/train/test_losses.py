@@ -132,3 +132,11 @@ def test_unpack_reads_the_document_break():
     assert rows.weights.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
     assert rows.segments.tolist() == [[0, 0, 1, 1, 2, 3, 3, 3]]
     assert rows.positions.tolist() == [[0, 1, 0, 1, 0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ('vocab', 'tokens'), [(50_304, 2048), (65_536, 2048), (131_072, 1024), (262_144, 512), (2**28, 1)]
+)
+def test_large_vocabularies_have_short_slices(vocab, tokens):
+    assert chunk_length(4096, 1, 0, vocab) == tokens
+    assert chunk_length(4096, 2, 0, vocab) == max(1, tokens // 2)
