@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train.duration = '15e12 tokens'
     config.train.batch_size = 512  # 4 M tokens
+    config.train.grad_accumulation = 2
+    config.mesh.tensor = 4
     config.train.eval_every = '2000 steps'
     config.train.eval_batches = 20
     config.train.sample_prompts = ('The ', 'In 1969, ', 'def ')

@@ -3,6 +3,8 @@
 The parallelisms as "How to Scale Your Model" (Austin et al. 2025, chapter 5) counts them.
 """
 
+import collections
+
 import jax.numpy as jnp
 
 from llm_jax.plan.cases import Case
@@ -44,7 +46,7 @@ def cost(case: Case) -> Cost:
     weights = params / 4 * width * sizes['fsdp']
     again = 2 + _AGAIN.get(model.remat, 0.0)
     hbm = 2 * state + micro * (again * weights + 2 * params) + layers * tokens * model.d_model * width * _PASSES
-    out = Cost(flops=executed_flops(case) / n_devices, hbm_bytes=hbm)
+    out = Cost(work=collections.Counter({(executed_flops(case) / n_devices, hbm): 1}))
 
     def add(kind: str, axes: tuple[str, ...], n_bytes: float, times: float, *, overlapped: bool) -> None:
         used = tuple(axis for axis in axes if sizes[axis] > 1)

@@ -54,18 +54,34 @@ class Cost:
     """Of one device and one run of the program.
 
     Attributes:
-      flops: of matrix products.
-      hbm_bytes: read from and written to the main memory, if every operation reads its operands once.
+      work: (FLOPs of matrix products, bytes read from and written to the main memory) of an operation -> how often
+        such a one runs. Operations that run at the same time as others are not in it.
+      hidden_bytes: what is moved while other operations run: prefetches.
       collectives: each with how often it runs.
       kernels: custom kernels -> how often they run, of those that do not say their FLOPs.
       unknown_loops: loops whose trip count is not known; they are counted once.
     """
 
-    flops: float = 0.0
-    hbm_bytes: float = 0.0
+    work: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    hidden_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unknown_loops: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def flops(self) -> float:
+        """Of matrix products, all together."""
+        return sum(flops * times for (flops, _), times in self.work.items())
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Of the main memory's traffic, all together, if every operation reads its operands once."""
+        return self.hidden_bytes + sum(n_bytes * times for (_, n_bytes), times in self.work.items())
+
+    def seconds(self, flop_rate: float, byte_rate: float) -> float:
+        """The operations one after the other, each bound by arithmetic or by memory."""
+        work = self.work.items()
+        return sum(max(flops / flop_rate, n_bytes / byte_rate) * times for (flops, n_bytes), times in work)
 
 
 def analyse(text: str) -> Cost:
@@ -89,12 +105,13 @@ class _Walk:
 
     def computation(self, here: Computation, times: int, *, overlapped: bool) -> None:
         # A collective that is fused with computation appears in each piece of it.
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         for op in here.ops:
             self._op(here, op, times, overlapped, seen, in_fusion=False)
 
-    def _op(self, here: Computation, op: Op, times: int, overlapped: bool, seen: set[str], *, in_fusion: bool) -> None:
-        base = op.kind.removesuffix('-start')
+    def _op(self, here: Computation, op: Op, times: int, overlapped: bool, seen: set, *, in_fusion: bool) -> float:
+        """Counts one operation, and returns its FLOPs for the fusion that it lies in."""
+        base, flops = op.kind.removesuffix('-start'), 0.0
         if op.kind == 'while':
             trips = hlo.trip_count(self.module, here, op)
             if trips is None:
@@ -102,24 +119,32 @@ class _Walk:
             body = self.module.computations[op.called('body')[0]]
             self.computation(body, times * (1 if trips is None else trips), overlapped=overlapped)
         elif base in COLLECTIVES:
-            self._collective(op, base, times, overlapped or op.kind.endswith('-start') or in_fusion, seen, here)
-        elif op.kind in ('dot', 'convolution'):
-            self.cost.flops += times * (_dot_flops if op.kind == 'dot' else _convolution_flops)(here, op)
+            if in_fusion and (base, op.channel) in seen:
+                return 0.0
+            seen.add((base, op.channel))
+            self._collective(op, base, times, overlapped or op.kind.endswith('-start') or in_fusion, here)
+        elif op.kind == 'dot':
+            flops = _dot_flops(here, op)
+        elif op.kind == 'convolution':
+            flops = _convolution_flops(here, op)
         elif op.kind == 'fusion':
             inner = self.module.computations[op.called('calls')[0]]
-            for inside in inner.ops:
-                self._op(inner, inside, times, overlapped, seen, in_fusion=True)
+            flops = sum(self._op(inner, inside, times, overlapped, seen, in_fusion=True) for inside in inner.ops)
         elif op.kind == 'conditional':
             self._branches(op, times, overlapped)
-            return
         elif op.kind in ('call', 'async-start'):
             for name in op.called('to_apply', 'calls', 'called_computations'):
                 is_async = overlapped or op.kind == 'async-start'
                 self.computation(self.module.computations[name], times, overlapped=is_async)
         elif op.kind == 'custom-call':
-            self._custom(here, op, times)
+            flops = self._custom(op, times)
         if not in_fusion:
-            self.cost.hbm_bytes += times * self._bytes(here, op)
+            n_bytes = self._bytes(here, op)
+            if op.kind in ('copy-start', 'slice-start'):
+                self.cost.hidden_bytes += times * n_bytes
+            elif flops or n_bytes:
+                self.cost.work[flops, n_bytes] += times
+        return flops
 
     def _branches(self, op: Op, times: int, overlapped: bool) -> None:
         """Of the branches of a condition, the one with the most work counts."""
@@ -129,16 +154,13 @@ class _Walk:
             _Walk(self.module, cost).computation(self.module.computations[name], times, overlapped=overlapped)
             costs.append(cost)
         most = max(costs, key=lambda cost: (cost.flops, cost.hbm_bytes))
-        self.cost.flops += most.flops
-        self.cost.hbm_bytes += most.hbm_bytes
+        self.cost.work += most.work
+        self.cost.hidden_bytes += most.hidden_bytes
         self.cost.collectives += most.collectives
         self.cost.kernels += most.kernels
         self.cost.unknown_loops += most.unknown_loops
 
-    def _collective(self, op: Op, kind: str, times: int, overlapped: bool, seen: set[str], here: Computation) -> None:
-        if op.channel in seen:
-            return
-        seen.add(op.channel)
+    def _collective(self, op: Op, kind: str, times: int, overlapped: bool, here: Computation) -> None:
         members = hlo.group(op, self.module.partitions)
         if len(members) < 2:
             return
@@ -155,19 +177,23 @@ class _Walk:
             n_bytes *= len(members)
         self.cost.collectives.append(Collective(kind, n_bytes, members, times, overlapped, op.source))
 
-    def _custom(self, here: Computation, op: Op, times: int) -> None:
+    def _custom(self, op: Op, times: int) -> float:
         """A kernel of its own: its FLOPs are what it says itself."""
         target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
         if not target or target[1] != 'tpu_custom_call':
-            return
+            return 0.0
         if said := re.search(r'"flops":\s*"?(\d+)', op.attributes):
-            self.cost.flops += times * int(said[1])
-        else:
-            self.cost.kernels[op.source.rsplit('/', 1)[-1] or op.name] += times
+            return float(said[1])
+        self.cost.kernels[op.source.rsplit('/', 1)[-1] or op.name] += times
+        return 0.0
 
     def _bytes(self, here: Computation, op: Op) -> float:
         """Main-memory traffic of one operation outside of fusions."""
-        if op.kind in _FREE or op.kind in ('while', 'call', 'async-start') or op.kind.endswith(('-done', '-update')):
+        if (
+            op.kind in _FREE
+            or op.kind in ('while', 'call', 'async-start', 'conditional')
+            or op.kind.endswith(('-done', '-update'))
+        ):
             return 0.0
         operands = [here.by_name[name] for name in op.operands if name in here.by_name]
         if op.kind == 'fusion':

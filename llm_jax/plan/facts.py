@@ -75,6 +75,7 @@ def step_rows(outcome: Outcome) -> list[Row]:
         Row('HBM traffic a device', gib(cost.hbm_bytes), source),
         Row('compute', seconds(roof.compute), source),
         Row('HBM', seconds(roof.hbm), source),
+        Row('operations in turn', seconds(roof.serial), source),
         Row('ICI' if case.machine.chip.is_tpu else 'NVLink', seconds(roof.ici), source),
         Row('DCN' if case.machine.chip.is_tpu else 'network', seconds(roof.dcn), source),
         Row('collectives that nothing hides', seconds(roof.exposed), source),

@@ -66,7 +66,7 @@ class Network:
             ring = self.machine.wraps[dimension] and len(along) * stride == size
             links += (2 if ring else 1) / stride
         # Two devices of one chip are joined faster than chips are.
-        return Rate(max(links, 1.0) * chip.link_rate / chip.devices, slow, inner, outer)
+        return Rate((links or 1.0) * chip.link_rate / chip.devices, slow, inner, outer)
 
     def seconds(self, collective: Collective) -> tuple[float, float]:
         """(over ICI or NVLink, over DCN) of one run of a collective."""

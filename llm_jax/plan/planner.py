@@ -1,5 +1,6 @@
 """The plan of one configuration: its memory and its time, compiled where a compiler is to be had, and what it costs."""
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 
@@ -114,7 +115,7 @@ def compiled(case: Case) -> Outcome:
         # Kernels that keep their FLOPs to themselves: those of attention, counted on paper.
         attention = case.flops_per_token - 6 * case.counts.matmul
         share = attention * case.tokens_per_step / case.abstract_mesh.size
-        cost = dataclasses.replace(cost, flops=cost.flops + share / 2)
+        cost = dataclasses.replace(cost, work=cost.work + collections.Counter({(share / 2, 0.0): 1}))
     return Outcome(case, result.memory, roofline(case, cost), cost, COMPILED, result.seconds)
 
 

@@ -1,8 +1,9 @@
 """The shortest time that a step can take, and what bounds it.
 
-The roofline (Williams et al. 2009): matrix units, memory and links work at their peak
-and at the same time, and what may overlap does. Collectives that are not started ahead
-of their use add to it. A real step takes longer; by how much stands in docs/plan.md.
+The roofline (Williams et al. 2009) of each operation: it takes as long as its arithmetic
+or its memory traffic, whichever is longer, at the peak rates. Operations follow each
+other; prefetches and collectives that may overlap with them do. Collectives that are not
+started ahead of their use add to it. A real step takes longer; docs/plan.md says by how much.
 """
 
 import collections
@@ -41,8 +42,9 @@ class Roofline:
     """Seconds of one step, by what is busy.
 
     Attributes:
-      compute: matrix products at the peak rate.
-      hbm: memory traffic at the peak rate.
+      compute: all matrix products at the peak rate.
+      hbm: all memory traffic at the peak rate.
+      serial: the operations one after the other, each bound by arithmetic or memory.
       ici: all collectives within a slice or machine.
       dcn: all collectives between them.
       exposed: of the collectives, what nothing can hide.
@@ -52,6 +54,7 @@ class Roofline:
 
     compute: float
     hbm: float
+    serial: float
     ici: float
     dcn: float
     exposed: float
@@ -64,7 +67,7 @@ class Roofline:
 
     @property
     def _busy(self) -> float:
-        return max(self.compute, self.hbm) + self.exposed
+        return max(self.serial, self.hbm) + self.exposed
 
     @property
     def bound(self) -> str:
@@ -72,7 +75,9 @@ class Roofline:
         longest = max(self.ici, self.dcn)
         if longest > self._busy:
             return 'ICI' if self.ici >= self.dcn else 'DCN'
-        return 'compute' if self.compute >= self.hbm else 'HBM'
+        # Of the time in which nothing else is waited for, the larger part.
+        waits = {'compute': self.compute, 'HBM': max(self.serial, self.hbm) - self.compute, 'ICI': self.exposed}
+        return max(waits, key=waits.get)
 
 
 def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
@@ -84,13 +89,18 @@ def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
       bubble: share of the compute time that stages wait in addition.
     """
     chip = case.machine.chip
-    compute = cost.flops / chip.rate(case.config.model.dtype)
-    hbm = cost.hbm_bytes * chip.devices / chip.hbm_rate
+    flop_rate, byte_rate = chip.rate(case.config.model.dtype), chip.hbm_rate / chip.devices
     traffic = sorted(add_up(cost.collectives, case.network), key=lambda t: -(t.ici + t.dcn))
     return Roofline(
-        compute, hbm, sum(t.ici for t in traffic), sum(t.dcn for t in traffic), sum(t.exposed for t in traffic),
-        bubble * compute, tuple(traffic),
-    )  # fmt: skip
+        compute=cost.flops / flop_rate,
+        hbm=cost.hbm_bytes / byte_rate,
+        serial=cost.seconds(flop_rate, byte_rate),
+        ici=sum(t.ici for t in traffic),
+        dcn=sum(t.dcn for t in traffic),
+        exposed=sum(t.exposed for t in traffic),
+        bubble=bubble * cost.flops / flop_rate,
+        traffic=tuple(traffic),
+    )
 
 
 def add_up(collectives: list[Collective], network: Network) -> list[Traffic]:
