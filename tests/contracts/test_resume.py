@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import llm_jax
 from llm_jax import hosts
-from llm_jax.metrics import read_jsonl
+from llm_jax.metrics import profile, read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -100,8 +101,6 @@ def losses(run_dir: pathlib.Path) -> dict[int, float]:
 
 
 def parameters(run_dir: pathlib.Path) -> list[np.ndarray]:
-    import jax
-
     return [np.asarray(leaf) for leaf in jax.tree.leaves(llm_jax.load(run_dir).params)]
 
 
@@ -321,3 +320,48 @@ def test_a_coordinator_that_nobody_reaches_is_named_with_the_time_waited(experim
     output = finish(process, code=hosts.TRY_AGAIN)
     assert f'error: {address} did not answer, or not all processes joined it, within 3 s' in output
     assert output.count('error:') == 1
+
+
+def test_traces_of_a_run_and_what_starting_it_took(experiment, undisturbed, tmp_path):
+    run_dir = tmp_path / 'traced'
+    cache = tmp_path / 'programs'
+    arguments = ('--profile=3:4', '--config.train.duration=5', '--config.schedule.warmup=1')
+    no_cache = {'JAX_COMPILATION_CACHE_DIR': ''}
+    output = finish(start(experiment, run_dir, *arguments, f'--config.train.compile_cache={cache}', **no_cache))
+    assert 'the first step is done after' in output
+    laps = json.loads((run_dir / 'run.json').read_text())['startup_seconds']
+    assert list(laps) == ['import', 'start', 'prepare', 'state', 'compile', 'first step']
+    assert all(seconds >= 0 for seconds in laps.values())
+    assert list(cache.iterdir()), 'compiled programs are kept'
+    assert [line['loss'] for line in read_jsonl(run_dir / 'metrics.jsonl') if 'loss' in line], 'it trained as well'
+    runs_of = {op.name: op.runs for op in profile.top_ops(run_dir / 'profile')}
+    # The embedding's gradient is one scatter a step, so two steps were traced, not one and not five.
+    assert runs_of['while'] % 2 == 0
+
+    before = sorted((undisturbed / 'checkpoints').iterdir()), (undisturbed / 'metrics.jsonl').read_bytes()
+    command = [sys.executable, str(ROOT / 'tools/profile.py'), str(undisturbed), '--steps=2:3']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'steps 2 to 3' in done.stdout
+    assert 'while' in done.stdout
+    assert (sorted((undisturbed / 'checkpoints').iterdir()), (undisturbed / 'metrics.jsonl').read_bytes()) == before
+
+
+def test_a_hidden_transfer_in_a_step_is_an_error(experiment, monkeypatch, tmp_path):
+    from llm_jax import config as config_lib
+    from llm_jax.train import loop
+
+    config = config_lib.load_experiment(str(experiment))
+    config_lib.apply_overrides(config, {'train.duration': '2', 'schedule.warmup': '0', 'mesh.fsdp': '8'})
+    jit = jax.jit
+
+    def leaky(function, **options):
+        compiled = jit(function, **options)
+        if options.get('donate_argnums') != 0:
+            return compiled
+        return lambda state, tokens: compiled(state, np.asarray(tokens))  # by way of the host
+
+    monkeypatch.setattr(loop.jax, 'jit', leaky)
+    with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device transfer'):
+        loop.train(config_lib.validate(config), tmp_path / 'leaky')
