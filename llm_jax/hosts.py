@@ -162,6 +162,7 @@ class Together:
         """Args: timeout: seconds that the others may take to come here."""
         self._timeout = timeout
         self._peers: dict[int, tuple[socket.socket, TextIO, str]] = {}  # process -> connection, what it says, its host
+        self._watchers: list[threading.Thread] = []
         self._ending = self._done = False
         self._lock = threading.Lock()
 
@@ -175,7 +176,9 @@ class Together:
         for process, (connection, *_) in self._peers.items():
             connection.settimeout(None)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            threading.Thread(target=self._watch, args=(process,), daemon=True, name='together').start()
+            watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
+            watcher.start()
+            self._watchers.append(watcher)
         return self
 
     def _listen(self) -> None:
@@ -234,8 +237,19 @@ class Together:
         text = (str(error).strip().splitlines() or [''])[0]
         code = 2 if isinstance(error, (ConfigError, OSError)) else 130 if kind is KeyboardInterrupt else 1
         self._tell({'failed': jax.process_index(), 'error': f'{kind.__name__}: {text}'[:500], 'code': code})
+        self._done = True
         # JAX would wait for the others at exit. By then the error is printed.
-        atexit.register(_leave, code)
+        atexit.register(self._leave, code)
+
+    def _leave(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:
+            # With this process goes the coordination service, and JAX aborts those that still listen to it.
+            end = time.monotonic() + 2 * _GRACE
+            for watcher in self._watchers:
+                watcher.join(max(0.0, end - time.monotonic()))
+        os._exit(code)
 
     def _watch(self, process: int) -> None:
         _, reader, host = self._peers[process]
@@ -274,12 +288,6 @@ def _gone(process: int, host: str) -> str:
         f'process {process} on {host} has ended without a word (killed, out of memory, or its machine is gone), so '
         'this job ends; run the same command on all hosts again to go on from the newest checkpoint'
     )
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _read(reader: TextIO) -> str:

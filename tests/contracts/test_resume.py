@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 import llm_jax
-from llm_jax import hosts
 from llm_jax.metrics import profile, read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -218,9 +217,9 @@ def free_port() -> int:
 
 
 def start_several(
-    experiment: pathlib.Path, run_dir: pathlib.Path, *arguments: str, n: int = 2, devices: int = 4, each=None
+    experiment: pathlib.Path, run_dir: pathlib.Path, *arguments: str, n: int = 2, devices: int = 4
 ) -> list[subprocess.Popen]:
-    """One job of `n` processes; `each` gives further arguments of one of them."""
+    """One job of `n` processes."""
     address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(n)}
     arguments = (*arguments, '--config.mesh.distributed=True', '--config.mesh.start_timeout=60')
     return [
@@ -228,7 +227,6 @@ def start_several(
             experiment,
             run_dir,
             *arguments,
-            *(each(i) if each else ()),
             devices=devices,
             JAX_PROCESS_ID=str(i),
             **address,
@@ -293,33 +291,6 @@ def test_terminating_one_host_saves_on_all_and_other_host_counts_go_on(experimen
     assert 'resumed at step' in outputs[0]
     ours, theirs = losses(run_dir), losses(undisturbed_pair)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
-
-
-def test_an_error_in_one_process_ends_all_and_says_whose_it_was(experiment, undisturbed_pair, tmp_path):
-    process_1_fails = lambda i: ('--config.train.batch_size=8', *(['--profile=50:60'] if i else []))
-    processes = start_several(experiment, tmp_path / 'failing', *PLAIN, each=process_1_fails)
-    outputs = [finish(process, code=2) for process in processes]
-    assert 'error: --profile 50:60 is not within the steps 1 to 40' in outputs[1]
-    assert 'error: process 1 failed: ConfigError: --profile 50:60' in outputs[0]
-    assert 'Traceback' not in outputs[0] + outputs[1]
-
-
-def test_processes_that_were_started_differently_are_told_how(experiment, tmp_path):
-    other = lambda i: [f'--config.optimizer.learning_rate={(1e-3, 2e-3)[i]}']
-    for process in start_several(experiment, tmp_path / 'differing', *PLAIN, each=other):
-        output = finish(process, code=2)
-        assert 'process 1 on' in output
-        assert 'another config than process 0 (optimizer.learning_rate: ' in output
-
-
-def test_a_coordinator_that_nobody_reaches_is_named_with_the_time_waited(experiment, tmp_path):
-    address = f'localhost:{free_port()}'
-    environment = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2'}
-    arguments = ('--config.mesh.distributed=True', '--config.mesh.start_timeout=3')
-    process = start(experiment, tmp_path / 'alone', *arguments, JAX_PROCESS_ID='1', **environment)
-    output = finish(process, code=hosts.TRY_AGAIN)
-    assert f'error: {address} did not answer, or not all processes joined it, within 3 s' in output
-    assert output.count('error:') == 1
 
 
 def test_traces_of_a_run_and_what_starting_it_took(experiment, undisturbed, tmp_path):
