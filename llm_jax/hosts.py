@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -161,48 +162,65 @@ class Together:
         """Args: timeout: seconds that the others may take to come here."""
         self._timeout = timeout
         self._peers: dict[int, tuple[socket.socket, TextIO, str]] = {}  # process -> connection, what it says, its host
+        self._watchers: list[threading.Thread] = []
         self._ending = self._done = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> 'Together':
         if jax.process_count() == 1:
             return self
-        host = socket.gethostname()
         if jax.process_index() == 0:
-            server = socket.create_server(('', 0))
-            server.settimeout(self._timeout)
-            _store().key_value_set(_ADDRESS, f'{_own_address()}:{server.getsockname()[1]}')
-            try:
-                for _ in range(jax.process_count() - 1):
-                    connection, _ = server.accept()
-                    reader = connection.makefile('r')
-                    hello = json.loads(reader.readline())
-                    self._peers[hello['process']] = connection, reader, hello['host']
-            except TimeoutError:
-                missing = sorted(set(range(1, jax.process_count())) - self._peers.keys())
-                raise ConfigError(
-                    f'process(es) {", ".join(map(str, missing))} did not connect to {_own_address()} within '
-                    f'{self._timeout:.0f} s; hosts of one job must reach each other on all ports'
-                ) from None
-            finally:
-                server.close()
+            self._listen()
         else:
-            address = _store().blocking_key_value_get(_ADDRESS, int(self._timeout * 1000))
-            where, _, port = address.rpartition(':')
-            try:
-                connection = socket.create_connection((where, int(port)), timeout=self._timeout)
-            except OSError as error:
-                raise ConfigError(
-                    f'process {jax.process_index()} cannot reach process 0 at {address} ({error}); hosts of one job '
-                    'must reach each other on all ports'
-                ) from error
-            self._peers[0] = connection, connection.makefile('r'), where
-            self._tell({'process': jax.process_index(), 'host': host})
+            self._connect()
         for process, (connection, *_) in self._peers.items():
             connection.settimeout(None)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            threading.Thread(target=self._watch, args=(process,), daemon=True, name='together').start()
+            watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
+            watcher.start()
+            self._watchers.append(watcher)
         return self
+
+    def _listen(self) -> None:
+        """Process 0 waits for the others."""
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(('', 0), family=family, dualstack_ipv6=both, backlog=1024) as server:
+            secret, end = secrets.token_hex(16), time.monotonic() + self._timeout
+            _store().key_value_set(_ADDRESS, f'{secret} {_own_address()}:{server.getsockname()[1]}')
+            while len(self._peers) < jax.process_count() - 1:
+                server.settimeout(max(0.001, end - time.monotonic()))
+                try:
+                    connection, _ = server.accept()
+                    connection.settimeout(10.0)
+                    reader = connection.makefile('r')
+                    theirs, process, host = reader.readline().split()
+                except TimeoutError:
+                    if time.monotonic() < end:
+                        continue
+                    missing = sorted(set(range(1, jax.process_count())) - self._peers.keys())
+                    raise ConfigError(
+                        f'process(es) {", ".join(map(str, missing))} did not connect to {_own_address()} within '
+                        f'{self._timeout:.0f} s; hosts of one job must reach each other on all ports'
+                    ) from None
+                except ValueError:
+                    continue  # not one of ours
+                if secrets.compare_digest(theirs, secret):
+                    self._peers[int(process)] = connection, reader, host
+
+    def _connect(self) -> None:
+        """Every other process makes itself known to process 0."""
+        secret, address = _store().blocking_key_value_get(_ADDRESS, int(self._timeout * 1000)).split()
+        host, _, port = address.rpartition(':')
+        try:
+            connection = socket.create_connection((host.strip('[]'), int(port)), timeout=self._timeout)
+            connection.sendall(f'{secret} {jax.process_index()} {socket.gethostname()}\n'.encode())
+        except OSError as error:
+            raise ConfigError(
+                f'process {jax.process_index()} cannot reach process 0 at {address} ({error}); hosts of one job '
+                'must reach each other on all ports'
+            ) from error
+        self._peers[0] = connection, connection.makefile('r'), host
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
         if not self._peers:
@@ -219,8 +237,19 @@ class Together:
         text = (str(error).strip().splitlines() or [''])[0]
         code = 2 if isinstance(error, (ConfigError, OSError)) else 130 if kind is KeyboardInterrupt else 1
         self._tell({'failed': jax.process_index(), 'error': f'{kind.__name__}: {text}'[:500], 'code': code})
+        self._done = True
         # JAX would wait for the others at exit. By then the error is printed.
-        atexit.register(_leave, code)
+        atexit.register(self._leave, code)
+
+    def _leave(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:
+            # With this process goes the coordination service, and JAX aborts those that still listen to it.
+            end = time.monotonic() + 2 * _GRACE
+            for watcher in self._watchers:
+                watcher.join(max(0.0, end - time.monotonic()))
+        os._exit(code)
 
     def _watch(self, process: int) -> None:
         _, reader, host = self._peers[process]
@@ -259,12 +288,6 @@ def _gone(process: int, host: str) -> str:
         f'process {process} on {host} has ended without a word (killed, out of memory, or its machine is gone), so '
         'this job ends; run the same command on all hosts again to go on from the newest checkpoint'
     )
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _read(reader: TextIO) -> str:
