@@ -14,6 +14,7 @@ import sys
 from llm_jax import cli, launch
 from llm_jax import mesh as mesh_lib
 from llm_jax.schema import ConfigError
+from llm_jax.slices import parse_slice
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         mesh_lib.check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
         text, shell = launch.slurm_script(job, cluster), ['sbatch']
     else:
-        tpu = launch.parse_slice(known.tpu)
+        tpu = parse_slice(known.tpu)
         sizes = mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices)
         mesh_lib.check_fit(config, sizes)
         mesh_lib.check_slices(sizes, known.slices)

@@ -2,17 +2,14 @@
 
 from llm_jax.launch.gke import gke_script, jobset, xpk_script
 from llm_jax.launch.job import Job
-from llm_jax.launch.slices import Slice, parse_slice
 from llm_jax.launch.slurm import Cluster, slurm_script
 from llm_jax.launch.tpu_vm import tpu_vm_script
 
 __all__ = [
     'Cluster',
     'Job',
-    'Slice',
     'gke_script',
     'jobset',
-    'parse_slice',
     'slurm_script',
     'tpu_vm_script',
     'xpk_script',

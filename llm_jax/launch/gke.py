@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from llm_jax.launch.clouds import accelerator_type, machine_type, names
 from llm_jax.launch.job import TPU_PACKAGES, Job, heredoc, script
-from llm_jax.launch.slices import Slice
+from llm_jax.slices import Slice
 
 # An image with the Python that the requirements are pinned for.
 IMAGE = 'python:3.12'
@@ -39,7 +40,7 @@ def jobset(job: Job, tpu: Slice, bucket: str, image: str = IMAGE) -> dict[str, A
     )
     chips = {'google.com/tpu': tpu.chips_per_host}
     selector = {
-        'cloud.google.com/gke-tpu-accelerator': tpu.generation.node,
+        'cloud.google.com/gke-tpu-accelerator': names(tpu).node,
         'cloud.google.com/gke-tpu-topology': tpu.topology,
     }
     container = {
@@ -114,12 +115,12 @@ def gke_script(job: Job, tpu: Slice, cluster: str, image: str = IMAGE) -> str:
     # The shell fills the bucket in, so that the manifest needs no editing.
     body = manifest(jobset(job, tpu, '${BUCKET}', image))
     placement = (
-        f'--machine-type={tpu.machine_type} --num-nodes={tpu.hosts}'
+        f'--machine-type={machine_type(tpu)} --num-nodes={tpu.hosts}'
         + (f' --tpu-topology={tpu.topology}' if tpu.hosts > 1 else '')
         + (' --spot' if job.spot else '')
     )
     policy = ''
-    if tpu.generation.name == '7x' and tpu.hosts > 1:
+    if tpu.chip.name == '7x' and tpu.hosts > 1:
         placement = placement.replace(f'--tpu-topology={tpu.topology}', '--placement-policy="$NAME-policy"')
         policy = f"""
 if ! gcloud compute resource-policies describe "$NAME-policy" --project="$PROJECT" --region="$REGION" >/dev/null; then
@@ -162,7 +163,7 @@ gcloud container node-pools delete $NAME-0 --cluster=$CLUSTER --location=$REGION
 
 def xpk_script(job: Job, tpu: Slice, cluster: str, image: str = IMAGE) -> str:
     """The same through XPK, which builds an image with the code in it."""
-    kind = tpu.accelerator_type or f'tpu7x-{tpu.topology}'
+    kind = accelerator_type(tpu) or f'tpu7x-{tpu.topology}'
     # One word of the shell, in which $BUCKET is filled in.
     run = heredoc(f'export LLM_JAX_PACKAGES={shlex.quote(TPU_PACKAGES)}; ' + job.train('$BUCKET'), 'BUCKET')
     word = '"' + run.replace('"', r'\"') + '"'

@@ -1,8 +1,9 @@
 """Cloud TPU VMs: a slice is created, used and given back by one script."""
 
+from llm_jax.launch.clouds import accelerator_type, names
 from llm_jax.launch.job import TPU_PACKAGES, Job, heredoc, script
-from llm_jax.launch.slices import Slice
 from llm_jax.schema import ConfigError
+from llm_jax.slices import Slice
 
 
 def tpu_vm_script(job: Job, tpu: Slice, *, queued: bool = False) -> str:
@@ -17,18 +18,17 @@ def tpu_vm_script(job: Job, tpu: Slice, *, queued: bool = False) -> str:
     Raises:
       ConfigError: this generation has no virtual machines of its own.
     """
-    if not tpu.generation.accelerator:
-        raise ConfigError(
-            f'--tpu {tpu.name}: TPU {tpu.generation.name} is to be had on Kubernetes only; add --gke CLUSTER'
-        )
+    cloud, kind_and_size = names(tpu), accelerator_type(tpu)
+    if not cloud.accelerator:
+        raise ConfigError(f'--tpu {tpu.name}: TPU {tpu.chip.name} is to be had on Kubernetes only; add --gke CLUSTER')
     queued = queued or job.spot or job.slices > 1
     kind = 'queued-resources' if queued else 'tpu-vm'
     shape = (
-        f'--accelerator-type={tpu.accelerator_type}'
-        if tpu.accelerator_type
-        else f'--type={tpu.generation.accelerator} --topology={tpu.topology}'
+        f'--accelerator-type={kind_and_size}'
+        if kind_and_size
+        else f'--type={cloud.accelerator} --topology={tpu.topology}'
     )
-    options = [shape, f'--{"runtime-version" if queued else "version"}={tpu.generation.runtime}']
+    options = [shape, f'--{"runtime-version" if queued else "version"}={cloud.runtime}']
     if queued:
         options.append(f'--node-count={job.slices} --node-prefix="$NAME"' if job.slices > 1 else '--node-id="$NAME"')
     if job.spot:

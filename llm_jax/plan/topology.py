@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 
 import jax
 from jax.experimental import topologies
@@ -15,15 +14,13 @@ import numpy as np
 from llm_jax import mesh as mesh_lib
 from llm_jax.metrics.specs import CHIPS, Chip
 from llm_jax.schema import Config, ConfigError
+from llm_jax.slices import parse_slice
 
 GPUS = tuple(name for name, chip in CHIPS.items() if not chip.is_tpu)
-TPUS = tuple(name for name, chip in CHIPS.items() if chip.is_tpu)
 # How libtpu spells what differs from our names, and the options of a generation: one
 # device per chip on v4, as its programs run.
 _LIBTPU_NAMES = {'7x': 'tpu7x'}
 _OPTIONS = {'v4': {'chip_config_name': 'megacore'}}
-# The largest slices that are sold: those of two dimensions by side, the others by number of chips.
-_LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 6144, 'v6e': 256, '7x': 9216}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +72,8 @@ def parse_tpu(name: str, slices: int = 1) -> Machine:
     """
     if slices < 1:
         raise ConfigError(f'--slices = {slices} must be at least 1')
-    generation, _, written = name.partition(':')
-    generation = generation.removeprefix('tpu')
-    generation = '7x' if generation == 'v7x' else generation
-    if generation not in TPUS:
-        raise ConfigError(f'--topology = {name!r}: there is no TPU {generation!r}; there are {", ".join(TPUS)}')
-    chip = CHIPS[generation]
-    if not re.fullmatch(r'\d+(x\d+)+', written) or not known_shape(chip, shape := _numbers(written)):
-        raise ConfigError(
-            f'--topology = {name!r} is no slice of {generation}; there are, for example, '
-            f'{", ".join(generation + ":" + "x".join(map(str, s)) for s in common_shapes(chip))}'
-        )
-    return Machine(chip, shape, slices)
+    found = parse_slice(name, '--topology')
+    return Machine(found.chip, found.shape, slices)
 
 
 def parse_gpu(name: str, devices: int) -> Machine:
@@ -100,28 +87,6 @@ def parse_gpu(name: str, devices: int) -> Machine:
     if devices < 1 or devices > CHIPS[name].per_host and devices % CHIPS[name].per_host:
         raise ConfigError(f'--devices = {devices}: up to {CHIPS[name].per_host}, or a multiple of it')
     return Machine(CHIPS[name], (devices,))
-
-
-def known_shape(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether a generation has slices of this shape."""
-    if len(shape) != chip.torus:
-        return False
-    if chip.torus == 2:
-        x, y = sorted(shape)
-        return shape in common_shapes(chip) or (x % 2 == 0 and y <= 16 and math.prod(shape) <= _LARGEST[chip.name])
-    # Hosts are squares of 2 × 2; beyond one cube of 4 × 4 × 4 slices are made of such cubes.
-    if math.prod(shape) > _LARGEST[chip.name] or shape[0] % 2 or shape[1] % 2 or min(shape) < 1:
-        return False
-    return all(n % 4 == 0 for n in shape) or math.prod(shape) <= 64
-
-
-def common_shapes(chip: Chip) -> list[tuple[int, ...]]:
-    """The usual slices of a generation, the smallest first."""
-    if chip.torus == 2:
-        return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
-    small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
-    cubes = [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16)]
-    return [shape for shape in small + cubes if math.prod(shape) <= _LARGEST[chip.name]]
 
 
 @contextlib.contextmanager
@@ -200,7 +165,3 @@ def gpu_coordinates(machine: Machine) -> np.ndarray:
     """int[devices, 2]: machine and place in it."""
     index = np.arange(machine.devices)
     return np.stack([index // machine.chip.per_host, index % machine.chip.per_host], axis=1)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split('x'))

@@ -11,7 +11,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 import pytest
 import yaml
 
-from llm_jax.launch import Cluster, Job, gke_script, jobset, parse_slice, slurm_script, tpu_vm_script, xpk_script
+from llm_jax.launch import Cluster, Job, gke_script, jobset, slurm_script, tpu_vm_script, xpk_script
+from llm_jax.slices import parse_slice
 
 ROOT = pathlib.Path(__file__).parents[2]
 JOB = Job('gpt2_124m', 'experiments/gpt2_124m.py', ('--config.data.sources={"a$b": "text:`x`"}',),
@@ -178,7 +179,7 @@ def test_the_manifest_is_a_job_set(name, job, tpu, stand_ins, tmp_path):
     subprocess.run([*command[:1], '-n', *command[1:]], check=True)
     pools = [call for call in calls if 'node-pools' in call and 'create' in call]
     assert len(pools) == job.slices and f'--num-nodes={tpu.hosts}' in pools[0]
-    placed = '--placement-policy=gpt2-124m-policy' if tpu.generation.name == '7x' else '--tpu-topology=4x4'
+    placed = '--placement-policy=gpt2-124m-policy' if tpu.chip.name == '7x' else '--tpu-topology=4x4'
     assert placed in pools[0]
 
 

@@ -19,7 +19,7 @@ def launch(*arguments):
     ('arguments', 'message'),
     [
         ((), 'say where to: --tpu v5e-16'),
-        (('--tpu', 'v5e-12'), 'there is no slice of this size'),
+        (('--tpu', 'v5e-12'), 'is no slice of v5e; there are, for example, v5e-1'),
         (('--tpu', '7x:2x2x1'), 'add --gke CLUSTER'),
         (('--tpu', 'v5e-16', '--config.mesh.tensor=5'), 'does not fit 16 device(s)'),
         (('--tpu', 'v5e-16', '--slices', '2'), 'mesh.data = 1 cannot be split over 2 TPU slices'),

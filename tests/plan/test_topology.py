@@ -32,21 +32,6 @@ def test_one_table_of_chips():
     assert CHIPS['v5e'].rate('float8') == CHIPS['v5e'].bf16  # it has no such units
 
 
-@pytest.mark.parametrize(
-    ('name', 'says'),
-    [
-        ('v9:2x2', "no TPU 'v9'; there are v4, v5e, v5p, v6e, 7x"),
-        ('v5e:3x5', 'no slice of v5e; there are, for example, v5e:1x1, v5e:2x2'),
-        ('v5p:8x8', 'no slice of v5p; there are, for example, v5p:2x2x1'),
-        ('v5p', 'no slice of v5p'),
-        ('v6e:32x32', 'v6e:16x16'),
-    ],
-)
-def test_unknown_topologies_list_those_that_there_are(name, says):
-    with pytest.raises(ConfigError, match=says):
-        topology.parse_tpu(name)
-
-
 def test_machines():
     machine = topology.parse_tpu('v5p:8x8x8', 4)
     assert (machine.chips, machine.devices, machine.wraps) == (2048, 2048, (True, True, True))
@@ -64,7 +49,7 @@ def test_what_cannot_be_laid_out_is_said_before_anything_is_compiled():
         topology.sizes(config(mesh__tensor=16), machine)
     with pytest.raises(ConfigError, match=r'train.batch_size .* = 16 cannot be split over mesh fsdp 256'):
         topology.sizes(config(), topology.parse_tpu('v5e:16x16'))
-    with pytest.raises(ConfigError, match=r'mesh.data = 1 must be a multiple of the number of slices, 2'):
+    with pytest.raises(ConfigError, match=r'mesh.data = 1 cannot be split over 2 TPU slices'):
         topology.sizes(config(), topology.parse_tpu('v5e:2x2', 2))
 
 

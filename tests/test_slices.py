@@ -2,12 +2,13 @@
 
 import pytest
 
-from llm_jax.launch import parse_slice
+from llm_jax.launch.clouds import accelerator_type, machine_type
 from llm_jax.schema import ConfigError
+from llm_jax.slices import parse_slice
 
 
 @pytest.mark.parametrize(
-    ('text', 'topology', 'chips', 'hosts', 'devices', 'accelerator_type', 'machine'),
+    ('text', 'topology', 'chips', 'hosts', 'devices', 'kind', 'machine'),
     [
         ('v5e-16', '4x4', 16, 4, 16, 'v5litepod-16', 'ct5lp-hightpu-4t'),
         ('v5litepod-8', '2x4', 8, 1, 8, 'v5litepod-8', 'ct5lp-hightpu-8t'),
@@ -20,23 +21,24 @@ from llm_jax.schema import ConfigError
         ('7x:4x4x4', '4x4x4', 64, 16, 128, None, 'tpu7x-standard-4t'),
     ],
 )
-def test_known_slices(text, topology, chips, hosts, devices, accelerator_type, machine):
+def test_known_slices(text, topology, chips, hosts, devices, kind, machine):
     tpu = parse_slice(text)
     assert (tpu.topology, tpu.chips, tpu.hosts, tpu.devices) == (topology, chips, hosts, devices)
-    assert (tpu.accelerator_type, tpu.machine_type) == (accelerator_type, machine)
+    assert (accelerator_type(tpu), machine_type(tpu)) == (kind, machine)
 
 
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('v5e', 'write a generation and a size'),
-        ('v9-8', 'generations are v4, v5e, v5p, v6e, 7x'),
-        ('v5e-12', 'there are v5e-1, v5e-4, v5e-8, v5e-16'),
-        ('v5p-7', 'there are v5p-8, v5p-16'),
-        ('v6e:3x3', 'v6e has the topologies 1x1, 2x2'),
-        ('v5p:4x4', 'v5p has the topologies 2x2x1'),
-        ('v5p:8x4x4', 'ascending order'),
-        ('v5p:4x4x6', 'multiples of 4'),
+        ('v5e', 'no slice of v5e; there are, for example, v5e:1x1, v5e:2x2'),
+        ('v9-8', "no TPU 'v9'; there are v4, v5e, v5p, v6e, 7x"),
+        ('v5e-12', 'there are, for example, v5e-1, v5e-4, v5e-8, v5e-16'),
+        ('v5p-7', 'there are, for example, v5p-8, v5p-16'),
+        ('v5e:3x5', 'no slice of v5e; there are, for example, v5e:1x1, v5e:2x2'),
+        ('v5p:8x8', 'no slice of v5p; there are, for example, v5p:2x2x1'),
+        ('v5p:4x4x6', 'no slice of v5p'),
+        ('v6e:32x32', 'v6e:16x16'),
+        ('tritium:4x4', 'trillium'),
     ],
 )
 def test_errors(text, message):
