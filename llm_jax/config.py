@@ -260,6 +260,9 @@ def _check(config: Config) -> None:
     sizes = {axis: getattr(mesh, axis) for axis in ('data', 'fsdp', 'tensor', 'context', 'expert', 'stage')}
     _require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
              'axes are at least 1, and at most one of them is -1 ("the rest")')  # fmt: skip
+    for name in ('start_timeout', 'heartbeat_timeout'):
+        seconds = getattr(mesh, name)
+        _require(seconds >= 1, f'mesh.{name}', seconds, 'it is a time in whole seconds, at least 1')
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
     _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
     for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):
