@@ -269,6 +269,9 @@ def _check(config: Config) -> None:
     _require(mesh.stage_microbatches >= 0, 'mesh.stage_microbatches', mesh.stage_microbatches,
              'it must be at least 1, or 0 for one per stage')  # fmt: skip
     _require(mesh.stage_repeats >= 1, 'mesh.stage_repeats', mesh.stage_repeats, 'each stage has at least one group')
+    for name in ('start_timeout', 'heartbeat_timeout'):
+        seconds = getattr(mesh, name)
+        _require(seconds >= 1, f'mesh.{name}', seconds, 'it is a time in whole seconds, at least 1')
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
     _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
     for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):

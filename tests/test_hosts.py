@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from llm_jax import config as config_lib
 from llm_jax import hosts, schema
 
 # Each process runs this; what it does inside the job is an argument.
@@ -151,3 +152,10 @@ def test_an_address_that_is_not_complete_is_refused(environment, message, monkey
         monkeypatch.setenv(name, value)
     with pytest.raises(schema.ConfigError, match=message):
         hosts.start(schema.Mesh(distributed=True))
+
+
+def test_a_time_of_nothing_is_refused():
+    config = config_lib.default()
+    config.mesh.start_timeout = 0
+    with pytest.raises(schema.ConfigError, match='mesh.start_timeout = 0'):
+        config_lib.validate(config)
