@@ -37,6 +37,7 @@ class MixtureOfExperts(nn.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """dtype[B, L, D] -> dtype[B, L, D]."""
         config, moe = self.config, self.config.moe
+        x_BLD = mesh.shard(x_BLD, config.rules, (*mesh.TOKENS, 'residual'))
         D, E = config.d_model, moe.n_experts
         bias = config.bias is True
         router = Einsum('BLD,DE->BLE', (D, E), ('d_model', 'experts'), _float32(config), use_bias=bias, name='router')
@@ -52,9 +53,9 @@ class MixtureOfExperts(nn.Module):
             shared_BLD = dense(config, moe.n_shared * self.width, name='shared')(x_BLD)
             if moe.shared_gate:
                 gate = Einsum('BLD,DE->BLE', (D, 1), ('d_model', 'experts'), config, name='shared_gate')
-                shared_BLD *= jax.nn.sigmoid(gate(x_BLD))
-            y_BLD += shared_BLD
-        return y_BLD
+                shared_BLD *= mesh.shard(jax.nn.sigmoid(gate(x_BLD)), config.rules, mesh.STREAM)
+            y_BLD = mesh.shard(y_BLD, config.rules, mesh.STREAM) + shared_BLD
+        return mesh.shard(y_BLD, config.rules, mesh.STREAM)
 
     @property
     def width(self) -> int:
@@ -93,7 +94,7 @@ class MixtureOfExperts(nn.Module):
 
         if not jax.sharding.get_abstract_mesh().empty:
             # Experts are gathered whole (as FSDP does with any weight).
-            rows = mesh.spec(config.rules, ('batch',))
+            rows = mesh.spec(config.rules, mesh.TOKENS)
             whole = lambda w: jax.sharding.reshard(w, P())
             weights = jax.tree.map(whole, weights)
             local = jax.shard_map(local, in_specs=(rows, rows, rows, P()), out_specs=rows, check_vma=True)

@@ -15,6 +15,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
+from llm_jax.nn.attend.choose import kernels
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer
@@ -75,6 +76,7 @@ class Plan:
     schedule: Callable[[Any], jax.Array]
     shapes: State  # of jax.ShapeDtypeStruct
     bos_id: int
+    attention: dict[str, str]  # kernel -> why it was chosen
 
     def init(self, key: jax.Array) -> State:
         """A fresh state; jit it under the mesh."""
@@ -114,12 +116,14 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
+        context = mesh_lib.shards(config.model.rules, 'length')
+        attention = kernels(config.model, platform=mesh_lib.platform(), length=config.data.seq_len, context=context)
         key = jax.eval_shape(lambda: jax.random.key(0))
         params = jax.eval_shape(lambda k: init_state(model, optax.identity(), k, with_ema=False), key).params
         optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, params, parameters_of(model))
         with_ema = config.train.ema_decay > 0
         shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
-    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)
+    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id, attention)
 
 
 def check_samples(config: Config, tokenizer: Tokenizer) -> None:
