@@ -306,6 +306,7 @@ def _check_layer(model: Model) -> None:
     choices = {
         'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
         'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),
+        'attention_kernel': ('auto', 'xla', 'splash', 'cudnn'), 'context_attention': ('all_gather', 'ring'),
         'moe.balance': ('none', 'aux', 'bias'), 'moe.group_score': ('max', 'top2'),
         'moe.dispatch': ('all_to_all', 'gather'),
     }  # fmt: skip
@@ -387,8 +388,8 @@ def _layers(value: Any, path: str) -> tuple:
 
 # What a layer cannot have for itself.
 _WHOLE_MODEL = (
-    'vocab_size', 'd_model', 'n_layers', 'max_seq_len', 'pattern', 'first_layers', 'tie_embeddings', 'embed_scale',
-    'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan', 'scan_unroll',
+    'vocab_size', 'd_model', 'n_layers', 'max_seq_len', 'context_attention', 'pattern', 'first_layers',
+    'tie_embeddings', 'embed_scale', 'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan', 'scan_unroll',
 )  # fmt: skip
 
 

@@ -25,10 +25,13 @@ _TOGETHER = (
     ('vocab', 'd_model'), ('position', 'd_model'), ('d_model', 'heads', 'd_head'),
     ('d_model', 'kv_heads', 'd_head'), ('experts', 'd_model', 'd_ff'), ('vocab', 'residual'), ('position', 'residual'),
     *(('batch', 'length', *rest) for rest in
-      (('residual',), ('heads', 'd_head'), ('kv_heads', 'd_head'), ('d_ff',), ('vocab',))),
+      (('heads', 'd_head'), ('kv_heads', 'd_head'), ('d_ff',), ('vocab',))),
+    ('batch', 'residual_length', 'residual'),
 )  # fmt: skip
 # The logical axes of a batch of tokens [B, L].
 TOKENS = ('batch', 'length')
+# Those of the residual stream [B, L, D].
+STREAM = ('batch', 'residual_length', 'residual')
 
 
 def axis_sizes(config: schema.Mesh, n_devices: int) -> dict[str, int]:
@@ -102,7 +105,6 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
     model, micro_batch = config.model, config.train.batch_size // config.train.grad_accumulation
     dimensions = [
         ('train.batch_size / train.grad_accumulation', micro_batch, 'batch'),
-        ('data.seq_len', config.data.seq_len, 'length'),
         ('model.d_model', model.d_model, 'd_model'),
         ('model.n_heads', model.n_heads, 'heads'),
         ('model.n_kv_heads', model.kv_heads, 'kv_heads'),
@@ -126,6 +128,27 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
                 f'{field} = {value} cannot be split over mesh {axes_text}: it must be a multiple of {n}. '
                 f'Change it (e.g. to {math.ceil(value / n) * n}), the mesh, or mesh.rules.{logical}'
             )
+
+    _check_length(config.data.seq_len, dict(model.rules), sizes)
+
+
+def _check_length(length: int, rules: dict, sizes: dict[str, int]) -> None:
+    used = lambda name: [axis for axis in mesh_axes(rules[name]) if sizes[axis] > 1]
+    row, stream = used('length'), used('residual_length')
+    if stream[: len(row)] != row:
+        raise ConfigError(
+            f'mesh.rules.residual_length = {rules["residual_length"]!r} must begin with the axes of '
+            f'mesh.rules.length = {rules["length"]!r}: it may only split the residual stream further'
+        )
+    chunks = 2 * math.prod(sizes[axis] for axis in row) if row else 1
+    n = math.lcm(chunks, math.prod(sizes[axis] for axis in stream))
+    if length % n:
+        why = ' (two chunks of each row on a device, so that causal attention is even)' if row else ''
+        axes = ' × '.join(f'{axis} {sizes[axis]}' for axis in stream)
+        raise ConfigError(
+            f'data.seq_len = {length} cannot be split over mesh {axes}: it must be a multiple of {n}{why}. '
+            f'Change it (e.g. to {math.ceil(length / n) * n}), the mesh, or mesh.rules.length'
+        )
 
 
 def _experts(model: schema.Model) -> list[tuple[str, int, str]]:
@@ -228,15 +251,15 @@ def shard(x: jax.Array, rules: tuple, axes: tuple[str | None, ...]) -> jax.Array
     return x if out is None else jax.sharding.reshard(x, out)
 
 
-def batch_shards(rules: tuple) -> int:
-    """Into how many pieces the current mesh splits a batch; 1 without a mesh."""
-    return shards(rules, 'batch')
-
-
 def shards(rules: tuple, axis: str) -> int:
     """Into how many pieces the current mesh splits a logical axis; 1 without a mesh."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(sizes.get(name, 1) for name in mesh_axes(dict(rules)[axis])) if sizes else 1
+
+
+def batch_shards(rules: tuple) -> int:
+    """Into how many pieces the current mesh splits a batch; 1 without a mesh."""
+    return shards(rules, 'batch')
 
 
 def stage_axis(rules: tuple, mesh: Mesh | AbstractMesh | None = None) -> str | None:
@@ -271,6 +294,25 @@ def numbers(axis: str) -> jax.Array:
     """
     n = jax.sharding.get_abstract_mesh().shape[axis]
     return jax.sharding.reshard(jnp.arange(n), PartitionSpec(axis))
+
+
+def whole_rows(rules: tuple) -> tuple:
+    """The rules of a program that reads tokens one by one: what split the length splits the batch instead."""
+    table = dict(rules)
+    batch = tuple(dict.fromkeys((*mesh_axes(table['batch']), *mesh_axes(table['length']))))
+    return tuple((table | {'batch': batch, 'length': None, 'residual_length': None}).items())
+
+
+def platform() -> str:
+    """What the program at hand is compiled for: 'cpu', 'cuda', 'tpu', ...
+
+    It is the platform of the current mesh's devices, which need not be here: a program
+    for a TPU is compiled ahead of time on any machine. A mesh without devices gives ''.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.default_backend()
+    return mesh.abstract_device.platform if mesh.abstract_device else ''
 
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:

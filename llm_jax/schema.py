@@ -127,6 +127,10 @@ class Model:
     attention_softcap: float = field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
     attention_scale: float = field(0.0, 'what scores are multiplied by (with mup.base_head: at that width); 0 is 1/√K')
     attention_sinks: bool = field(False, 'whether each head has a learned score that takes attention nowhere')
+    attention_kernel: str = field('auto', 'auto (the fastest that can), xla, splash (TPU), cudnn (GPU)')
+    context_attention: str = field(
+        'all_gather', 'how rows split over mesh.context attend: all_gather (of keys and values) or ring'
+    )
     attention_gate: bool = field(False, "whether a sigmoid of the block's input gates what attention gives")
     qk_norm: str = field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
     feed_forward: Part = field(
@@ -292,6 +296,8 @@ DEFAULT_RULES = {
     'batch': ('stage', 'data', 'fsdp', 'expert'),
     'length': 'context',
     'residual': None,
+    # Of the residual stream between the products; ('context', 'tensor') divides it by tensor too.
+    'residual_length': 'context',
 }
 
 

@@ -165,6 +165,7 @@ def stream(
       ConfigError: an empty or unknown prompt, or one that max_new_tokens takes past
         model.max_seq_len; raised by the call, not by the first step of the iteration.
     """
+    model = _by_rows(model)
     config = model.config
     sampler = Sampler() if sampler is None else sampler
     vocab_size = config.vocab_size if vocab_size is None else vocab_size
@@ -187,6 +188,14 @@ def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], 
         for row, new in zip(out, block, strict=True):
             row.extend(new)
     return out
+
+
+def _by_rows(model: Transformer) -> Transformer:
+    """The model with tokens of a row on one device: devices that share a row in training take rows of their own."""
+    rules = model.config.rules
+    if mesh.shards(rules, 'length') == mesh.shards(rules, 'residual_length') == 1:
+        return model
+    return Transformer(dataclasses.replace(model.config, rules=mesh.whole_rows(rules)))
 
 
 def _check_prompts(prompts, max_new_tokens: int, vocab_size: int, max_seq_len: int) -> None:

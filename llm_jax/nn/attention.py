@@ -14,6 +14,7 @@ from llm_jax import init, mesh
 from llm_jax.nn import cache as cache_lib
 from llm_jax.nn import remat, rope
 from llm_jax.nn.attend import Scores, attend
+from llm_jax.nn.attend.choose import choose_kernel
 from llm_jax.nn.einsum import Einsum, vector
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
@@ -28,7 +29,9 @@ class Tokens:
     Attributes:
       ids_BL: int, the tokens.
       positions_BL: int, from 0 within each document; in cached decoding also the cache slot.
-      segments_BL: int, the document of each token; None means one document per row.
+      segments_BL: int, the document of each token; None means one document per row. On a
+        mesh that splits the length, ids and positions are in the order of `zigzag.split`,
+        while segments are whole rows on every device, in the order of the text.
       tables: of the position part.
     """
 
@@ -178,10 +181,16 @@ def attend_tokens(
     table = dict(config.rules)
     if kv_axis != 'kv_heads' and table:
         table['kv_heads'] = table[kv_axis] if kv_axis else None
+    kernel, _ = choose_kernel(
+        config, platform=mesh.platform(), length=q.shape[1], context=mesh.shards(config.rules, 'length'),
+        cached=cached, dropout=bool(rate),
+    )  # fmt: skip
     settings = {
         'rules': tuple(table.items()),
         'scores': Scores(scale, config.attention_softcap, config.window, rate),
         'slopes_H': position.slopes(config),
+        'kernel': kernel,
+        'context': config.context_attention,
     }
     core = remat.attention_core(config, functools.partial(attend, **settings))
     y_BLHK = core(

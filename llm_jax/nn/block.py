@@ -102,7 +102,7 @@ def dropout(module: nn.Module, x_BLD: jax.Array) -> jax.Array:
     if not rate or not module.has_rng('dropout'):
         return x_BLD
     keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, x_BLD.shape)
-    keep = mesh.shard(keep, module.config.rules, (*mesh.TOKENS, 'residual'))
+    keep = mesh.shard(keep, module.config.rules, mesh.STREAM)
     return jnp.where(keep, x_BLD / (1 - rate), 0).astype(x_BLD.dtype)
 
 

@@ -1,13 +1,15 @@
 """Token vectors: the embedding, and the logits against it when it is tied."""
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
 from llm_jax.init import describe
-from llm_jax.nn.einsum import kernel, reshape
-from llm_jax.nn.matmul import matmul
+from llm_jax.nn.einsum import kernel
+from llm_jax.nn.product import product
 from llm_jax.schema import Model
 
 
@@ -28,17 +30,15 @@ class Embed(nn.Module):
         config = self.config
         # The width is gathered first: rows are then looked up where they lie.
         table_VD = mesh.shard(jnp.asarray(self.embedding, config.dtype), config.rules, (self.axis, 'residual'))
-        spec = mesh.spec(config.rules, (*mesh.TOKENS, 'residual'))
-        return table_VD.at[ids_BL].get(out_sharding=spec)
+        tokens = (*mesh.TOKENS, 'residual')
+        x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, tokens))
+        return mesh.shard(x_BLD, config.rules, mesh.STREAM)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
         """Logits float32[B, L, V] against every row."""
-        config, rules = self.config, self.config.rules
-        B, L, D = x_BLD.shape
-        x_TD = reshape(x_BLD.astype(config.dtype), (B * L, D), rules, ('batch', None))
+        config, axes = self.config, ('d_model', self.axis)
         table_DV = self.embedding.astype(config.dtype).T
-        spec = mesh.spec(rules, ('batch', self.axis))
-        logits = matmul(x_TD, table_DV, out_dtype='float32', out_sharding=spec)
-        logits = reshape(logits, (B, L, self.size), rules, (*mesh.TOKENS, self.axis))
-        forward = describe(config, (D, self.size), ('d_model', self.axis), 1).forward
+        plain = dataclasses.replace(config, matmul='default')
+        logits = product(x_BLD.astype(config.dtype), table_DV, axes, 1, plain, out_dtype='float32')
+        forward = describe(config, table_DV.shape, axes, 1).forward
         return logits if forward == 1 else logits * forward

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from llm_jax import mesh
 from llm_jax.init import describe
 from llm_jax.nn.dispatch import Dispatch
-from llm_jax.nn.einsum import Einsum, activation_axes, kernel, vector
+from llm_jax.nn.einsum import Einsum, kernel, vector
 from llm_jax.nn.feed_forward import DENSE, Plain
+from llm_jax.nn.product import activation_axes
 from llm_jax.parts import resolve_part
 from llm_jax.schema import ConfigError, Model, Moe
 
@@ -38,6 +39,7 @@ class MixtureOfExperts(nn.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """dtype[B, L, D] -> dtype[B, L, D]."""
         config, moe = self.config, self.config.moe
+        x_BLD = mesh.shard(x_BLD, config.rules, (*mesh.TOKENS, 'residual'))
         D, E = config.d_model, moe.n_experts
         bias = config.bias is True
         router = Einsum('BLD,DE->BLE', (D, E), ('d_model', 'scores'), _float32(config), use_bias=bias, name='router')
@@ -55,9 +57,9 @@ class MixtureOfExperts(nn.Module):
             shared_BLD = self.dense(config, moe.n_shared * self.width, name='shared')(x_BLD)
             if moe.shared_gate:
                 gate = Einsum('BLD,DE->BLE', (D, 1), ('d_model', 'scores'), config, name='shared_gate')
-                shared_BLD *= jax.nn.sigmoid(gate(x_BLD))
-            y_BLD += shared_BLD
-        return y_BLD
+                shared_BLD *= mesh.shard(jax.nn.sigmoid(gate(x_BLD)), config.rules, mesh.STREAM)
+            y_BLD = mesh.shard(y_BLD, config.rules, mesh.STREAM) + shared_BLD
+        return mesh.shard(y_BLD, config.rules, mesh.STREAM)
 
     @property
     def dense(self) -> type[Plain]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import mesh
 from llm_jax.nn import rope as rope_lib
 from llm_jax.nn.embed import Embed
 from llm_jax.schema import Model
@@ -63,7 +64,7 @@ class Sinusoidal(NoPosition):
         frequency = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
         angle = positions_BL[..., None].astype(jnp.float32) * frequency
         waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
-        return x_BLD * width**0.5 + waves.astype(x_BLD.dtype)
+        return x_BLD * width**0.5 + mesh.shard(waves.astype(x_BLD.dtype), self.config.rules, mesh.STREAM)
 
 
 class Rope(NoPosition):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
-from llm_jax.nn import pipeline, remat
+from llm_jax.nn import pipeline, remat, zigzag
 from llm_jax.nn.attention import Tokens
 from llm_jax.nn.block import BLOCKS, dropout
 from llm_jax.nn.einsum import Einsum
@@ -65,12 +65,20 @@ class Transformer(nn.Module):
           positions_BL: int, from 0 in each document; default 0..L-1.
           segments_BL: int, the document of each token; default one document per row.
         """
-        return self.head(self.features(tokens_BL, positions_BL, segments_BL))
+        rules = self.config.rules
+        if positions_BL is not None:
+            positions_BL = zigzag.split(positions_BL, rules)
+        x_BLD = self.features(zigzag.split(tokens_BL, rules), positions_BL, segments_BL)
+        return zigzag.restore(self.head(x_BLD), rules, ('vocab',))
 
     def features(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
     ) -> jax.Array:
-        """The residual stream after the final norm, dtype[B, L, D]."""
+        """The residual stream after the final norm, dtype[B, L, D].
+
+        On a mesh that splits the length, tokens and positions come in the order of
+        `zigzag.split`, and so do the features; segments come whole, in the order of the text.
+        """
         x_BLD, tokens = self.enter(tokens_BL, positions_BL, segments_BL)
         first, pattern, repeats, last = layout(self.config)
         for block, layer in zip(self.first, first, strict=True):
@@ -111,6 +119,9 @@ class Transformer(nn.Module):
         config = self.config
         if positions_BL is None:
             positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+            positions_BL = zigzag.split(positions_BL, config.rules)
+        if segments_BL is not None:
+            segments_BL = mesh.shard(segments_BL, config.rules, ('batch', None))
         x_BLD = self.embed(tokens_BL)
         x_BLD = x_BLD * config.embed_scale if config.embed_scale != 1 else x_BLD
         x_BLD = dropout(self, self.position.add(x_BLD, positions_BL))
@@ -230,7 +241,8 @@ def parameters_of(model: Transformer) -> dict:
 
 def _init(model: Transformer, key: jax.Array) -> dict:
     rows = max(1, jax.sharding.get_abstract_mesh().size)  # a batch that every mesh can split
-    return model.init(key, jnp.zeros((rows, 1), jnp.int32))
+    parts = mesh.shards(model.config.rules, 'residual_length')
+    return model.init(key, jnp.zeros((rows, 2 * parts if parts > 1 else 1), jnp.int32))
 
 
 def build(config: Model, *, vocab_size: int, seq_len: int) -> Transformer:

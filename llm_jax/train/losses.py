@@ -59,7 +59,8 @@ def cross_entropy(
       x_BLD: features, dtype[B, L, D].
       rows: targets and weights.
       z_loss: weight of log(Z)², Z the softmax's denominator (PaLM, arXiv:2204.02311, §5).
-      chunk: how many positions of each row are in memory as logits at once; must divide L.
+      chunk: how many positions of each row are in memory as logits at once; must divide
+        L, and the devices that share the length of x_BLD must divide it.
 
     Returns:
       (objective, nll): weighted sums over tokens, in nats. Gradients flow through the
@@ -71,6 +72,9 @@ def cross_entropy(
 
 def _slice_loss(head, z_loss, params, x_BlD, targets_Bl, weights_Bl):
     logits = head(params, x_BlD)
+    if not jax.sharding.get_abstract_mesh().empty:
+        tokens = jax.P(*jax.typeof(logits).sharding.spec[:2])
+        targets_Bl, weights_Bl = (jax.sharding.reshard(a, tokens) for a in (targets_Bl, weights_Bl))
     log_z = jax.nn.logsumexp(logits, axis=-1)
     # A comparison, not a lookup: it stays local when the vocabulary is split over devices.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets_Bl[..., None], logits, 0), -1)
@@ -78,18 +82,43 @@ def _slice_loss(head, z_loss, params, x_BlD, targets_Bl, weights_Bl):
     return nll + z_loss * jnp.sum(weights_Bl * jnp.square(log_z)), nll
 
 
+def _slices(n, x_BLD, targets_BL, weights_BL):
+    """The batch in n slices of the sequence, [n, B, L/n, ...]: where devices share the length, each cuts its part."""
+
+    def cut(a):
+        return jnp.moveaxis(a.reshape(a.shape[0], n, -1, *a.shape[2:]), 1, 0)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return cut(x_BLD), cut(targets_BL), cut(weights_BL)
+    lies = jax.typeof(x_BLD).sharding.spec
+    tokens = jax.P(*lies[:2])
+    one = lambda a, spec: jax.shard_map(cut, in_specs=spec, out_specs=jax.P(None, *spec))(jax.sharding.reshard(a, spec))
+    return one(x_BLD, lies), one(targets_BL, tokens), one(weights_BL, tokens)
+
+
+def _joined(slices):
+    """The inverse of `_slices`, [n, B, L/n, D] -> [B, L, D]."""
+
+    def join(a):
+        return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return join(slices)
+    lies = jax.typeof(slices).sharding.spec
+    return jax.shard_map(join, in_specs=lies, out_specs=jax.P(*lies[1:]))(slices)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
     L = x_BLD.shape[1]
 
-    def body(sums, start):
-        at = lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk, axis=1)
-        part = _slice_loss(head, z_loss, params, at(x_BLD), at(targets_BL), at(weights_BL))
+    def body(sums, piece):
+        part = _slice_loss(head, z_loss, params, *piece)
         return jax.tree.map(jnp.add, sums, part), None
 
     if chunk == L:
         return _slice_loss(head, z_loss, params, x_BLD, targets_BL, weights_BL)
-    return jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), jnp.arange(0, L, chunk))[0]
+    return jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), _slices(L // chunk, x_BLD, targets_BL, weights_BL))[0]
 
 
 def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
@@ -99,18 +128,15 @@ def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL)
         (objective, nll), grads = slice_grad(head, z_loss, params, x_BLD, targets_BL, weights_BL)
         return (objective, nll), grads
 
-    def body(carry, start):
-        sums, d_params, d_x = carry
-        at = lambda a: jax.lax.dynamic_slice_in_dim(a, start, chunk, axis=1)
-        part, (d_params_part, d_x_part) = slice_grad(head, z_loss, params, at(x_BLD), at(targets_BL), at(weights_BL))
-        d_params = jax.tree.map(jnp.add, d_params, d_params_part)
-        d_x = jax.lax.dynamic_update_slice_in_dim(d_x, d_x_part, start, axis=1)
-        return (jax.tree.map(jnp.add, sums, part), d_params, d_x), None
+    def body(carry, piece):
+        sums, d_params = carry
+        part, (d_params_part, d_x_part) = slice_grad(head, z_loss, params, *piece)
+        return (jax.tree.map(jnp.add, sums, part), jax.tree.map(jnp.add, d_params, d_params_part)), d_x_part
 
-    zeros = jax.tree.map(jnp.zeros_like, (params, x_BLD))
-    carry = ((jnp.zeros(()), jnp.zeros(())), *zeros)
-    (sums, *grads), _ = jax.lax.scan(body, carry, jnp.arange(0, L, chunk))
-    return sums, tuple(grads)
+    carry = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+    pieces = _slices(L // chunk, x_BLD, targets_BL, weights_BL)
+    (sums, d_params), d_x = jax.lax.scan(body, carry, pieces)
+    return sums, (d_params, _joined(d_x))
 
 
 def _chunked_backward(head, z_loss, chunk, grads, cotangents):

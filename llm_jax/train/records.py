@@ -114,6 +114,8 @@ class Record:
             f'model: {fmt.count(self._info["parameters"])} parameters on {jax.device_count()} '
             f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.written(plan.mesh.shape)
         )
+        for name, why in plan.attention.items():
+            self.console.event(f'attention: {name} ({why})')
         self.console.event(f'{origin}, of {plan.steps.total} in {run_dir}')
 
     def input_wait(self, seconds: float) -> None:

@@ -17,6 +17,7 @@ from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
 from llm_jax.nn import matmul
+from llm_jax.nn.attend.choose import kernels
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer
@@ -78,6 +79,7 @@ class Plan:
     schedule: Callable[[Any], jax.Array]
     shapes: State  # of jax.ShapeDtypeStruct
     bos_id: int
+    attention: dict[str, str]  # kernel -> why it was chosen
 
     def init(self, key: jax.Array) -> State:
         """A fresh state; jit it under the mesh."""
@@ -124,6 +126,8 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
+        context = mesh_lib.shards(config.model.rules, 'length')
+        attention = kernels(config.model, platform=mesh_lib.platform(), length=config.data.seq_len, context=context)
         key = jax.eval_shape(lambda: jax.random.key(0))
         params = jax.eval_shape(lambda k: init_state(model, optax.identity(), k, with_ema=False), key).params
         optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, params, parameters_of(model))
@@ -131,7 +135,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
     if config.optimizer.offload:
         shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
-    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id)
+    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id, attention)
 
 
 def keep_compiled(directory: str) -> None:

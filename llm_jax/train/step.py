@@ -1,6 +1,7 @@
 """One optimizer step, and one evaluation batch, as pure functions."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,14 +9,22 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax import mesh
+from llm_jax.nn import zigzag
 from llm_jax.nn.moe import STATS, rebalanced, router_losses
 from llm_jax.nn.transformer import Transformer
 from llm_jax.schema import Config
 from llm_jax.train import reproducible
-from llm_jax.train.losses import chunk_length, cross_entropy, unpack
+from llm_jax.train.losses import Rows, chunk_length, cross_entropy, unpack
 from llm_jax.train.state import State
 
 Metrics = dict[str, jax.Array]
+
+
+def laid_out(rows: Rows, rules: tuple) -> Rows:
+    """Rows as the model reads them on the current mesh: see `zigzag`. Segments stay whole."""
+    split = lambda x: zigzag.split(x, rules)
+    changed = {name: split(getattr(rows, name)) for name in ('inputs', 'targets', 'weights', 'positions')}
+    return dataclasses.replace(rows, **changed)
 
 
 def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..., tuple[jax.Array, Metrics]]:
@@ -26,14 +35,14 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
     is what the routers of a mixture of experts reported, also in sums; what balances
     them is taken of each micro-batch by itself.
     """
-    moe = model.config.moe
+    moe, rules = model.config.moe, model.config.rules
     head_names = ('embed',) if model.config.tie_embeddings else ('unembed',)
 
     def head(params: Any, x_BLD: jax.Array) -> jax.Array:
         return model.apply({'params': params}, x_BLD, method='head')
 
     def loss(params: Any, tokens: jax.Array, dropout_key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
-        rows = unpack(tokens, bos_id)
+        rows = laid_out(unpack(tokens, bos_id), rules)
         x_BLD, reports = model.apply(
             {'params': params},
             rows.inputs,
@@ -44,9 +53,11 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
             mutable=[STATS],
         )
         B, L = rows.inputs.shape
-        rules, V = model.config.rules, model.config.vocab_size
-        n_rows, n_logits = B // mesh.batch_shards(rules), V // mesh.shards(rules, 'vocab')
-        chunk = chunk_length(L, n_rows, config.train.loss_chunk, n_logits)
+        # Devices that share the length of a row each take slices of their part of it.
+        parts = mesh.shards(rules, 'residual_length')
+        n_rows = B // mesh.batch_shards(rules) * parts // mesh.shards(rules, 'length')
+        n_logits = model.config.vocab_size // mesh.shards(rules, 'vocab')
+        chunk = parts * chunk_length(L // parts, n_rows, config.train.loss_chunk, n_logits)
         head_params = {name: params[name] for name in head_names}
         objective, nll = cross_entropy(head, head_params, x_BLD, rows, z_loss=config.train.z_loss, chunk=chunk)
         sums = {'nll': nll, 'weight': jnp.sum(rows.weights)}
@@ -152,7 +163,7 @@ def make_eval_step(
     def evaluate(params: Any, tokens: jax.Array) -> Metrics:
         _, sums = loss(params, tokens)
         sums.pop('routers', None)
-        rows = unpack(tokens, bos_id)
+        rows = laid_out(unpack(tokens, bos_id), model.config.rules)
         spec = mesh.spec(model.config.rules, mesh.TOKENS)
         sizes = jnp.asarray(token_bytes, jnp.float32).at[rows.targets].get(out_sharding=spec)
         return {**sums, 'bytes': jnp.sum(sizes * rows.weights)}

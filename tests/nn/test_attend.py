@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import reference
 
-from llm_jax.nn import attend as attend_lib
 from llm_jax.nn.attend import Scores, attend
+from llm_jax.nn.attend import xla as attend_lib
 from llm_jax.schema import DEFAULT_RULES
 
 RULES = tuple(DEFAULT_RULES.items())
