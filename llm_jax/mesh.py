@@ -304,15 +304,18 @@ def whole_rows(rules: tuple) -> tuple:
 
 
 def platform() -> str:
-    """What the program at hand is compiled for: 'cpu', 'cuda', 'tpu', ...
+    """What the program at hand is compiled for: 'cpu', 'cuda', 'rocm', 'tpu', ...
 
     It is the platform of the current mesh's devices, which need not be here: a program
     for a TPU is compiled ahead of time on any machine. A mesh without devices gives ''.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.default_backend()
-    return mesh.abstract_device.platform if mesh.abstract_device else ''
+    device = jax.devices()[0] if mesh.empty else mesh.abstract_device
+    if device is None:
+        return ''
+    if device.platform != 'gpu':
+        return device.platform
+    return 'cuda' if 'nvidia' in device.device_kind.lower() else 'rocm'
 
 
 def batch_sharding(mesh: Mesh, rules: tuple) -> NamedSharding:

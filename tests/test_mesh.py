@@ -64,6 +64,24 @@ def test_what_does_not_divide_is_named(overrides, message):
         mesh_lib.check_fit(config, SIZES | {'data': 2, 'fsdp': 2, 'tensor': 2})
 
 
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'data__seq_len': 18},
+         'data.seq_len = 18 cannot be split over mesh context 4: it must be a multiple of 8 (two chunks of each row on '
+         'a device, so that causal attention is even). Change it (e.g. to 24), the mesh, or mesh.rules.length'),
+        ({'data__seq_len': 36, 'mesh__rules__length': None, 'mesh__rules__residual_length': ('context', 'tensor')},
+         'data.seq_len = 36 cannot be split over mesh context 4 × tensor 2: it must be a multiple of 8. Change it'),
+        ({'mesh__rules__residual_length': 'tensor'},
+         "mesh.rules.residual_length = 'tensor' must begin with the axes of mesh.rules.length = 'context'"),
+        ({'mesh__rules__residual_length': ('context', 'fsdp')}, "'fsdp' already splits 'batch' of the same arrays"),
+    ],
+)  # fmt: skip
+def test_lengths_that_do_not_divide_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mesh_lib.check_fit(tiny_config(**overrides), SIZES | {'context': 4, 'tensor': 2})
+
+
 def test_what_divides_passes():
     mesh_lib.check_fit(tiny_config(), SIZES | {'data': 2, 'fsdp': 2, 'tensor': 2})
     mesh_lib.check_fit(tiny_config(attention='mqa', mesh__rules__kv_heads=None), SIZES | {'fsdp': 2, 'tensor': 4})

@@ -110,12 +110,13 @@ def packed_tokens(rows: int, length: int = L, *, seed: int = 0, padding: bool = 
     return tokens.astype(np.int32)
 
 
-def on_mesh(sizes: tuple[int, int, int] | None) -> contextlib.AbstractContextManager:
-    """The mesh (data, fsdp, tensor) as the current one; None means no mesh at all."""
+def on_mesh(sizes: tuple[int, int, int] | dict[str, int] | None) -> contextlib.AbstractContextManager:
+    """The mesh (data, fsdp, tensor), or {axis: size}, as the current one; None means no mesh at all."""
     if sizes is None:
         return contextlib.nullcontext()
-    config = tiny_config(mesh__data=sizes[0], mesh__fsdp=sizes[1], mesh__tensor=sizes[2]).mesh
-    return jax.set_mesh(mesh_lib.make_mesh(config, jax.devices()[: int(np.prod(sizes))]))
+    named = sizes if isinstance(sizes, dict) else dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))
+    config = tiny_config(**{f'mesh__{axis}': n for axis, n in named.items()}).mesh
+    return jax.set_mesh(mesh_lib.make_mesh(config, jax.devices()[: int(np.prod([*named.values()]))]))
 
 
 def place(tokens: np.ndarray, config: Config) -> jax.Array:

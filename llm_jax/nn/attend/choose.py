@@ -3,8 +3,8 @@
 from llm_jax.nn.attend import splash
 from llm_jax.schema import ConfigError, Model
 
-# A kernel, the platforms that have it, and what they are called.
-PLATFORMS = {'splash': (('tpu',), 'TPU'), 'cudnn': (('cuda', 'gpu'), 'NVIDIA GPU')}
+# A kernel, the platform that has it, and what that is called.
+PLATFORMS = {'splash': ('tpu', 'TPU'), 'cudnn': ('cuda', 'NVIDIA GPU')}
 # cuDNN's widest head on GPUs before Hopper, and what its width must be a multiple of.
 CUDNN_HEAD, CUDNN_MULTIPLE = 128, 8
 
@@ -34,13 +34,13 @@ def choose_kernel(
     if asked == 'xla':
         return 'xla', 'model.attention_kernel asks for it'
     if asked == 'auto':
-        name = next((name for name, (platforms, _) in PLATFORMS.items() if platform in platforms), None)
+        name = next((name for name, (has, _) in PLATFORMS.items() if platform == has), None)
         if name is None:
             return 'xla', f'there is no fused kernel for {platform or "a mesh without devices"}'
         missing = _missing(name, config, length, context, dropout)
         return ('xla', f'{name} has no {missing}') if missing else (name, f'the fastest on {PLATFORMS[name][1]}')
-    platforms, machine = PLATFORMS[asked]
-    if platform and platform not in platforms:
+    has, machine = PLATFORMS[asked]
+    if platform not in ('', has):
         raise ConfigError(
             f'model.attention_kernel = {asked!r} runs on {machine}, and this is {platform}; use "auto" or "xla"'
         )

@@ -1,0 +1,41 @@
+"""What moves between devices in one step, counted in the compiled program: nobody adds a transfer unnoticed.
+
+The model has two layers, scanned, so each transfer of a layer counts once. Layers have
+seven matrices; with the embedding and the head that makes nine.
+"""
+
+import collections
+import re
+
+import pytest
+from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_training
+
+KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'collective-permute', 'all-to-all')
+SEQUENCE = {'mesh__rules__residual_length': ('context', 'tensor')}
+CASES = {
+    # Nine weights are gathered, seven of them again in the backward pass; eight gradients are scattered. The
+    # embedding's is summed whole, as its rows are looked up where they lie. The rest are sums over the batch.
+    'fsdp': ({'fsdp': 8}, {}, (16, 8, 3, 0, 0)),
+    # After each pair of products their parts are added up, and backwards before each of five.
+    'fsdp, tensor': ({'fsdp': 4, 'tensor': 2}, {}, (16, 8, 13, 0, 0)),
+    # The same sums are scattered, and the tokens of the residual stream gathered.
+    'fsdp, tensor, sequence': ({'fsdp': 4, 'tensor': 2}, SEQUENCE, (24, 16, 10, 0, 0)),
+    # Keys and values are gathered together, once, and their gradients scattered, once.
+    'fsdp, context': ({'fsdp': 2, 'context': 4}, {}, (17, 9, 5, 0, 0)),
+    'context': ({'context': 8}, {}, (1, 1, 2, 0, 0)),
+    # Forwards, keys and values are passed on three times; backwards with their gradients, which also go home.
+    'fsdp, context, ring': ({'fsdp': 2, 'context': 4}, {'context_attention': 'ring'}, (16, 8, 5, 10, 0)),
+    # Of a window that reaches into the neighbouring chunk, only two neighbours are visited.
+    'context, ring, window': ({'context': 8}, {'context_attention': 'ring', 'window': 2}, (0, 0, 2, 7, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_collectives_of_a_step(name):
+    sizes, overrides, expected = CASES[name]
+    config = tiny_config(**LLAMA | {'train__loss_chunk': 10**6, 'optimizer__clip': 0.0} | overrides)
+    with on_mesh(sizes):
+        step, state = tiny_training(config)
+        text = step.lower(state, place(packed_tokens(8), config)).compile().as_text()
+    found = collections.Counter(re.findall(rf' ({"|".join(KINDS)})(?:-start)?\(', text))
+    assert {kind: found[kind] for kind in KINDS} == dict(zip(KINDS, expected, strict=True))
