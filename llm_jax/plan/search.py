@@ -135,7 +135,7 @@ def on_paper(
         outcome = Outcome(case, memory.estimate(case), roof, cost, memory.ANALYTIC)
         fitting += outcome.memory.fits
         out.append(Tried(changes, outcome))
-    return sorted(out, key=lambda tried: (not tried.fits, tried.outcome.roofline.step))
+    return sorted(out, key=lambda one: (not one.fits, one.outcome.roofline.step, one.outcome.memory.total))
 
 
 def _with(case: planner.Case, changes: dict[str, object]) -> planner.Case:
