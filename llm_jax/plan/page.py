@@ -145,7 +145,8 @@ def _timeline(outcome: Outcome) -> Chart:
 
 def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
     """Every configuration by memory and time, and the front of those that no other beats in both."""
-    known = [one for one in tried if one.outcome is not None]
+    # What is far too large would squeeze the rest into a corner.
+    known = [one for one in tried if one.outcome is not None and one.outcome.memory.total < 2 * limit]
     x = lambda one: one.outcome.memory.total / GIB
     y = lambda one: one.outcome.roofline.step
     with matplotlib.rc_context(STYLE):
@@ -173,5 +174,5 @@ def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
         ax.set_xlabel('GiB a device')
         ax.set_ylabel('step at the roofline, s')
         ax.legend(loc='lower left')
-        note = f'{len(known)} configurations: blue fit, orange do not. Full dots are compiled, rings estimated.'
+        note = f'{len(known)} of {len(tried)} configurations, those below twice the limit: blue fit, orange do not. Full dots are compiled, rings estimated.'
         return Chart('Search', note, svg(fig, 'plan-pareto'))
