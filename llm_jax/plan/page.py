@@ -174,5 +174,8 @@ def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
         ax.set_xlabel('GiB a device')
         ax.set_ylabel('step at the roofline, s')
         ax.legend(loc='lower left')
-        note = f'{len(known)} of {len(tried)} configurations, those below twice the limit: blue fit, orange do not. Full dots are compiled, rings estimated.'
+        note = (
+            f'{len(known)} of {len(tried)} configurations, those below twice the limit: blue fit, orange do not. '
+            'Full dots are compiled, rings estimated.'
+        )
         return Chart('Search', note, svg(fig, 'plan-pareto'))
