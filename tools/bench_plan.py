@@ -41,7 +41,7 @@ def flops() -> list[dict]:
         'grouped, SwiGLU, untied': {'model__attention': 'gqa', 'model__n_kv_heads': 2, 'model__tie_embeddings': False},
     }.items():
         # One slice of attention, so that the whole square is computed, as the convention counts it.
-        config = small(model__scan=False, data__seq_len=64, train__batch_size=64, **fields)
+        config = small(model__scan=False, data__seq_len=64, train__batch_size=32, **fields)
         case = make_case(config, _mesh(config, 1), None, None)
         compiled = compile_step(case)
         analytic = case.flops_per_token * case.tokens_per_step

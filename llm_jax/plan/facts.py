@@ -138,6 +138,8 @@ def notes(outcome: Outcome) -> list[str]:
         )
     if outcome.cost.kernels:
         out.append('the FLOPs of attention kernels are analytic: the compiled program does not say them')
+    if outcome.mfu > 1:
+        out.append('MFU counts the whole square of attention, of which causal attention does half: hence above 100 %')
     if outcome.source == ANALYTIC:
         out.append('nothing was compiled: every number is an estimate')
     return out

@@ -104,43 +104,49 @@ def _memory(outcome: Outcome) -> Chart:
 def _timeline(outcome: Outcome) -> Chart:
     """What is busy for how long within one step."""
     roof, is_tpu = outcome.roofline, outcome.case.machine.chip.is_tpu
-    lanes = [('compute', roof.compute), ('HBM', roof.hbm),
-             ('ICI' if is_tpu else 'NVLink', roof.ici), ('DCN' if is_tpu else 'network', roof.dcn)]  # fmt: skip
+    lanes = [
+        ('operations', roof.serial),
+        ('compute', roof.compute),
+        ('HBM', roof.hbm),
+        ('ICI' if is_tpu else 'NVLink', roof.ici),
+        ('DCN' if is_tpu else 'network', roof.dcn),
+    ]
     unit, scale = ('ms', 1e3) if roof.step < 1 else ('s', 1)
     with matplotlib.rc_context(STYLE):
-        fig = figure.Figure(figsize=(9.6, 2.6), layout='constrained')
+        fig = figure.Figure(figsize=(9.6, 3.0), layout='constrained')
         ax = fig.subplots()
         for y, (_, total) in enumerate(lanes):
-            if y < 2:
-                # What nothing hides comes first; then memory and matrix units work at the same time.
-                _bar(ax, y, roof.exposed * scale, total * scale, MAIN, 1.0)
+            if y < 3:
+                # What nothing hides comes first; then operations in turn, each bound by arithmetic or memory.
+                _bar(ax, y, roof.exposed * scale, total * scale, MAIN, 1.0 if y == 0 else 0.5)
             else:
-                exposed = sum(t.exposed * (t.ici if y == 2 else t.dcn) / (t.ici + t.dcn)
+                exposed = sum(t.exposed * (t.ici if y == 3 else t.dcn) / (t.ici + t.dcn)
                               for t in roof.traffic if t.ici + t.dcn)  # fmt: skip
                 _bar(ax, y, 0, exposed * scale, SECOND, 1.0)
                 _bar(ax, y, exposed * scale, (total - exposed) * scale, SECOND, 0.4)
             if total:
-                end = (total + (roof.exposed if y < 2 else 0)) * scale
+                end = (total + (roof.exposed if y < 3 else 0)) * scale
                 ax.annotate(
                     f'{total * scale:,.1f} {unit}', (end, y), xytext=(4, 0), textcoords='offset points', va='center'
                 )
         ax.axvline(roof.step * scale, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         ax.set_yticks(range(len(lanes)), [name for name, _ in lanes])
         ax.invert_yaxis()
-        ax.set_xlim(0, 1.16 * max(roof.step, roof.exposed + max(roof.compute, roof.hbm)) * scale)
+        ax.set_xlim(0, 1.16 * max(roof.step, roof.exposed + max(roof.serial, roof.hbm)) * scale)
         ax.grid(axis='y', visible=False)
         ax.tick_params(length=0)
         ax.set_xlabel(unit)
         note = (
             f'At the peak rates of the chip; the dashed line is the end, {facts.seconds(roof.step)}. '
-            'Solid orange: collectives that nothing hides. Pale: those that may overlap.'
+            'Operations follow each other, each bound by compute or HBM. Solid orange: collectives that nothing hides.'
         )
         return Chart(f'One step, bound by {roof.bound}', note, svg(fig, 'plan-timeline'))
 
 
 def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
     """Every configuration by memory and time, and the front of those that no other beats in both."""
-    known = [one for one in tried if one.outcome is not None]
+    # What is far too large would squeeze the rest into a corner.
+    known = [one for one in tried if one.outcome is not None and one.outcome.memory.total < 2 * limit]
     x = lambda one: one.outcome.memory.total / GIB
     y = lambda one: one.outcome.roofline.step
     with matplotlib.rc_context(STYLE):
@@ -168,5 +174,8 @@ def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
         ax.set_xlabel('GiB a device')
         ax.set_ylabel('step at the roofline, s')
         ax.legend(loc='lower left')
-        note = f'{len(known)} configurations: blue fit, orange do not. Full dots are compiled, rings estimated.'
+        note = (
+            f'{len(known)} of {len(tried)} configurations, those below twice the limit: blue fit, orange do not. '
+            'Full dots are compiled, rings estimated.'
+        )
         return Chart('Search', note, svg(fig, 'plan-pareto'))

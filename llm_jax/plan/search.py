@@ -16,7 +16,7 @@ from llm_jax.schema import Config, ConfigError
 
 REMAT = ('none', 'dots', 'full')
 # Memory is estimated, which takes a trace of the model, for so many of the fastest on paper.
-_TRACED = 32
+_TRACED = 16
 # An estimate of memory may be off by so much: what it says is just too large is still compiled.
 _SLACK = 1.15
 
@@ -62,11 +62,12 @@ def _meshes(config: Config, machine: Machine) -> Iterator[dict[str, int]]:
     """Meshes over the machine that split every dimension evenly, axes that the model cannot use left at 1."""
     model, n = config.model, machine.devices
     powers = lambda most: [d for d in _divisors(n) if d <= most]
-    tensors = powers(min(16, model.n_heads))
+    tensors = powers(min(8, model.n_heads))
     contexts = powers(16) if config.mesh.context != 1 else [1]
     experts = powers(min(64, model.moe.n_experts)) if model.feed_forward == 'moe' else [1]
     stages = powers(16) if config.mesh.stage != 1 else [1]
-    datas = [d for d in _divisors(n) if d % machine.slices == 0]
+    # Whole copies beyond those of the slices seldom pay: few are tried.
+    datas = [machine.slices * copies for copies in (1, 2, 8)]
     for tensor in tensors:
         for context in contexts:
             for expert in experts:
@@ -127,14 +128,14 @@ def on_paper(
         return []
     quick.sort(key=lambda item: item[0])
     out, fitting = [], 0
-    for _, changes, case, roof, cost in quick[: 2 * traced]:
+    for _, changes, case, roof, cost in quick[:traced]:
         # On to slower ones until enough that fit are found.
-        if fitting >= traced // 4:
+        if fitting >= traced // 2:
             break
         outcome = Outcome(case, memory.estimate(case), roof, cost, memory.ANALYTIC)
         fitting += outcome.memory.fits
         out.append(Tried(changes, outcome))
-    return sorted(out, key=lambda tried: (not tried.fits, tried.outcome.roofline.step))
+    return sorted(out, key=lambda one: (not one.fits, one.outcome.roofline.step, one.outcome.memory.total))
 
 
 def _with(case: planner.Case, changes: dict[str, object]) -> planner.Case:
