@@ -12,7 +12,7 @@ from llm_jax.plan.cost import Collective, Cost
 from llm_jax.plan.memory import device_bytes, mesh_shards, state_parts
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
-_AGAIN = {'none': 0.0, 'full': 1.0, 'dots': 0.0}
+_AGAIN = {'none': 0.0, 'attention': 0.0, 'dots': 0.0, 'offload': 0.0, 'full': 1.0}
 # A block reads and writes the residual stream about so often, forward and backward together, in fused operations.
 _PASSES = 24
 

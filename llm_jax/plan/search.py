@@ -14,7 +14,7 @@ from llm_jax.plan.roofline import roofline
 from llm_jax.plan.topology import Machine
 from llm_jax.schema import Config, ConfigError
 
-REMAT = ('none', 'dots', 'full')
+REMAT = ('none', 'attention', 'dots', 'full')
 # Memory is estimated, which takes a trace of the model, for so many of the fastest on paper.
 _TRACED = 16
 # An estimate of memory may be off by so much: what it says is just too large is still compiled.
