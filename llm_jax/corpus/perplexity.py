@@ -49,7 +49,7 @@ _DECIMALS = 3
 @dataclasses.dataclass(frozen=True)
 class Options:
     run: str = field('', 'run directory of a trained model, such as runs/quickstart, or one of Hugging Face')
-    step: int = field(0, 'which checkpoint of the run; 0 takes the newest')
+    step: int = field(0, 'which checkpoint of the run; 0 takes the newest, so name one while the run goes on')
     kinds: tuple = field(rules.PROSE, 'kinds of document that are judged; others pass')
     min_bits_per_byte: float = field(0.0, 'documents that are predicted better are dropped; 0 drops none')
     max_bits_per_byte: float = field(0.0, 'documents that are predicted worse are dropped; 0 drops none')
@@ -66,7 +66,7 @@ def make(options: Options) -> Stage:
     Raises:
       ConfigError: no model, or an option out of range.
     """
-    scorer = _load(check(options).run, options.step)
+    scorer = _scorer(options)
     low, high = options.min_bits_per_byte, options.max_bits_per_byte or math.inf
 
     def many(documents: Sequence[Document]) -> list[Document | Dropped]:
@@ -117,7 +117,16 @@ def fingerprint(options: Options) -> str:
     Raises:
       ConfigError: there is no such model, or an option is out of range.
     """
-    return _load(check(options).run, options.step).fingerprint
+    return _scorer(options).fingerprint
+
+
+def _scorer(options: Options) -> '_Scorer':
+    found = _load(check(options).run, options.step)
+    if options.window > found.max_len:
+        raise ConfigError(
+            f"perplexity.window = {options.window}: the model's context is {found.max_len} tokens; take that or fewer"
+        )
+    return found
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,10 +164,6 @@ class _Scorer:
     def bits_per_byte(self, texts: Sequence[str], options: Options) -> list[float]:
         """Of each text; one without any token has 0."""
         window = options.window or self.trained_len
-        if window > self.max_len:
-            raise ConfigError(
-                f"perplexity.window = {window}: the model's context is {self.max_len} tokens; take that or fewer"
-            )
         overlap = int(options.overlap * window)
         tokens = [
             np.array([self._tokenizer.bos_id, *ids], np.int32) for ids in self._tokenizer.encode_batch(list(texts))
@@ -252,7 +257,9 @@ def _nll(model: Any, params: Any, tokens: Any) -> Any:
 def _fingerprint(loaded: Any, parts: pathlib.Path) -> str:
     import jax
 
-    sha = hashlib.sha256(json.dumps([dataclasses.asdict(loaded.model.config)], default=repr, sort_keys=True).encode())
+    # Parts that are classes or functions count by name; their code is in `parts`, or that of the library.
+    model = json.dumps(dataclasses.asdict(loaded.model.config), default=lambda part: part.__qualname__, sort_keys=True)
+    sha = hashlib.sha256(model.encode())
     sha.update(parts.read_bytes() if parts.is_file() else b'')
     sha.update(f'{loaded.tokenizer.fingerprint} {loaded.config.data.seq_len} {jax.__version__}'.encode())
     sha.update(' '.join(map(code_of, ('llm_jax.nn', 'llm_jax.corpus.perplexity'))).encode())

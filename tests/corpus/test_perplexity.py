@@ -19,6 +19,7 @@ from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.perplexity import Options, make, windows
 from llm_jax.corpus.registry import STAGES
+from llm_jax.nn.transformer import Transformer
 from llm_jax.schema import ConfigError
 from llm_jax.train.loop import train
 
@@ -201,6 +202,12 @@ def test_another_model_has_another_fingerprint(run_dir):
     loaded = llm_jax.load(run_dir)
     same = perplexity._fingerprint(loaded, run_dir / 'none')
     assert perplexity._fingerprint(llm_jax.load(run_dir), run_dir / 'none') == same
+    own = [
+        dataclasses.replace(loaded, model=Transformer(dataclasses.replace(loaded.model.config, feed_forward=part)))
+        for part in (Transformer, Transformer, make)
+    ]
+    first, again, other = (perplexity._fingerprint(one, run_dir / 'none') for one in own)
+    assert first == again and len({first, other, same}) == 3
     changed = jax.tree.map(lambda leaf: leaf + 1e-3, loaded.params)
     assert perplexity._fingerprint(dataclasses.replace(loaded, params=changed), run_dir / 'none') != same
 
@@ -213,6 +220,7 @@ def test_another_model_has_another_fingerprint(run_dir):
         ({'step': 7}, r'holds no checkpoint of step 7; there are'),
         ({'min_bits_per_byte': -1.0}, r'min_bits_per_byte = -1\.0: it must be at least 0'),
         ({'min_bits_per_byte': 2.0, 'max_bits_per_byte': 1.0}, r'max_bits_per_byte = 1\.0: it must be above'),
+        ({'window': 64}, f'perplexity.window = 64: .* is {WINDOW} tokens'),
         ({'overlap': 1.0}, r'overlap = 1\.0: it must be 0 to 0\.9'),
     ],
 )
@@ -223,8 +231,3 @@ def test_mistakes(run_dir, tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message):
         build_lib.build(config, Local(1))
     assert not (tmp_path / 'out' / 'work' / 'extract').exists()  # it is said before any work is done
-
-
-def test_a_window_longer_than_the_context(run_dir):
-    with pytest.raises(ConfigError, match=f'perplexity.window = 64: .* is {WINDOW} tokens'):
-        make(Options(str(run_dir), window=64))(document('a text'))
