@@ -82,6 +82,7 @@ class Run:
     Attributes:
       tallies: source -> what each step counted, in order.
       cpu_seconds: stage -> seconds of all workers, those of earlier runs included.
+      models: stage -> a hash of the model that it applies. They are looked at first: a mistake about one costs no work.
     """
 
     config: Corpus
@@ -93,6 +94,9 @@ class Run:
         self.tallies: dict[str, list[Mapping[str, Any]]] = {name: [] for name in self.config.sources}
         self.cpu_seconds: dict[str, float] = {}
         self.recipe = Recipe(manifest.digest(config_lib.to_dict(self.config)), self.store, self.config)
+        named = [part for name in self.config.sources for part in self.config.stages_of(name)] + [*self.config.finish]
+        models = {chain.label(part): chain.model_of(part, STAGES, self.config) for part in named}
+        self.models = {name: model for name, model in sorted(models.items()) if model}
         self._base = [manifest.FORMAT, manifest.versions(), self.config.seed]
         self._used: set[str] = set()
 

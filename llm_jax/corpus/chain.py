@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import importlib
 import os
 import pathlib
 import sys
@@ -65,10 +66,26 @@ def depends_on(part: Part, known: Mapping[str, Known], config: Any) -> list[Any]
     if isinstance(part, str) and part in known:
         section, module = known[part].section, known[part].make.partition(':')[0]
         options = config_lib.to_dict(getattr(config, section)) if section else {}
-        return [part, options, _stamps(options), code_of(module)]
+        model = model_of(part, known, config)
+        return [part, options, [model] if model else _stamps(options), code_of(module)]
     resolved = parts.resolve_part('stages', part, {})
     file = sys.modules[resolved.__module__].__file__
     return [label(part), hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()]
+
+
+def model_of(part: Part, known: Mapping[str, Known], config: Any) -> str:
+    """A hash of the model that a stage of the library applies; '' for those that apply none.
+
+    It is what the stage's module calls `fingerprint`, a function of its options.
+
+    Raises:
+      ConfigError: there is no such model.
+    """
+    if not (isinstance(part, str) and part in known):
+        return ''
+    module = importlib.import_module(known[part].make.partition(':')[0])
+    fingerprint = getattr(module, 'fingerprint', None)
+    return fingerprint(getattr(config, known[part].section)) if fingerprint else ''
 
 
 def _stamps(value: Any) -> list[str]:

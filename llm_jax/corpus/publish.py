@@ -50,6 +50,7 @@ def publish(run: Run, out: Store, final: Sequence[Shard], inputs: Mapping[str, S
         'name': run.config.name,
         'config': manifest.config_of(run.config),
         'versions': manifest.versions(),
+        'models': run.models,
         'inputs': manifest.inputs_of(inputs),
         'sources': {source: funnel.counts(source) for source in run.config.sources},
     }

@@ -14,6 +14,7 @@ not depend on a seed.
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from safetensors.numpy import save_file
 from llm_jax.corpus.batch import stage_of
 from llm_jax.corpus.dedup.words import find_words, hash_spans, in_blocks
 from llm_jax.corpus.document import Document, Dropped, Stage
+from llm_jax.corpus.filter import rules
 from llm_jax.data import files
 from llm_jax.schema import ConfigError, field
 
@@ -39,6 +41,7 @@ _BLOCK = 256
 class Quality:
     """The filter by a trained classifier."""
 
+    kinds: tuple = field(rules.PROSE, 'kinds of document that are judged; others pass')
     model: str = field('', 'file that the tool train_quality wrote')
     threshold: float = field(0.5, 'documents with a lower score are dropped')
     keep_share: float = field(
@@ -117,6 +120,11 @@ def load(path: str | os.PathLike) -> Model:
     Raises:
       ConfigError: no such file, or one that is no quality model.
     """
+    if not str(path):
+        raise ConfigError(
+            "quality.model is empty: name the file of a classifier, which './tools/run train_quality LABELLED.jsonl "
+            "--out FILE' trains"
+        )
     if not os.path.isfile(path):
         raise ConfigError(f'quality.model = {str(path)!r}: there is no such file; the tool train_quality writes one')
     try:
@@ -136,25 +144,44 @@ def make(options: Quality) -> Stage:
       ConfigError: no model, or an option out of range.
     """
     model = load(options.model)
+    threshold = _threshold(options, model)
+
+    def many(documents: Sequence[Document]) -> list[Document | Dropped]:
+        judged = [document for document in documents if document.kind in options.kinds]
+        scores = iter([score for _, texts in in_blocks(judged) for score in model.scores(texts).tolist()])
+        out: list[Document | Dropped] = []
+        for document in documents:
+            if document.kind not in options.kinds:
+                out.append(document)
+                continue
+            score = next(scores)
+            scored = rules.with_signals(document, 'quality', {'score': score})
+            low = score < threshold
+            out.append(Dropped(scored, 'quality.score', f'{score:.3f} < {threshold:.3f}') if low else scored)
+        return out
+
+    return stage_of(many)
+
+
+def fingerprint(options: Quality) -> str:
+    """A hash of the classifier.
+
+    Raises:
+      ConfigError: there is none, or an option is out of range.
+    """
+    _threshold(options, load(options.model))
+    with open(options.model, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+
+
+def _threshold(options: Quality, model: Model) -> float:
     if not 0 <= options.keep_share < 1:
         raise ConfigError(f'quality.keep_share = {options.keep_share!r}: it must be 0 (off) to below 1')
     if not 0 <= options.threshold <= 1:
         raise ConfigError(f'quality.threshold = {options.threshold!r}: scores are 0 to 1')
-    threshold = options.threshold
-    if options.keep_share:
-        threshold = float(np.interp(1 - options.keep_share, np.linspace(0, 1, _QUANTILES), model.quantiles))
-
-    def many(documents: Sequence[Document]) -> list[Document | Dropped]:
-        out: list[Document | Dropped] = []
-        for _, texts in in_blocks(documents):
-            for score in model.scores(texts).tolist():
-                document = documents[len(out)]
-                scored = dataclasses.replace(document, signals={**document.signals, 'quality.score': score})
-                low = score < threshold
-                out.append(Dropped(scored, 'quality.score', f'{score:.3f} < {threshold:.3f}') if low else scored)
-        return out
-
-    return stage_of(many)
+    if not options.keep_share:
+        return options.threshold
+    return float(np.interp(1 - options.keep_share, np.linspace(0, 1, _QUANTILES), model.quantiles))
 
 
 # --- Texts to train on -----------------------------------------------------------------

@@ -15,6 +15,8 @@ STAGES: dict[str, Known] = {
     'fineweb': Known(f'{_FILTER}.fineweb:make', 'fineweb'),
     'refinedweb': Known(f'{_FILTER}.refinedweb:make', 'refinedweb'),
     'code': Known(f'{_FILTER}.code:make', 'code'),
+    'quality': Known('llm_jax.corpus.quality:make', 'quality'),
+    'perplexity': Known('llm_jax.corpus.perplexity:make', 'perplexity'),
     'scrub': Known('llm_jax.corpus.scrub:make', 'scrub'),
     'decontaminate': Known('llm_jax.corpus.decontaminate:make', 'decontaminate'),
 }

@@ -26,6 +26,8 @@ from llm_jax.corpus.filter.refinedweb import Options as RefinedWeb
 from llm_jax.corpus.filter.repetition import Options as Repetition
 from llm_jax.corpus.filter.urls import Options as Urls
 from llm_jax.corpus.normalise import Options as Normalise
+from llm_jax.corpus.perplexity import Options as Perplexity
+from llm_jax.corpus.quality import Quality
 from llm_jax.corpus.read.source import Source
 from llm_jax.corpus.registry import EXCHANGES, STAGES
 from llm_jax.corpus.scrub import Scrub
@@ -80,6 +82,8 @@ class Corpus:
     fineweb: FineWeb = section(FineWeb, 'punctuation, short lines, lists')
     refinedweb: RefinedWeb = section(RefinedWeb, 'lines that are furniture of a web page')
     code: Code = section(Code, 'line lengths and comments of code')
+    quality: Quality = section(Quality, 'what a classifier that was trained on good and bad texts takes for good')
+    perplexity: Perplexity = section(Perplexity, 'what a trained model predicts neither too well nor too badly')
     scrub: Scrub = section(Scrub, 'personal data and secrets')
     decontaminate: Decontaminate = section(Decontaminate, 'documents that hold items of benchmarks')
     exact: Exact = section(Exact, 'documents that are the same')

@@ -55,7 +55,8 @@ def over_shards(gradients: Gradients, rules: tuple) -> Gradients:
     """`gradients`, a sum over rows, as the tree of sums over the shards; to be called within `on_whole_arrays`."""
 
     def summed(params: Any, tokens: jax.Array, key: jax.Array | None) -> Any:
-        axes = mesh_lib.mesh_axes(mesh_lib.current(rules)['batch'])
+        sizes = jax.sharding.get_abstract_mesh().shape
+        axes = tuple(axis for axis in mesh_lib.mesh_axes(dict(rules)['batch']) if sizes.get(axis, 1) > 1)
         n_local = SHARDS // mesh_lib.batch_shards(rules)
         first = jax.lax.axis_index(axes) * n_local if axes else 0
 

@@ -13,12 +13,12 @@ from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_trainin
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'collective-permute', 'all-to-all')
 SEQUENCE = {'mesh__rules__residual_length': ('context', 'tensor')}
 CASES = {
-    # Nine weights are gathered, seven of them again in the backward pass; eight gradients are scattered. The
-    # embedding's is summed whole, as its rows are looked up where they lie. The rest are sums over the batch.
-    'fsdp': ({'fsdp': 8}, {}, (16, 8, 3, 0, 0)),
+    # Nine weights are gathered, seven of them again in the backward pass. Gradients are summed together, and each
+    # device keeps its part (XLA for TPU and GPU makes one reduce-scatter of that; XLA for CPU does not).
+    'fsdp': ({'fsdp': 8}, {}, (16, 0, 3, 0, 0)),
     # After each pair of products their parts are added up, and backwards before each of five.
-    'fsdp, tensor': ({'fsdp': 4, 'tensor': 2}, {}, (16, 8, 13, 0, 0)),
-    # The same sums are scattered, and the tokens of the residual stream gathered.
+    'fsdp, tensor': ({'fsdp': 4, 'tensor': 2}, {}, (16, 0, 13, 0, 0)),
+    # Where rows are split, gradients are scattered; the same sums are too, and the tokens of the residual stream gathered.
     'fsdp, tensor, sequence': ({'fsdp': 4, 'tensor': 2}, SEQUENCE, (24, 16, 10, 0, 0)),
     # Keys and values are gathered together, once, and their gradients scattered, once.
     'fsdp, context': ({'fsdp': 2, 'context': 4}, {}, (17, 9, 5, 0, 0)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import math
 import random
@@ -9,13 +10,17 @@ import subprocess
 import sys
 
 from awkward import AWKWARD
+import building
 import numpy as np
 import pytest
 
-from llm_jax.corpus import quality
+from llm_jax.corpus import build as build_lib
+from llm_jax.corpus import chain, quality
 from llm_jax.corpus.batch import through
 from llm_jax.corpus.document import Document, Dropped
+from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.quality import Quality, Training, auc, features, load, make, train
+from llm_jax.corpus.registry import STAGES
 from llm_jax.schema import ConfigError
 
 SMALL = Training(bits=12, folds=4)
@@ -128,7 +133,7 @@ def test_same_texts_same_file(trained, tmp_path):
 
 def test_stage(trained, tmp_path):
     trained[0].save(tmp_path / 'm')
-    stage = make(Quality(str(tmp_path / 'm')))
+    stage = make(Quality(model=str(tmp_path / 'm')))
     good, bad = stage(document(text(7000, True))), stage(document(text(7001, False)))
     assert good.signals['quality.score'] > 0.5
     assert isinstance(bad, Dropped)
@@ -137,10 +142,40 @@ def test_stage(trained, tmp_path):
     assert through(stage, documents) == [stage(one) for one in documents]
 
 
+def test_only_prose_is_judged(trained, tmp_path):
+    trained[0].save(tmp_path / 'm')
+    stage = make(Quality(model=str(tmp_path / 'm'), threshold=1.0))
+    texts = [dataclasses.replace(document(text(i, True)), kind=kind) for i, kind in enumerate(('html', 'code', 'text'))]
+    assert [isinstance(out, Dropped) for out in through(stage, texts)] == [True, False, True]
+    assert through(stage, texts)[1] is texts[1]
+    assert isinstance(make(Quality(model=str(tmp_path / 'm'), threshold=1.0, kinds=('code',)))(texts[1]), Dropped)
+
+
+def test_a_stage_of_a_corpus(trained, tmp_path):
+    trained[0].save(tmp_path / 'm')
+    texts = [text(5000 + i, i % 2 == 0) for i in range(100)]
+    building.write(tmp_path, {'a1': texts[:50], 'b': texts[50:]})
+    config = building.config(tmp_path, stages=('quality',), dedup=(), quality__model=str(tmp_path / 'm'))
+    manifest = build_lib.build(config, Local(1))
+    dropped = [counts['stages'][2]['dropped']['quality.score']['documents'] for counts in manifest['sources'].values()]
+    assert sum(dropped) == sum(load(tmp_path / 'm').scores(texts) < 0.5) > 30
+    assert manifest['models'] == {'quality': hashlib.sha256((tmp_path / 'm').read_bytes()).hexdigest()[:16]}
+    before = chain.depends_on('quality', STAGES, config)
+    train(TEXTS, LABELS, dataclasses.replace(SMALL, l2=0.1))[0].save(tmp_path / 'm')
+    assert chain.depends_on('quality', STAGES, config) != before
+
+
+def test_no_model_is_said_before_any_work(tmp_path):
+    building.write(tmp_path, {'a': ['a text'], 'b': ['another']})
+    with pytest.raises(ConfigError, match=r"quality\.model is empty: name the file .* './tools/run train_quality"):
+        build_lib.build(building.config(tmp_path, stages=('quality',)), Local(1))
+    assert not (tmp_path / 'out' / 'work' / 'extract').exists()
+
+
 def test_keep_share_is_a_quantile_of_the_reference(tmp_path):
     reference = [text(i, i % 4 == 0) for i in range(400)]
     train(TEXTS, LABELS, SMALL, reference)[0].save(tmp_path / 'm')
-    stage = make(Quality(str(tmp_path / 'm'), keep_share=0.25))
+    stage = make(Quality(model=str(tmp_path / 'm'), keep_share=0.25))
     kept = [isinstance(out, Document) for out in through(stage, [document(one) for one in reference])]
     assert sum(kept) == pytest.approx(100, abs=2)
     assert np.mean(np.array(kept) == (np.arange(400) % 4 == 0)) > 0.97
@@ -148,14 +183,14 @@ def test_keep_share_is_a_quantile_of_the_reference(tmp_path):
 
 def test_mistakes(tmp_path, trained):
     with pytest.raises(ConfigError, match='there is no such file'):
-        make(Quality(str(tmp_path / 'none')))
+        make(Quality(model=str(tmp_path / 'none')))
     (tmp_path / 'other').write_bytes(b'nothing of the kind')
     with pytest.raises(ConfigError, match='is no quality model'):
-        make(Quality(str(tmp_path / 'other')))
+        make(Quality(model=str(tmp_path / 'other')))
     trained[0].save(tmp_path / 'm')
     for wrong in ({'keep_share': 1.0}, {'threshold': 2.0}):
         with pytest.raises(ConfigError, match=f'quality.{next(iter(wrong))}'):
-            make(Quality(str(tmp_path / 'm'), **wrong))
+            make(Quality(model=str(tmp_path / 'm'), **wrong))
     with pytest.raises(ConfigError, match='3 texts have label 0'):
         train(TEXTS[:8], [1] * 5 + [0] * 3, SMALL)
 
