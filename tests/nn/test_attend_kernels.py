@@ -189,6 +189,14 @@ def test_cudnn_is_in_the_program_for_a_gpu(monkeypatch):
         y = attend(q, k, v, rules=RULES, scores=Scores(window=window), segments_BL=segments, kernel='cudnn')
         return jnp.sum(y.astype(jnp.float32))
 
+    with on_mesh((1, 2, 2)):
+        table = mesh_lib.current(RULES)
+        lies = lambda n: jax.ShapeDtypeStruct(
+            (2, 256, n, 64), jnp.bfloat16, sharding=jax.P(table['batch'], None, table['heads'])
+        )
+        rows = jax.ShapeDtypeStruct((2, 256), jnp.int32, sharding=jax.P(table['batch']))
+        gradients = jax.grad(functools.partial(loss, window=100), (0, 1, 2))
+        assert jax.eval_shape(gradients, lies(8), lies(4), lies(4), rows)[0].shape == (2, 256, 8, 64)
     for window in (0, 100):
         run = jax.jit(jax.grad(functools.partial(loss, window=window), (0, 1, 2)))
         args = (shape(8), shape(4), shape(4), jax.ShapeDtypeStruct((2, 256), jnp.int32))

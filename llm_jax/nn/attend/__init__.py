@@ -90,8 +90,10 @@ def attend(
         made = jax.tree.map(jax.sharding.reshard, made, made_specs)
     if parts > 1:
         axes = mesh.mesh_axes(table['length'])
-        core = functools.partial(splash.attend_shared, scores, axes) if kernel == 'splash' else functools.partial(
-            blocks.attend_shared, scores, blocks.Split(axes, parts, context))  # fmt: skip
+        if kernel == 'splash':
+            core = functools.partial(splash.attend_shared, scores, axes)
+        else:
+            core = functools.partial(blocks.attend_shared, scores, blocks.Split(axes, parts, context))
     core = _per_device_key(core, table) if scores.dropout else core
     if sinks_H is not None and kernel == 'xla':
         core = _own_sinks(core, mesh.mesh_axes(table['batch']) + mesh.mesh_axes(table['length']))
@@ -100,8 +102,8 @@ def attend(
              each(slopes_H), each(sinks_H), P())  # fmt: skip
     if kernel == 'splash':
         arrays, specs = (made, *arrays), (made_specs, *specs)
-    # A Pallas kernel does not say over which axes its result differs.
-    run = jax.shard_map(core, in_specs=specs, out_specs=tokens('heads'), check_vma=kernel != 'splash')
+    # A fused kernel does not say over which axes its result differs.
+    run = jax.shard_map(core, in_specs=specs, out_specs=tokens('heads'), check_vma=kernel == 'xla')
     return run(*arrays)
 
 
