@@ -68,7 +68,7 @@ def compare(
       progress: told each result.
 
     Raises:
-      ConfigError: two corpora of one name, or with different tokenizers.
+      ConfigError: two corpora of one name, or with different tokenizers; stopped by a signal.
     """
     names = [pathlib.PurePath(corpus).name for corpus in corpora]
     if len(set(names)) < len(names):
@@ -87,7 +87,8 @@ def compare(
     for seed in range(seeds):  # a run of each corpus, before the next seed: a run cut short compares all of them
         for i, (name, one) in enumerate(zip(names, configs, strict=True)):
             run_dir = epath.Path(directory) / f'{name}-{seed}'
-            train(dataclasses.replace(one, seed=seed, name=f'{name}-{seed}'), run_dir)
+            if train(dataclasses.replace(one, seed=seed, name=f'{name}-{seed}'), run_dir).status == 'stopped':
+                raise ConfigError(f'stopped in the middle of {run_dir}; the same command goes on from there')
             loaded = runs.load(run_dir)
             result[i, :, seed] = [texts.score(loaded, some).bits_per_byte for some in held_out.values()]
             figures = ', '.join(f'{text} {x:.4f}' for text, x in zip(held_out, result[i, :, seed], strict=True))
