@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     for name in args.only:
         for row in PARTS[name](args.data, texts, args.peers):
             table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 Row = tuple[str, str, str, str, str, str, str]

@@ -221,7 +221,7 @@ def _languages(tallies: Tallies) -> list[tuple[str, str, str, float]]:
     if rest:
         shown.append((f'{len(rest)} others', [sum(entry[i] for _, entry in rest) for i in (0, 1)]))
     largest = max((entry[1] for _, entry in shown), default=0) or 1
-    named = lambda name: 'not looked for' if name == '?' else name
+    named = lambda name: 'unknown' if name == '?' else name
     return [(named(name), f'{n:,}', fmt.size(size), 100 * size / largest) for name, (n, size) in shown]
 
 
