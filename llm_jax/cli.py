@@ -74,6 +74,23 @@ def span(text: str) -> tuple[int, int]:
     return first, last
 
 
+def named(arguments: list[str], flag: str) -> dict[str, str]:
+    """`['wiki=text:FILE']` -> `{'wiki': 'text:FILE'}`.
+
+    Raises:
+      ConfigError: one without a name, or a name that is there twice.
+    """
+    out = {}
+    for argument in arguments:
+        name, equals, value = argument.partition('=')
+        if not (equals and name and value):
+            raise ConfigError(f'{flag} {argument!r} must be NAME=VALUE')
+        if name in out:
+            raise ConfigError(f'{flag} {argument!r}: the name {name!r} is there twice')
+        out[name] = value
+    return out
+
+
 def print_table(title: str, rows: list[list[str]]) -> None:
     """Prints a table, the first of `rows` being its header."""
     table = rich.table.Table(*rows[0], title=title, box=None)

@@ -73,19 +73,23 @@ def shards(texts: Iterator[str]) -> Iterator[list[Document]]:
 def speeds(texts: list[str]) -> Table:
     """MB/s of whole exchanges, and what each stores."""
     table = Table('exchange', 'MB/s/core', 'index bytes a document', 'a word', 'share dropped')
-    parts = list(shards(iter(texts)))
-    size = sum(len(text.encode()) for text in texts) / 1e6
     n_words = sum(len(text.split()) for text in texts)
-    for name, make in dedup.EXCHANGES.items():
-        exchange = make(dedup.OPTIONS[name]())
-        best = float('inf')
-        for _ in range(_ROUNDS):
-            start = time.process_time()
-            stored, dropped = in_memory(exchange, parts)
-            best = min(best, time.process_time() - start)
-        cells = f'{size / best:.1f}', f'{stored / len(texts):.0f}', f'{stored / n_words:.2f}'
+    for name in dedup.EXCHANGES:
+        speed, stored, dropped = speed_of(name, texts)
+        cells = f'{speed:.1f}', f'{stored / len(texts):.0f}', f'{stored / n_words:.2f}'
         table.add_row(name, *cells, f'{dropped / len(texts):.4f}')
     return table
+
+
+def speed_of(name: str, texts: list[str]) -> tuple[float, int, int]:
+    """(MB per CPU second of a whole exchange, bytes stored at once, documents dropped)."""
+    exchange, parts = dedup.EXCHANGES[name](dedup.OPTIONS[name]()), list(shards(iter(texts)))
+    best = float('inf')
+    for _ in range(_ROUNDS):
+        start = time.process_time()
+        stored, dropped = in_memory(exchange, parts)
+        best = min(best, time.process_time() - start)
+    return sum(len(text.encode()) for text in texts) / 1e6 / best, stored, dropped
 
 
 def in_memory(exchange: Exchange, parts: list[list[Document]]) -> tuple[int, int]:
@@ -164,12 +168,29 @@ def many(file: pathlib.Path, copies: int) -> Iterator[str]:
 
 def against(texts: list[str], python: str) -> Table:
     """MB/s of signatures, measured in turns."""
+    part = first(texts, _PEER_BYTES)
+    size = sum(len(text.encode()) for text in part) / 1e6
+    seconds = race(part, python)
+    table = Table('signatures, 112 hashes of word 5-grams', 'MB/s/core', 'documents/s/core', 'llm_jax is')
+    for name, best in seconds.items():
+        ratio = f'{best / seconds["llm_jax"]:.1f} × as fast'
+        table.add_row(name, f'{size / best:.2f}', f'{len(part) / best:.0f}', ratio)
+    return table
+
+
+def first(texts: list[str], most: int) -> list[str]:
+    """The first texts, of so many bytes."""
     part, size = [], 0
-    while size < _PEER_BYTES and len(part) < len(texts):
+    while size < most and len(part) < len(texts):
         part.append(texts[len(part)])
         size += len(part[-1].encode())
+    return part
+
+
+def race(texts: list[str], python: str) -> dict[str, float]:
+    """Least CPU seconds of the signatures of all texts, by 'llm_jax' and by each peer."""
     with tempfile.NamedTemporaryFile('w', suffix='.jsonl') as file:
-        file.writelines(json.dumps({'text': text}) + '\n' for text in part)
+        file.writelines(json.dumps({'text': text}) + '\n' for text in texts)
         file.flush()
         peer = subprocess.Popen(
             [python, str(pathlib.Path(__file__).parent / 'peers' / 'minhash.py'), file.name],
@@ -177,7 +198,7 @@ def against(texts: list[str], python: str) -> Table:
         )  # fmt: skip
         seconds = {name: [] for name in ['llm_jax', *json.loads(peer.stdout.readline())]}
         step = dedup.EXCHANGES['near'](dedup.Near()).rounds[0]
-        documents = [Document(str(i), 'bench', '', text, 'text') for i, text in enumerate(part)]
+        documents = [Document(str(i), 'bench', '', text, 'text') for i, text in enumerate(texts)]
         for _ in range(_ROUNDS):
             for name, measured in seconds.items():
                 if name == 'llm_jax':
@@ -189,12 +210,7 @@ def against(texts: list[str], python: str) -> Table:
                     measured.append(float(peer.stdout.readline()))
         peer.stdin.close()
         peer.wait()
-    table = Table('signatures, 112 hashes of word 5-grams', 'MB/s/core', 'documents/s/core', 'llm_jax is')
-    for name, measured in seconds.items():
-        best = min(measured)
-        ratio = f'{best / min(seconds["llm_jax"]):.1f} × as fast'
-        table.add_row(name, f'{size / 1e6 / best:.2f}', f'{len(part) / best:.0f}', ratio)
-    return table
+    return {name: min(measured) for name, measured in seconds.items()}
 
 
 if __name__ == '__main__':

@@ -92,6 +92,22 @@ def method(name: str) -> Callable[[str, str], str]:
 
 
 def speeds(pages: list[str]) -> Table:
+    spent = race(pages)
+    characters = sum(map(len, pages))
+    columns = ('ms per page', 'MB/s', "library's own ms", 'speed / library', 'speed / trafilatura')
+    table = Table('method', *columns, title=f'{len(pages)} pages, {characters / len(pages) / 1e3:.0f} kB each')
+    for name in METHODS:
+        alone = spent.get(f'{name} alone')
+        table.add_row(
+            name, f'{spent[name] / len(pages) * 1e3:.1f}', f'{characters / spent[name] / 1e6:.1f}',
+            f'{alone / len(pages) * 1e3:.1f}' if alone else '', f'{alone / spent[name]:.2f}' if alone else '',
+            f'{spent["trafilatura alone"] / spent[name]:.2f}',
+        )  # fmt: skip
+    return table
+
+
+def race(pages: list[str]) -> dict[str, float]:
+    """CPU seconds over all pages of each method, and as 'METHOD alone' of the library under it."""
     from resiliparse.extract.html2text import extract_plain_text
     import trafilatura
 
@@ -108,17 +124,7 @@ def speeds(pages: list[str]) -> Table:
             spent[name] += seconds(lambda extract=extract, page=page: extract(page, ''))
             if name in libraries:
                 spent[f'{name} alone'] += seconds(lambda page=page, name=name: libraries[name](page))
-    characters = sum(map(len, pages))
-    columns = ('ms per page', 'MB/s', "library's own ms", 'speed / library', 'speed / trafilatura')
-    table = Table('method', *columns, title=f'{len(pages)} pages, {characters / len(pages) / 1e3:.0f} kB each')
-    for name in METHODS:
-        alone = spent.get(f'{name} alone')
-        table.add_row(
-            name, f'{spent[name] / len(pages) * 1e3:.1f}', f'{characters / spent[name] / 1e6:.1f}',
-            f'{alone / len(pages) * 1e3:.1f}' if alone else '', f'{alone / spent[name]:.2f}' if alone else '',
-            f'{spent["trafilatura alone"] / spent[name]:.2f}',
-        )  # fmt: skip
-    return table
+    return spent
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -4,7 +4,7 @@
 
 Reading: packed rows of the standard library in training order, tokens per second of
 one core, against gathering the same rows from a memory-mapped array. Preparing: bytes
-per second of encoding and packing on one thread, against SentencePiece alone.
+per second of encoding and packing on one thread, against encoding alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def main() -> None:
             mine, limit = read_speeds(prepared, pathlib.Path(directory) / f'{seq_len}.npy')
             table.add_row(f'read rows, L = {seq_len}', *_cells(mine, limit, 'Mtok/s/core', 'memmap gather'))
         mine, limit = prepare_speeds(prepared, config)
-        table.add_row('tokenise and pack', *_cells(mine, limit, 'MB/s/core', 'SentencePiece encode'))
+        table.add_row('tokenise and pack', *_cells(mine, limit, 'MB/s/core', 'encoding alone'))
     Console().print(table)
 
 

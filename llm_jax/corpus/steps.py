@@ -89,12 +89,12 @@ class Extract:
     def __call__(self, unit: Unit) -> None:
         config, store = self.recipe.config, self.recipe.store
         tally, chain = Tally(config.seed), Chain([])
-        start = time.perf_counter()
+        start = time.process_time()
         documents = self._documents(unit, tally)
         written = shards.write_parts(
             store, lambda i: f'{unit.directory}/{i:05d}.jsonl.zst', unit.source, documents, config.shard_bytes
         )
-        chain.seconds[EXTRACT] = time.perf_counter() - start
+        chain.seconds[EXTRACT] = time.process_time() - start
         _done(store, unit.directory, tally, chain.seconds, shards=written)
 
     def _documents(self, unit: Unit, tally: Tally) -> Iterator[tuple[Document, int]]:
@@ -186,14 +186,14 @@ class Dedup:
         return self.store.exists(f'{index:06d}/{DONE}')
 
     def apply(self, index: int, received: np.ndarray) -> None:
-        tally, start = Tally(self.recipe.config.seed), time.perf_counter()
+        tally, start = Tally(self.recipe.config.seed), time.process_time()
         before = self.documents(index)
         source, directory = self.shards[index].source, f'{self.directory}/{index:06d}'
         results = self.make().apply(index, before, received)
         written = shards.write(
             self.recipe.store, f'{directory}/00000.jsonl.zst', source, self._kept(before, results, tally)
         )
-        seconds = {self.name: time.perf_counter() - start}
+        seconds = {self.name: time.process_time() - start}
         _done(self.recipe.store, directory, tally, seconds, shards=[written])
 
     def _kept(self, before: Sequence[Document], results: Iterator, tally: Tally) -> Iterator[tuple[Document, int]]:

@@ -221,7 +221,8 @@ def _languages(tallies: Tallies) -> list[tuple[str, str, str, float]]:
     if rest:
         shown.append((f'{len(rest)} others', [sum(entry[i] for _, entry in rest) for i in (0, 1)]))
     largest = max((entry[1] for _, entry in shown), default=0) or 1
-    return [(name or '?', f'{n:,}', fmt.size(size), 100 * size / largest) for name, (n, size) in shown]
+    named = lambda name: 'unknown' if name == '?' else name
+    return [(named(name), f'{n:,}', fmt.size(size), 100 * size / largest) for name, (n, size) in shown]
 
 
 def _duplicates(manifest: Manifest, tallies: Tallies) -> list[tuple[str, str, str]]:
@@ -339,7 +340,7 @@ def _lengths(tallies: Tallies) -> charts.Chart | None:
             }
             edges = 2.0 ** np.arange(low, high + 2)
             ax.stairs(values / values.sum(), edges, label=source, linewidth=1.5, **style)
-        ax.set_xscale('log', base=2)
+        ax.set_xscale('log')
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: fmt.size(v)))
         ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
         ax.legend(fontsize=7)

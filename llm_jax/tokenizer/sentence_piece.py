@@ -22,10 +22,13 @@ from llm_jax.schema import ConfigError
 from llm_jax.tokenizer import export
 from llm_jax.tokenizer.export import SPACE
 from llm_jax.tokenizer.interface import Spelled
+from llm_jax.tokenizer.words import Words
 
 FILE_NAME = 'tokenizer.model'
 # The first pieces of a model that `train` made: this is what it is known by.
 OWN_PIECES = ('<unk>', '<|bos|>', '<|eos|>', '<|pad|>')
+# So many threads that merge are faster than one that looks words up.
+_MERGING_THREADS = 4
 
 
 class SentencePieceTokenizer(Spelled):
@@ -73,7 +76,10 @@ class SentencePieceTokenizer(Spelled):
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         try:
-            ids = self._processor.encode(list(texts), num_threads=num_threads)
+            if self._words is not None and num_threads < _MERGING_THREADS:
+                ids = self._words.encode(texts)
+            else:
+                ids = self._processor.encode(list(texts), num_threads=num_threads)
         except (RuntimeError, TypeError):
             for text in texts:
                 text.encode()  # says which surrogate it is, if that is what was wrong
@@ -86,6 +92,19 @@ class SentencePieceTokenizer(Spelled):
                 first, *rest = (self._processor.encode(part) for part in text.split(SPACE))
                 ids[i] = first + [token for part in rest for token in self._space_mark + part]
         return ids
+
+    @functools.cached_property
+    def _words(self) -> Words | None:
+        """Remembers words; None for models whose tokens of a text may not be those of its words."""
+        processor = self._processor
+        learned = [i for i in range(len(OWN_PIECES), processor.vocab_size())
+                   if not (processor.is_byte(i) or processor.is_control(i))]  # fmt: skip
+        # Byte-pair merging numbers what it learns. A unigram model's scores are log-probabilities, and it
+        # weighs a text as a whole.
+        is_bpe = [processor.get_score(i) for i in learned] == [-float(rank) for rank in range(len(learned))]
+        if not (self._is_own and is_bpe):
+            return None
+        return Words((processor.id_to_piece(i).replace(SPACE, ' ') for i in learned), processor.encode)
 
     def save(self, directory: str | os.PathLike) -> None:
         directory = epath.Path(directory)

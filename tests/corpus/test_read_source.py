@@ -120,8 +120,8 @@ def test_mistakes_about_files(tmp_path):
 
 
 def test_options_come_from_a_config():
-    source = config.build(Source, {'path': 'stdlib', 'epochs': 2.0, 'stages': ('normalise',)}, 'sources.s.')
-    assert source.epochs == 2.0 and source.stages == ('normalise',)
+    source = config.build(Source, {'path': 'stdlib', 'limit': 2, 'stages': ('normalise',)}, 'sources.s.')
+    assert source.limit == 2 and source.stages == ('normalise',)
     with pytest.raises(ConfigError, match='sources.s.pth'):
         config.build(Source, {'pth': 'x'}, 'sources.s.')
 

@@ -35,9 +35,6 @@ class Source:
     licence: str = field('', 'licence of all its documents; empty takes what the source itself says')
     max_bytes: int = field(0, 'longer records are passed over; 0 means 1 MiB for files of code, 64 MiB for others')
     limit: int = field(0, 'documents to read, for trials; 0 reads all')
-    weight: float = field(0.0, 'share in the mixture, relative to other sources; 0 means by size')
-    epochs: float = field(0.0, 'how often its documents are used; 0 leaves it to weight')
-    tokens: float = field(0.0, 'budget of tokens; 0 has none')
     stages: tuple = field((), "names of its stages, in order; empty means the pipeline's")
 
 

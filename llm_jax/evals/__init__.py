@@ -1,0 +1,1 @@
+"""What a trained model is worth, on text and tasks from outside its own data."""

@@ -1,0 +1,39 @@
+"""Which corpus makes the better model: compare_data experiments/ablation.py CORPUS CORPUS ... --held_out NAME=SOURCE"""
+
+import argparse
+import pathlib
+import sys
+
+from llm_jax import cli
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='compare_data', description=__doc__, allow_abbrev=False)
+    parser.add_argument('experiment', help='what is trained on each corpus')
+    parser.add_argument('corpora', nargs='+', help='directories that prepare_data made, with one tokenizer')
+    parser.add_argument(
+        '--held_out', action='append', required=True, metavar='NAME=SOURCE', help='as in data.sources: wiki=text:FILE'
+    )
+    parser.add_argument('--seeds', type=int, default=3, help='runs of each corpus (3)')
+    parser.add_argument('--max_bytes', type=int, default=500_000, help='of each held-out text; 0 takes all (500000)')
+    parser.add_argument('--workdir', help='of the runs and the page; default runs/<name of the experiment>')
+    cli.add_debug(parser)
+    options, config_arguments = cli.split_overrides(argv)[::-1]
+    args = parser.parse_args(options)
+    config = cli.experiment(args.experiment, config_arguments)
+    specs = cli.named(args.held_out, '--held_out')
+
+    from llm_jax.evals import compare, texts  # imports JAX: a mistake in the arguments comes first, and at once
+
+    directory = pathlib.Path(args.workdir or f'runs/{config.name}')
+    result = compare.compare(
+        config, args.corpora, texts.read_texts(specs, args.max_bytes), directory, seeds=args.seeds,
+        progress=lambda text: print(text, flush=True),
+    )  # fmt: skip
+    page = compare.write(result, directory, name=config.name, command=' '.join(['./tools/run compare_data', *argv]))
+    cli.print_table('bits per byte', compare.table(result))
+    print(f'wrote {page}')
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
