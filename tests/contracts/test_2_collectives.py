@@ -18,7 +18,7 @@ CASES = {
     'fsdp': ({'fsdp': 8}, {}, (16, 0, 3, 0, 0)),
     # After each pair of products their parts are added up, and backwards before each of five.
     'fsdp, tensor': ({'fsdp': 4, 'tensor': 2}, {}, (16, 0, 13, 0, 0)),
-    # Where rows are split, gradients are scattered; the same sums are too, and the tokens of the residual stream gathered.
+    # Where rows are split, gradients are scattered; so are the same sums, and the residual stream is gathered.
     'fsdp, tensor, sequence': ({'fsdp': 4, 'tensor': 2}, SEQUENCE, (24, 16, 10, 0, 0)),
     # Keys and values are gathered together, once, and their gradients scattered, once.
     'fsdp, context': ({'fsdp': 2, 'context': 4}, {}, (17, 9, 5, 0, 0)),
