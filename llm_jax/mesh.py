@@ -130,6 +130,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
             )
 
     _check_length(config.data.seq_len, dict(model.rules), sizes)
+    _check_split_rows(config, sizes)
 
 
 def _check_length(length: int, rules: dict, sizes: dict[str, int]) -> None:
@@ -148,6 +149,25 @@ def _check_length(length: int, rules: dict, sizes: dict[str, int]) -> None:
         raise ConfigError(
             f'data.seq_len = {length} cannot be split over mesh {axes}: it must be a multiple of {n}{why}. '
             f'Change it (e.g. to {math.ceil(length / n) * n}), the mesh, or mesh.rules.length'
+        )
+
+
+def _check_split_rows(config: Config, sizes: dict[str, int]) -> None:
+    """Checks what cannot be had where devices share the tokens of a row (nn/product.py)."""
+    model = config.model
+    shared = [axis for axis in mesh_axes(dict(model.rules)['residual_length']) if sizes[axis] > 1]
+    if not shared:
+        return
+    axes = ' × '.join(f'{axis} {sizes[axis]}' for axis in shared)
+    if model.matmul != 'default':
+        raise ConfigError(
+            f'model.matmul = {model.matmul!r} is not to be had where mesh {axes} splits rows '
+            "(mesh.rules.residual_length): use 'default', or whole rows"
+        )
+    if sizes['stage'] > 1:
+        raise ConfigError(
+            f'mesh stage {sizes["stage"]} cannot be combined with mesh {axes}, which splits rows '
+            '(mesh.rules.residual_length): use stages with whole rows, or no stages'
         )
 
 

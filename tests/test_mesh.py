@@ -136,3 +136,17 @@ def test_only_data_goes_over_slices(sizes, tpu_devices):
 def test_slices_that_data_cannot_be_split_over(tpu_devices):
     with pytest.raises(ConfigError, match='mesh.data = 1 cannot be split over 2 TPU slices'):
         mesh_lib.make_mesh(Mesh(data=1, fsdp=-1), tpu_devices('v5e:2x4', num_slices=2))
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'sizes', 'message'),
+    [
+        ({'model__matmul': 'fp8'}, {'context': 2}, "model.matmul = 'fp8' is not to be had where mesh context 2 splits rows"),
+        ({}, {'context': 2, 'stage': 2}, 'mesh stage 2 cannot be combined with mesh context 2'),
+        ({'mesh__rules__residual_length': ('context', 'tensor')}, {'tensor': 2, 'stage': 2},
+         'mesh stage 2 cannot be combined with mesh tensor 2'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_combined_with_split_rows(overrides, sizes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mesh_lib.check_fit(tiny_config(**overrides), SIZES | sizes)
