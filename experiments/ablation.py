@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.init_std = 0.03
     config.model.scan = False
     config.data.seq_len = 256
+    config.mesh.fsdp = 1  # a batch of four rows is for one device
     config.train.duration = '4e5 tokens'
     config.train.batch_size = 4
     config.optimizer.learning_rate = 4e-3
