@@ -110,16 +110,18 @@ def parse(text: str) -> Module:
     Raises:
       ValueError: it is not the text of a compiled program.
     """
-    computations, entry, name, ops = {}, '', '', []
+    computations, entry, name, lines = {}, '', '', []
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            name, ops = header[2], []
+            name, lines = header[2], []
             entry = name if header[1] else entry
-        elif line.startswith('}') and name:
-            computations[name] = Computation(name, tuple(ops))
+        elif name and re.match(r'\}(?!\})', line):
+            computations[name] = Computation(name, tuple(map(_op, lines)))
             name = ''
-        elif name and ' = ' in line:
-            ops.append(_op(line.strip()))
+        elif name and line.startswith(' ') and ' = ' in line:
+            lines.append(line.strip())
+        elif name and lines and not line.startswith(' '):
+            lines[-1] += line  # the attributes of a kernel go over several lines
     if not entry:
         raise ValueError('this is not the text of a compiled XLA program: it has no ENTRY computation')
     partitions = re.search(r'num_partitions=(\d+)', text.partition('\n')[0])
