@@ -123,6 +123,8 @@ class _Walk:
                 return 0.0
             seen.add((base, op.channel))
             self._collective(op, base, times, overlapped or op.kind.endswith('-start') or in_fusion, here)
+        elif op.kind == 'send' and '_megascale_target' in op.attributes:
+            self._between_slices(op, times)
         elif op.kind == 'dot':
             flops = _dot_flops(here, op)
         elif op.kind == 'convolution':
@@ -176,6 +178,16 @@ class _Walk:
         elif kind == 'reduce-scatter':
             n_bytes *= len(members)
         self.cost.collectives.append(Collective(kind, n_bytes, members, times, overlapped, op.source))
+
+    def _between_slices(self, op: Op, times: int) -> None:
+        """The part of a collective between slices, which TPUs leave to their hosts: sent, and awaited later."""
+        kind = re.search(r'_megascale_transfer_type="(\w+)"', op.attributes)[1].lower().replace('_', '-')
+        target = re.search(r'_megascale_target="\{([^}]*)\}x\{([^}]*)\}', op.attributes)
+        slices, devices = map(hlo.members, target.groups())
+        # In a mesh slices come one after the other: the same place of each.
+        group = tuple(range(0, slices * devices, devices))
+        kind = kind if kind in COLLECTIVES else 'collective-permute'
+        self.cost.collectives.append(Collective(kind, op.shapes[0].bytes, group, times, True, op.source))
 
     def _custom(self, op: Op, times: int) -> float:
         """A kernel of its own: its FLOPs are what it says itself."""

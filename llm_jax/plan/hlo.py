@@ -237,6 +237,12 @@ def group(op: Op, partitions: int) -> tuple[int, ...]:
     raise ValueError(f'the groups of {op.kind} %{op.name} are written in an unknown way: {text[:120]}')
 
 
+def members(text: str) -> int:
+    """How many a list such as '1,2' or '0:3' names, ends included."""
+    spans = (part.split(':') for part in text.split(','))
+    return sum(int(span[-1]) - int(span[0]) + 1 for span in spans)
+
+
 def _order(text: str | None, partitions: int) -> np.ndarray:
     """'[4,2]T(1,0)' -> 0, 1, ... in that shape, transposed, flat; nothing leaves them in order; or a plain list."""
     ids = np.arange(partitions)

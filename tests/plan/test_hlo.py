@@ -121,3 +121,22 @@ def test_what_is_no_program_is_refused():
         hlo.parse('module @jit_step {}')
     with pytest.raises(ValueError, match='unknown way'):
         hlo.group(hlo._op('%g = f32[4]{0} all-gather(%x), replica_groups=<new>, dimensions={0}'), 8)
+
+
+def test_what_goes_between_slices_is_sent_by_hosts():
+    """Two slices of two devices: the sum over both leaves each device as a send of its part."""
+    text = """HloModule jit_step, num_partitions=4
+
+ENTRY %main (p: f32[8,16]) -> f32[8,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[8,16]{1,0}, u32[], token[]) send(%p, %token), channel_id=6, is_host_transfer=true, frontend_attributes={kernel_metadata={
+"note":"{1}"
+}}, frontend_attributes={_megascale_reduce_operation="SUM",_megascale_target="{1,2}x{0:1}",_megascale_transfer_type="ALL_REDUCE"}
+  %done = token[] send-done(%send), channel_id=6
+  ROOT %out = f32[8,16]{1,0} copy(%p)
+}
+"""
+    (found,) = analyse(text).collectives
+    assert (found.kind, found.bytes, found.group, found.times, found.overlapped) == ('all-reduce', 512, (0, 2), 1, True)
+    assert hlo.members('0:3,7') == 5
