@@ -28,6 +28,11 @@ def jobset(job: Job, tpu: Slice, bucket: str, image: str = IMAGE) -> dict[str, A
         'import fsspec, sys; sys.stdout.buffer.write('
         f'fsspec.open({f"{bucket}/code/{job.resource}.tar.gz"!r}, "rb").open().read())'
     )
+    finished = (
+        'import fsspec, json, sys; '
+        f'run = json.load(fsspec.open({f"{bucket}/runs/{job.name}/run.json"!r}).open()); '
+        'sys.exit(0 if run["status"] == "finished" else 75)'
+    )
     command = '\n'.join(
         [
             'set -euo pipefail',
@@ -35,7 +40,9 @@ def jobset(job: Job, tpu: Slice, bucket: str, image: str = IMAGE) -> dict[str, A
             'python3 -m pip install -q gcsfs',
             f'python3 -c {shlex.quote(fetch)} | tar --extract --gzip',
             f'export LLM_JAX_PACKAGES={shlex.quote(TPU_PACKAGES)}',
-            'exec ' + job.train(bucket),
+            job.train(bucket),
+            # Told that the machine will go, a run saves and ends well, too: only what is finished is done.
+            f'python3 -c {shlex.quote(finished)}',
         ]
     )
     chips = {'google.com/tpu': tpu.chips_per_host}

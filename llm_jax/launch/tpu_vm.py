@@ -78,7 +78,10 @@ for attempt in $(seq 0 {job.restarts}); do
   fi
   status=0
   tpu ssh "$NAME" {every} --command="$HOST" || status=$?
-  if [[ $status == 0 ]]; then exit 0; fi
+  # Told that the machine will go, a run saves and ends well, too: only what is finished is done.
+  if [[ $status == 0 && $(gcloud storage cat "$BUCKET/runs/{job.name}/run.json") == *'"status": "finished"'* ]]; then
+    exit 0
+  fi
   # Exit code 2 is a mistake in the experiment: it would only fail again.
   if [[ $status == 2 ]]; then exit 2; fi
   if [[ $(state) {gone} ]]; then give_back; fi

@@ -53,6 +53,8 @@ def scripted(name):
 GCLOUD = """
 if args[:2] == ['storage', 'cp']:
     (here / 'code.tar.gz').write_bytes(sys.stdin.buffer.read())
+elif args[:2] == ['storage', 'cat'] and args[2].endswith('run.json'):
+    print(json.dumps({'status': scripted('ends')}, indent=2))
 elif args[:2] == ['storage', 'cat']:
     sys.stdout.buffer.write((here / 'code.tar.gz').read_bytes())
 elif 'list' in args:
@@ -86,6 +88,7 @@ def stand_ins(tmp_path):
         (tmp_path / name).write_text(HEAD + body)
         (tmp_path / name).chmod(0o755)
     (tmp_path / 'home').mkdir()
+    (tmp_path / 'ends').write_text('finished')
 
     def run(script, cwd=ROOT, **files):
         for name, lines in files.items():
@@ -138,6 +141,13 @@ def test_preempted_slices_are_asked_for_again(stand_ins):
     assert {'--type=v5p', '--topology=4x4x12', '--node-count=2', '--node-prefix=gpt2-124m', '--spot'} <= set(create)
     ssh = next(call for call in calls if 'ssh' in call)
     assert {'--node=all', '--worker=all'} <= set(ssh)
+
+
+def test_a_run_that_saved_and_stopped_goes_on(stand_ins):
+    states = ['', 'PREEMPTED', 'PREEMPTED', '', 'READY']
+    calls, code, errors = stand_ins(SCRIPTS['one slice'], states=states, exits=['0'], ends=['stopped', 'finished'])
+    assert code == 0, errors
+    assert verbs(calls, 'ssh', 'delete') == ['ssh', 'delete', 'ssh', 'delete']
 
 
 def test_a_crash_is_tried_again_where_it_happened(stand_ins):
