@@ -1,5 +1,6 @@
 """What is launched, and the pieces of shell that every way of launching it has in common."""
 
+from collections.abc import Iterable
 import dataclasses
 import shlex
 
@@ -73,9 +74,9 @@ class Job:
         return ' '.join([shlex.join(words), *places, shlex.join([*own, *self.overrides])])
 
 
-def script(title: str, *blocks: str) -> str:
-    """A shell script of blocks with an empty line between them."""
-    head = f'#!/usr/bin/env bash\n# {title}\nset -euo pipefail'
+def script(title: str, *blocks: str, options: Iterable[str] = ()) -> str:
+    """A shell script of blocks with an empty line between them; `options` are comments that a scheduler reads."""
+    head = '\n'.join(['#!/usr/bin/env bash', f'# {title}', *options, 'set -euo pipefail'])
     return '\n\n'.join([head, *(block.strip('\n') for block in blocks if block)]) + '\n'
 
 

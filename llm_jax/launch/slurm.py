@@ -54,23 +54,24 @@ def slurm_script(job: Job, cluster: Cluster) -> str:
     }
     lines = [f'#SBATCH --{name}' + ('' if value is None else f'={value}')
              for name, value in options.items() if value != '']  # fmt: skip
+    finished = f'grep -q \'"status": "finished"\' runs/{job.name}/run.json'
     return script(
         f'Trains {job.name} on {cluster.nodes} nodes of {cluster.gpus_per_node} GPUs. Submit it from the repository.',
-    ).replace('set -euo', '\n'.join(lines) + '\nset -euo', 1) + '\n'.join([
-        '',
-        f'export LLM_JAX_PACKAGES={shlex.quote(cluster.packages)}',
-        '# The environment is made once, before all processes want it.',
-        f'./tools/run show {shlex.quote(job.experiment)} >/dev/null',
-        '',
-        '# One process per GPU; each sees all GPUs of its node and takes its own. When one dies, all end.',
-        'status=0',
-        f'srun --kill-on-bad-exit=1 --gpus-per-node={cluster.gpus_per_node} {job.train()} || status=$?',
-        '# Exit code 2 is a mistake in the experiment: it would only fail again.',
-        'if [[ $status == 2 ]]; then exit 2; fi',
-        '# Told to stop before the end, it has saved: the same job queues again and goes on from there.',
-        f'if ! grep -q \'"status": "finished"\' runs/{job.name}/run.json; then',
-        f'  if (( ${{SLURM_RESTART_COUNT:-0}} < {job.restarts} )); then scontrol requeue "$SLURM_JOB_ID"; fi',
-        'fi',
-        'exit "$status"',
-        '',
-    ])  # fmt: skip
+        f"""
+export LLM_JAX_PACKAGES={shlex.quote(cluster.packages)}
+# The environment is made once, before all processes want it.
+./tools/run show {shlex.quote(job.experiment)} >/dev/null""",
+        f"""
+# One process per GPU; each sees all GPUs of its node and takes its own. When one dies, all end.
+status=0
+srun --kill-on-bad-exit=1 --gpus-per-node={cluster.gpus_per_node} {job.train()} || status=$?
+# Exit code 2 is a mistake in the experiment: it would only fail again.
+if [[ $status == 2 ]]; then exit 2; fi
+# Told to stop before the end, it has saved: the same job queues again and goes on from there.
+if ! {finished}; then
+  if (( ${{SLURM_RESTART_COUNT:-0}} < {job.restarts} )); then scontrol requeue "$SLURM_JOB_ID"; fi
+fi
+exit "$status"
+""",
+        options=lines,
+    )
