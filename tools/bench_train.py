@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 import importlib.util
+import json
 import os
 import pathlib
 import statistics
@@ -21,10 +22,12 @@ PEERS = ROOT / '.venv-peers'
 # step's memory at a time, in some of the first ten, which costs several seconds in page faults.
 WARM_UP = 12
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_bias': True, 'feed_forward': 'gelu', 'bias': True}
+# What `tools/run` sets for our users where there is no accelerator, and nobody sets for those of a peer.
+MALLOC = ('MALLOC_ARENA_MAX', 'MALLOC_MMAP_MAX_', 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_TOP_PAD_', 'GLIBC_TUNABLES')
 # Models to compare without an experiment file: fields of the model, tokens of a row, rows of a batch.
 SHAPES = {
     'laptop': (GPT2 | {'d_model': 384, 'n_layers': 6, 'n_heads': 6, 'vocab_size': 4096, 'scan': False}, 256, 16),
-    'gpt2_124m': (GPT2 | {'d_model': 768, 'n_layers': 12, 'n_heads': 12, 'vocab_size': 50_304}, 1024, 32),
+    'gpt2_124m': (GPT2 | {'d_model': 768, 'n_layers': 12, 'n_heads': 12, 'vocab_size': 50_304}, 2048, 16),
     'llama_1.3b': (
         {'d_model': 2048, 'n_layers': 24, 'n_heads': 16, 'd_ff': 5504, 'vocab_size': 32_000, 'tie_embeddings': False},
         2048,
@@ -86,23 +89,28 @@ class Ours:
         jax.block_until_ready(metrics)
         return time.perf_counter() - start
 
-    def facts(self, tokens_per_second: float) -> list[str]:
-        """Lines about the rate: FLOP/s, their share of the peak and of what a product reaches, and memory."""
+    def facts(self, tokens_per_second: float) -> dict[str, float | str | None]:
+        """The rate as FLOP/s, as shares of the chip's peak and of what a product reaches there, and memory."""
         from llm_jax import metrics
 
         rate, peak = tokens_per_second * self._flops, metrics.peak_flops(self._device)
         product = matmul_rate(self._device, self._dtype)
-        share = '' if peak is None else f', MFU {rate / self._n / peak:.1%} of {peak / 1e12:.2f}'
         analysis, stats = self._step.memory_analysis(), self._device.memory_stats() or {}
         compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-        compiled -= analysis.alias_size_in_bytes
         used = stats.get('peak_bytes_in_use')
-        measured = '' if used is None else f', {used / 2**30:.2f} GiB measured'
-        return [
-            f'{rate / 1e12:.3f} TFLOP/s{share}; {rate / self._n / product:.1%} of a {self._dtype} product, '
-            f'which reaches {product / 1e12:.2f}',
-            f'memory of a device at its peak: {compiled / 2**30:.2f} GiB by the compiler{measured}',
-        ]
+        return {
+            'device': self._device.device_kind,
+            'devices': self._n,
+            'tokens_per_second': tokens_per_second,
+            'tflops': rate / 1e12,
+            'peak_tflops': peak and peak / 1e12,
+            'mfu': peak and rate / self._n / peak,
+            'product_tflops': product / 1e12,
+            'share_of_product': rate / self._n / product,
+            'limit_tokens_per_second': product * self._n / self._flops,
+            'memory_gib': (compiled - analysis.alias_size_in_bytes) / 2**30,
+            'measured_gib': used and used / 2**30,
+        }
 
 
 def matmul_rate(device, dtype: str, seconds: float = 2.0) -> float:
@@ -125,13 +133,14 @@ def matmul_rate(device, dtype: str, seconds: float = 2.0) -> float:
 class Peer:
     """Another implementation in a process of its own, which takes a step per line."""
 
-    def __init__(self, command: list, environment: dict[str, str]):
+    def __init__(self, command: list, environment: dict[str, str], how: str = ''):
         self._process = subprocess.Popen(
             list(map(str, command)), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.name = self._process.stdout.readline().strip()
         if not self.name:
             raise ConfigError('the peer did not start; see its message above')
+        self.name += how
 
     def step(self) -> float:
         print('step', file=self._process.stdin, flush=True)
@@ -145,8 +154,9 @@ class Peer:
         self._process.wait()
 
 
-def start_peer(kind: str, config: Config, threads: int) -> Peer:
-    """Starts 'torch' or 'linen' with the shape of this experiment.
+def start_peers(kind: str, config: Config, threads: int) -> list[Peer]:
+    """Starts 'torch' or 'linen' with the shape of this experiment: on CPU with the settings of malloc that its own
+    users have, which is none, and with those that `tools/run` has for ours.
 
     Raises:
       ConfigError: it has no such model.
@@ -159,13 +169,18 @@ def start_peer(kind: str, config: Config, threads: int) -> Peer:
         'vocab_size': model.vocab_size, 'seq_len': config.data.seq_len, 'batch_size': config.train.batch_size,
         'dtype': model.dtype,
     }  # fmt: skip
+    environment = dict(os.environ)
     if kind == 'linen':
-        options = [f'--{key}={value}' for key, value in shape.items()]
-        return Peer([sys.executable, ROOT / 'tools/peers/nanodo_linen.py', *options], dict(os.environ))
-    shape |= {'n_kv_heads': model.kv_heads, 'threads': threads, 'family': name}
-    options = [f'--{key}={value}' for key, value in shape.items()]
-    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    return Peer([torch_python(), ROOT / 'tools/peers/transformers_torch.py', *options], environment)
+        command = [sys.executable, ROOT / 'tools/peers/nanodo_linen.py']
+    else:
+        shape |= {'n_kv_heads': model.kv_heads, 'threads': threads, 'family': name}
+        command = [torch_python(), ROOT / 'tools/peers/transformers_torch.py']
+        environment.pop('PYTHONPATH', None)
+    command += [f'--{key}={value}' for key, value in shape.items()]
+    plain = {key: value for key, value in environment.items() if key not in MALLOC}
+    if plain == environment:
+        return [Peer(command, plain)]
+    return [Peer(command, plain, ', as its users run it'), Peer(command, environment, ', malloc as ours')]
 
 
 def torch_python() -> pathlib.Path:
@@ -189,27 +204,34 @@ def rested(step: Callable[[], float], seconds: float) -> float:
 
 
 def measure(
-    ours: Callable[[], Ours], peer: Peer | None, rounds: int, warm_up: int, apart: bool
-) -> tuple[Ours, list[float], list[float]]:
-    """Seconds of each step of both sides: in turns, or all of the peer's first, whose memory is then free."""
-    theirs = []
-    if peer and apart:
-        theirs = [peer.step() for _ in range(warm_up + rounds)][warm_up:]
-        peer.close()
-    mine = ours()
-    in_turns = peer is not None and not apart
+    ours: Callable[[], Ours], peers: list[Peer], rounds: int, warm_up: int, apart: bool
+) -> tuple[Ours, list[float], list[list[float]]]:
+    """Seconds of each step of all sides: in turns, or all of the peers' first, whose memory is then free."""
+    theirs = [[] for _ in peers]
+    if apart:
+        for peer, column in zip(peers, theirs, strict=True):
+            column += [peer.step() for _ in range(warm_up + rounds)][warm_up:]
+            peer.close()
+        peers = []
+    mine, times = ours(), []
     for _ in range(warm_up):
         mine.step()
-        if in_turns:
+        for peer in peers:
             peer.step()
-    times = []
     for _ in range(rounds):
-        times.append(rested(mine.step, float(in_turns)))
-        if in_turns:
-            theirs.append(rested(peer.step, 1.0))
-    if in_turns:
+        times.append(rested(mine.step, float(bool(peers))))
+        for peer, column in zip(peers, theirs, strict=False):
+            column.append(rested(peer.step, 1.0))
+    for peer in peers:
         peer.close()
     return mine, times, theirs
+
+
+def ratios(times: list[float], column: list[float], apart: bool) -> list[float]:
+    """How many times as fast as a peer, ascending: round by round, or against our median."""
+    if apart:
+        return sorted(their / statistics.median(times) for their in column)
+    return sorted(their / our for our, their in zip(times, column, strict=True))
 
 
 def main(argv: list[str]) -> None:
@@ -221,30 +243,49 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--rounds', type=int, default=12, help='timed steps of each side')
     parser.add_argument('--warm_up', type=int, default=WARM_UP, help='steps before them')
     parser.add_argument('--threads', type=int, default=os.cpu_count() or 1, help='of torch')
+    parser.add_argument('--json', help='a file to which the result is added, as a line of JSON')
     cli.add_debug(parser)
     args, rest = parser.parse_known_args(argv)
     config = cli.experiment(args.experiment, rest) if args.experiment else shaped(args.shape, cli.overrides(rest))
     kind = args.peer or ('none' if args.experiment else 'torch')
-    peer = None if kind == 'none' else start_peer(kind, config, args.threads)
-    ours, times, theirs = measure(lambda: Ours(config), peer, args.rounds, args.warm_up, args.apart)
-
+    peers = [] if kind == 'none' else start_peers(kind, config, args.threads)
     import jax
 
+    try:
+        ours, times, theirs = measure(lambda: Ours(config), peers, args.rounds, args.warm_up, args.apart)
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise ConfigError(
+            f'out of memory on {jax.devices()[0].device_kind}: {str(error).partition(chr(10))[0][:200]}. '
+            'A smaller train.batch_size or another model.remat needs less'
+        ) from error
     tokens = config.train.batch_size * config.data.seq_len
-    print(f'jax {jax.__version__} on {jax.device_count()} {jax.devices()[0].device_kind}')
-    print(f'{"tokens/s":>40} {"median":>9} {"best":>9}')
-    sides = [('llm_jax', times)] + ([(peer.name, theirs)] if peer else [])
-    for name, column in sides:
-        print(f'{name:>40} {tokens / statistics.median(column):9.0f} {tokens / min(column):9.0f}')
-    for line in ours.facts(tokens / statistics.median(times)):
-        print(line)
-    if peer:
-        ratios = sorted(theirs) if args.apart else sorted(b / a for a, b in zip(times, theirs, strict=True))
-        if args.apart:
-            ratios = [their / statistics.median(times) for their in ratios]
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        middle = statistics.median(ratios)
-        print(f'llm_jax / {kind}, median of {len(ratios)} rounds: {middle:.2f} (middle half {low:.2f} to {high:.2f})')
+    facts = ours.facts(tokens / statistics.median(times))
+    limit = facts['limit_tokens_per_second']
+    print(f'jax {jax.__version__} on {jax.device_count()} {facts["device"]}, {config.model.dtype}')
+    print(f'{"tokens/s":>60} {"median":>9} {"best":>9} {"of the limit":>13}')
+    sides = {'llm_jax': times} | {peer.name: column for peer, column in zip(peers, theirs, strict=True)}
+    for name, column in sides.items():
+        rate = tokens / statistics.median(column)
+        print(f'{name:>60} {rate:9.0f} {tokens / min(column):9.0f} {rate / limit:13.1%}')
+    print(f'{"the limit: large products alone":>60} {limit:9.0f} {"":9} {1:13.1%}')
+    mfu = '' if facts['mfu'] is None else f', MFU {facts["mfu"]:.1%} of {facts["peak_tflops"]:.3g}'
+    print(f'{facts["tflops"]:.3f} TFLOP/s{mfu}; a large {config.model.dtype} product reaches '
+          f'{facts["product_tflops"]:.3g}')  # fmt: skip
+    measured = '' if facts['measured_gib'] is None else f', {facts["measured_gib"]:.2f} GiB measured'
+    print(f'memory of a device at its peak: {facts["memory_gib"]:.2f} GiB by the compiler{measured}')
+    facts['peers'] = {}
+    for peer, column in zip(peers, theirs, strict=True):
+        ratio = ratios(times, column, args.apart)
+        low, middle, high = ratio[len(ratio) // 4], statistics.median(ratio), ratio[-1 - len(ratio) // 4]
+        most = limit * statistics.median(column) / tokens
+        print(f'llm_jax / {peer.name}, median of {len(ratio)} rounds: {middle:.2f} (middle half {low:.2f} to '
+              f'{high:.2f}); the limit is {most:.2f}')  # fmt: skip
+        facts['peers'][peer.name] = {'tokens_per_second': tokens / statistics.median(column), 'ratio': middle}
+    if args.json:
+        with open(args.json, 'a') as file:
+            print(json.dumps({'model': args.experiment or args.shape, 'overrides': rest} | facts), file=file)
 
 
 if __name__ == '__main__':

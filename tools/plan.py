@@ -3,6 +3,7 @@
 ./tools/run plan experiments/llama3_8b.py --topology v5p:4x4x4 --price 4.2
 ./tools/run plan experiments/llama3_70b.py --topology v5p:8x8x8 --slices 4 --search
 ./tools/run plan experiments/llama3_8b.py --gpu h100 --devices 64 --tokens 15e12
+./tools/run plan experiments/llama3_8b.py --gpu b200 --devices 64 --analytic
 """
 
 import argparse
@@ -19,8 +20,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument('experiment', help='an experiment file, or a published model such as llama:3.1-8b')
     parser.add_argument('--topology', help='TPU slice such as v5p:8x8x8: the step is compiled for it')
     parser.add_argument('--slices', type=int, default=1, help='slices joined by the data-centre network')
-    parser.add_argument('--gpu', help='instead: a GPU such as h100, planned by numbers')
+    parser.add_argument('--gpu', help='instead: a GPU such as h100')
     parser.add_argument('--devices', type=int, default=8, help='how many GPUs')
+    parser.add_argument('--analytic', action='store_true', help='of GPUs: by numbers alone, without their compiler')
     parser.add_argument('--tokens', help='budget of the whole run, such as 15e12; default train.duration')
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
@@ -34,8 +36,8 @@ def main(argv: list[str]) -> None:
     from llm_jax.plan import command  # imports JAX: errors in the config come first, and at once
 
     request = command.Request(
-        known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search, known.compile,
-        known.out, shlex.join(['./tools/run', 'plan', *argv]),
+        known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
+        known.analytic, known.compile, known.out, shlex.join(['./tools/run', 'plan', *argv]),
     )  # fmt: skip
     command.plan(config, request)
 

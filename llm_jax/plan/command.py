@@ -27,6 +27,7 @@ class Request:
     tokens: str | None
     price: str | None
     search: bool
+    analytic: bool
     compile_best: int
     out: str
     command: str
@@ -46,6 +47,8 @@ def plan(config: Config, request: Request) -> None:
         machine = topology.parse_tpu(request.topology, request.slices)
     else:
         machine = topology.parse_gpu(request.gpu, request.devices)
+    if request.analytic and request.topology:
+        raise ConfigError('--analytic is for --gpu: where the devices of a slice lie, only the TPU compiler says')
     if not request.search:
         topology.sizes(config, machine)  # mistakes come before minutes of compiling
     console = rich.console.Console()
@@ -53,7 +56,7 @@ def plan(config: Config, request: Request) -> None:
         console.width = 160  # what goes into a file is not cut
     say = lambda text: print(text, file=sys.stderr, flush=True)
     with topology.compiler() if request.topology else contextlib.nullcontext():
-        devices = topology.tpu_devices(machine) if request.topology else None
+        devices = _devices(machine, request, say)
         tried = []
         if request.search:
             tried = search_lib.search(config, machine, devices, compile_best=request.compile_best, progress=say)
@@ -71,6 +74,18 @@ def plan(config: Config, request: Request) -> None:
         console.print(f'wrote {request.out}')
         if not outcome.memory.fits:
             raise ConfigError(f'{config.name} {facts.verdict(outcome)}. {_advice(config, machine, devices)}')
+
+
+def _devices(machine: topology.Machine, request: Request, say) -> list | None:
+    """What to compile for; None where there is no compiler, or none is asked for."""
+    if request.topology:
+        return topology.tpu_devices(machine)
+    if request.analytic:
+        return None
+    if why := topology.no_cuda():
+        say(f'planned by numbers alone: {why}')
+        return None
+    return topology.gpu_devices(machine)
 
 
 def _outcome(config: Config, machine: topology.Machine, devices: list | None, say) -> Outcome:

@@ -23,6 +23,8 @@ _FREE = {
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
     'iota', 'opt-barrier', 'add-dependency', 'domain', 'get-dimension-size',
 }  # fmt: skip
+# Custom calls that are kernels: of Pallas on TPU, attention of cuDNN.
+_KERNELS = ('tpu_custom_call', '__cudnn$fmha')
 # What reads of its first operand only as much as it gives.
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
@@ -192,7 +194,7 @@ class _Walk:
     def _custom(self, op: Op, times: int) -> float:
         """A kernel of its own: its FLOPs are what it says itself."""
         target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
-        if not target or target[1] != 'tpu_custom_call':
+        if not target or not target[1].startswith(_KERNELS):
             return 0.0
         if said := re.search(r'"flops":\s*"?(\d+)', op.attributes):
             return float(said[1])

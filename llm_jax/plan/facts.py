@@ -138,6 +138,11 @@ def notes(outcome: Outcome) -> list[str]:
         )
     if outcome.cost.kernels:
         out.append('the FLOPs of attention kernels are analytic: the compiled program does not say them')
+    if outcome.source == COMPILED and not outcome.case.machine.chip.is_tpu:
+        out.append(
+            'compiled without a GPU: which kernels XLA would choose by timing them, and the workspace of cuBLAS and '
+            'cuDNN, are not in the numbers'
+        )
     if outcome.mfu > 1:
         out.append('MFU counts the whole square of attention, of which causal attention does half: hence above 100 %')
     if outcome.source == ANALYTIC:

@@ -12,6 +12,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
 from llm_jax.train.losses import chunk_length
+from llm_jax.train.offload import HOST
 from llm_jax.train.step import make_loss
 
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
@@ -66,7 +67,7 @@ def mesh_shards(case: Case) -> int:
 
 
 def device_bytes(tree: Any, mesh: Any) -> float:
-    """Bytes that one device holds of a tree of sharded shapes."""
+    """Bytes that one device holds of a tree of sharded shapes; what lies in the host's memory is none of them."""
     return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree)))
 
 
@@ -76,6 +77,8 @@ def _part(leaf: Any, mesh: Any) -> float:
     if dtype == jax.dtypes.float0:
         return 0.0
     sharding = leaf.sharding if hasattr(leaf, 'sharding') else None
+    if sharding is not None and sharding.memory_kind == HOST:
+        return 0.0
     spec = tuple(sharding.spec) if sharding is not None else ()
     sizes = dict(mesh.shape)
     pieces = math.prod(sizes[axis] for entry in spec for axis in mesh_lib.mesh_axes(entry))

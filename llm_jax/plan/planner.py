@@ -82,7 +82,7 @@ def case_of(config: Config, machine: Machine, devices: Sequence[jax.Device] | No
     Args:
       config: the experiment.
       machine: where.
-      devices: from `topology.tpu_devices`; None for GPUs, which are planned by numbers.
+      devices: from `topology.tpu_devices` or `gpu_devices`; None without a compiler, to plan by numbers.
 
     Raises:
       ConfigError: it cannot be laid out on this machine.

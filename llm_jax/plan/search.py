@@ -158,7 +158,7 @@ def search(
     Args:
       config: the experiment; its mesh, remat policy and accumulation are what is searched.
       machine: where.
-      devices: from `topology.tpu_devices`, None for a machine without a compiler.
+      devices: from `topology.tpu_devices` or `gpu_devices`, None for a machine without a compiler.
       compile_best: how many of the best on paper are compiled.
       progress: gets a line for each.
     """

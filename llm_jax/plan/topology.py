@@ -1,8 +1,9 @@
-"""Machines that need not exist: slices of TPUs as the TPU compiler describes them, and GPUs by number."""
+"""Machines that need not exist: slices of TPUs and machines of GPUs, as their compilers describe them."""
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 
@@ -21,6 +22,29 @@ GPUS = tuple(name for name, chip in CHIPS.items() if not chip.is_tpu)
 # device per chip on v4, as its programs run.
 _LIBTPU_NAMES = {'7x': 'tpu7x'}
 _OPTIONS = {'v4': {'chip_config_name': 'megacore'}}
+# What XLA asks of a GPU that is not there, in its text of a `GpuTargetConfigProto`: the first lines are alike on all.
+_TARGET = """gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 shared_memory_per_block: 49152
+  cuda_compute_capability {{ major: {major} feature_extension: {features} }}
+  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {clock}
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {optin} l2_cache_size: {l2}
+  memory_bandwidth: {bandwidth} device_memory_size: {memory}
+}}
+platform_name: "CUDA" runtime_version {{ major: 13 }} dnn_version_info {{ major: 9 minor: 12 }}
+device_description_str: "{kind}"
+"""
+_HOPPER = {'major': 9, 'features': 'ACCELERATED_FEATURES', 'cores': 132, 'fpus': 128, 'clock': 1.98,
+           'shared': 233_472, 'optin': 232_448, 'l2': 50 * 2**20}  # fmt: skip
+# As `cudaGetDeviceProperties` gives them; XLA's sources have them in xla/backends/gpu/target_config/specs.
+_GPU = {
+    'a100': {'major': 8, 'features': 'NONE', 'cores': 108, 'fpus': 64, 'clock': 1.41, 'shared': 167_936,
+             'optin': 166_912, 'l2': 40 * 2**20},
+    'h100': _HOPPER,
+    'h200': _HOPPER,
+    'b200': _HOPPER | {'major': 10, 'cores': 148, 'clock': 1.965, 'l2': 132_644_864},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +166,29 @@ def tpu_devices(machine: Machine) -> list[jax.Device]:
     return list(found.devices)
 
 
+def no_cuda() -> str:
+    """Why programs for GPUs cannot be compiled here, in words; '' where JAX's CUDA plugin is. It takes no GPU."""
+    if any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in ('13', '12')):
+        return ''
+    return (
+        'the compiler for NVIDIA GPUs is missing: no JAX plugin for CUDA is installed. `./tools/run plan` fetches it '
+        'once (about 1.3 GB on disk, Linux on x86-64, and pip needs its package index)'
+    )
+
+
+def gpu_devices(machine: Machine) -> list[jax.Device]:
+    """GPUs to compile for, as XLA describes them to itself; where `no_cuda` has no reason."""
+    chip = machine.chip
+    target = _TARGET.format(
+        **_GPU[chip.name], bandwidth=int(chip.hbm_rate), memory=int(chip.hbm), kind=chip.device_kinds[0]
+    )
+    hosts = max(1, machine.chips // chip.per_host)
+    found = topologies.get_topology_desc(
+        platform='cuda', topology=f'1x{hosts}x{machine.chips // hosts}', target_config=target
+    )
+    return list(found.devices)
+
+
 def sizes(config: Config, machine: Machine) -> dict[str, int]:
     """Mesh axis -> size on a machine; the checks that need no compiler.
 
@@ -160,10 +207,10 @@ def coordinates(mesh: Mesh, machine: Machine) -> np.ndarray:
         rank = len(machine.shape)
         rows = [(getattr(d, 'slice_index', 0) or 0, *d.coords[:rank]) for d in mesh.devices.flat]
         return np.array(rows)
-    return gpu_coordinates(machine)
+    return gpu_coordinates(machine, np.array([d.id for d in mesh.devices.flat]))
 
 
-def gpu_coordinates(machine: Machine) -> np.ndarray:
-    """int[devices, 2]: machine and place in it."""
-    index = np.arange(machine.devices)
+def gpu_coordinates(machine: Machine, index: np.ndarray | None = None) -> np.ndarray:
+    """int[devices, 2]: machine and place in it, of GPUs by their number; in order if no numbers are given."""
+    index = np.arange(machine.devices) if index is None else index
     return np.stack([index // machine.chip.per_host, index % machine.chip.per_host], axis=1)

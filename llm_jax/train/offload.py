@@ -44,10 +44,13 @@ def in_host_memory(shapes: Any) -> Any:
 
 
 def check_devices(mesh: Mesh) -> None:
-    """Raises: ConfigError: the devices of the mesh cannot reach memory of the host."""
+    """Raises: ConfigError: the devices of the mesh cannot reach memory of the host.
+
+    GPUs that a program is only compiled for name no memories at all.
+    """
     for device in mesh.local_devices:
         kinds = sorted(memory.kind for memory in device.addressable_memories())
-        if HOST not in kinds:
+        if kinds and HOST not in kinds:
             raise ConfigError(
                 f'optimizer.offload = True: {device.device_kind} ({device.platform}) has no memory {HOST!r}, '
                 f'only {", ".join(kinds)}; set optimizer.offload = False'

@@ -84,7 +84,7 @@ with topology.compiler():
 
 
 def test_gpus_are_planned_by_numbers(tmp_path):
-    done = plan(tmp_path, '--gpu', 'h100', '--devices', '16', '--search')
+    done = plan(tmp_path, '--gpu', 'h100', '--devices', '16', '--search', '--analytic')
     assert done.returncode == 0, done.stderr
     assert 'the best: --config.mesh.data=' in done.stdout
     assert 'analytic' in done.stdout
@@ -95,6 +95,7 @@ def test_gpus_are_planned_by_numbers(tmp_path):
     ('arguments', 'says'),
     [
         ((), 'give either --topology'),
+        (('--topology', 'v5p:2x2x1', '--analytic'), '--analytic is for --gpu'),
         (('--topology', 'v5p:8x8'), 'there are, for example, v5p:2x2x1'),
         (('--gpu', 'h100', '--price', 'cheap'), "--price = 'cheap' is not a number"),
         (('--gpu', 'h100', '--devices', '8', '--config.mesh.tensor=16'), 'does not fit 8 device'),
