@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
+from llm_jax.plan.candidates import short
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
 from llm_jax.plan.planner import Budget, Outcome
-from llm_jax.plan.search import Tried, short
+from llm_jax.plan.search import Tried, of_each_kind
 
 GIB = 2**30
 
@@ -78,6 +79,7 @@ def step_rows(outcome: Outcome) -> list[Row]:
         Row('operations in turn', seconds(roof.serial), source),
         Row('ICI' if case.machine.chip.is_tpu else 'NVLink', seconds(roof.ici), source),
         Row('DCN' if case.machine.chip.is_tpu else 'network', seconds(roof.dcn), source),
+        *([Row("PCIe, to and from the host's memory", seconds(roof.host), source)] if roof.host else []),
         Row('collectives that nothing hides', seconds(roof.exposed), source),
     ]
     if roof.bubble:
@@ -120,12 +122,15 @@ def assumed_rows(outcome: Outcome) -> list[Row]:
     """The rates that times follow from."""
     chip = outcome.case.machine.chip
     per = ' a link and direction' if chip.is_tpu else ' a direction'
-    return [
+    rows = [
         Row('peak', fmt.flops(chip.bf16) + ' a chip in bfloat16', ASSUMED),
         Row('HBM', f'{chip.hbm_rate / 1e9:,.0f} GB/s a chip', ASSUMED),
         Row('ICI' if chip.is_tpu else 'NVLink', f'{chip.link_rate / 1e9:,.0f} GB/s{per}', ASSUMED),
         Row('DCN' if chip.is_tpu else 'network', f'{chip.dcn_rate / 1e9:,.2f} GB/s a chip', ASSUMED),
     ]
+    if outcome.roofline.host:
+        rows.append(Row('PCIe', f'{chip.host_rate / 1e9:,.0f} GB/s a chip and direction', ASSUMED))
+    return rows
 
 
 def notes(outcome: Outcome) -> list[str]:
@@ -136,8 +141,13 @@ def notes(outcome: Outcome) -> list[str]:
             f'{len(outcome.cost.unknown_loops)} loops do not say how often they run and are counted once: '
             + ', '.join(outcome.cost.unknown_loops[:3])
         )
-    if outcome.cost.kernels:
+    kernels = outcome.cost.kernels
+    if any(name.startswith('splash') for name in kernels):
         out.append('the FLOPs of attention kernels are analytic: the compiled program does not say them')
+    if unknown := sorted(name for name in kernels if not name.startswith(('splash', 'ragged-dot-metadata'))):
+        out.append(f'kernels whose FLOPs nobody knows count as none: {", ".join(unknown)}')
+    if outcome.case.config.model.feed_forward == 'moe':
+        out.append('routing is taken to be even: one round of experts for each layer')
     if outcome.mfu > 1:
         out.append('MFU counts the whole square of attention, of which causal attention does half: hence above 100 %')
     if outcome.source == ANALYTIC:
@@ -160,11 +170,15 @@ def traffic_table(outcome: Outcome) -> Table:
 def search_table(tried: Sequence[Tried], best: int = 16) -> Table:
     """The ranking of a search."""
     rows = []
-    for one in tried[:best]:
+    kinds = of_each_kind(tried)[:best]
+    shown = [one for one in tried if one in kinds or not one.different or one.outcome is None]
+    for one in shown:
+        name = short(one.changes) + ('' if one.different else '  (as it stands)')
         if one.outcome is None:
-            rows.append((short(one.changes), 'no', f'> {gib(one.needed)}', fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
+            rows.append((name, 'no', f'> {gib(one.needed)}', fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
             continue
         memory, roof = one.outcome.memory, one.outcome.roofline
-        rows.append((short(one.changes), 'yes' if memory.fits else 'no', gib(memory.total), seconds(roof.step),
+        rows.append((name, 'yes' if memory.fits else 'no', gib(memory.total), seconds(roof.step),
                      roof.bound, fmt.percent(one.outcome.mfu), one.outcome.source))  # fmt: skip
-    return Table('Search', ('configuration', 'fits', 'memory', 'step', 'bound by', 'MFU at most', 'source'), rows)
+    title = f'The best {len(rows)} of {len(tried)} configurations; of each mesh and remat policy only the first'
+    return Table(title, ('configuration', 'fits', 'memory', 'step', 'bound by', 'MFU at most', 'source'), rows)
