@@ -13,7 +13,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax.nn.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
-from llm_jax.plan.memory import device_bytes, host_bytes, mesh_shards, state_parts
+from llm_jax.plan.memory import device_bytes, hidden, host_bytes, mesh_shards, offloaded, state_parts
 from llm_jax.schema import Model
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
@@ -38,9 +38,9 @@ def executed_flops(case: Case) -> float:
     if model.feed_forward == 'moe':
         # Rows that a device makes room for beyond an even share are multiplied, too.
         room = model.moe.capacity - 1 if case.sizes['expert'] > 1 else 0
-        experts = room * 3 * model.n_layers * _hidden(model) * model.d_model
+        experts = room * 3 * model.n_layers * hidden(model) * model.d_model
     else:
-        layers -= model.n_layers * _hidden(model) * model.d_model
+        layers -= model.n_layers * hidden(model) * model.d_model
     attention = case.flops_per_token - 6 * counts.matmul
     core = 2 if model.remat == 'none' else 4
     core += _BACKWARD_TPU if case.machine.chip.is_tpu else _BACKWARD_GPU
@@ -58,11 +58,6 @@ def _again(model: Model) -> float:
     return _AGAIN.get(model.remat, 0.0)
 
 
-def _hidden(model: Model) -> float:
-    """Hidden units of the feed-forward that a token meets."""
-    return (model.moe.d_ff or model.ff_size) * model.moe.top_k if model.feed_forward == 'moe' else model.ff_size
-
-
 def cost(case: Case) -> Cost:
     """The cost of one device."""
     config, sizes, model = case.config, case.sizes, case.config.model
@@ -78,13 +73,12 @@ def cost(case: Case) -> Cost:
     split = sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
 
     room = model.moe.capacity if model.feed_forward == 'moe' and sizes['expert'] > 1 else 1
-    inner = 3 * room * _hidden(model) + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
+    inner = 3 * room * hidden(model) + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
     moved = _STREAM / split + _INNER * inner / model.d_model / sizes['tensor']
     traffic = stream * moved * (3 + again) / 4 + turns * weights * _WEIGHTS
     traffic += 2 * sum(state_parts(case).values())
     # With 'offload' the results of products go to the host and come back.
-    products = inner / sizes['tensor'] + 2 * model.d_model
-    host = 2 * layers * tokens * width * products if model.remat == 'offload' else 0.0
+    host = 2 * layers * tokens * width * offloaded(case) if model.remat == 'offload' else 0.0
     host += 2 * host_bytes(case.plan.shapes.opt_state, case.plan.mesh)
     flops = executed_flops(case) / case.abstract_mesh.size
     out = Cost(host_bytes=host, work=collections.Counter({(flops, 0.0): 1, (0.0, traffic): 1}))

@@ -28,8 +28,9 @@ class Table(NamedTuple):
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes in the unit that memories are sold in: 20.1 GiB."""
-    return f'{n_bytes / GIB:.2f} GiB' if n_bytes < 10 * GIB else f'{n_bytes / GIB:.1f} GiB'
+    """Bytes in the unit that memories are sold in: 20.1 GiB, 3.25 MiB."""
+    unit, scale = ('GiB', GIB) if n_bytes >= 0.01 * GIB else ('MiB', 2**20)
+    return f'{n_bytes / scale:,.{2 if n_bytes < 10 * scale else 1}f} {unit}'
 
 
 def seconds(value: float) -> str:
@@ -48,7 +49,7 @@ def verdict(outcome: Outcome) -> str:
 
 def memory_rows(outcome: Outcome) -> list[Row]:
     """The parts of a device's memory; shapes say what is not a temporary."""
-    compiled = {'padding of arrays', 'activations and temporaries', 'results', 'code'}
+    compiled = {'padding of arrays', 'temporaries', 'results', 'code'}
     rows = [
         Row(name, gib(n), COMPILED if outcome.memory.source == COMPILED and name in compiled else ANALYTIC)
         for name, n in outcome.memory.parts.items()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from llm_jax import mesh as mesh_lib
 from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
+from llm_jax.schema import Model
 from llm_jax.train import offload
 from llm_jax.train.losses import chunk_length
 from llm_jax.train.step import make_loss
@@ -18,6 +19,8 @@ from llm_jax.train.step import make_loss
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
 # What the TPU compiler leaves unused between what it places, as a share of what the forward pass keeps.
 _GAPS = 0.15
+# Layers whose results are on their way to the host or back.
+_IN_FLIGHT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,17 @@ def residual_bytes(case: Case) -> float:
         return device_bytes(jax.eval_shape(kept, case.abstract_params, tokens, key), case.abstract_mesh)
 
 
+def kept_bytes(case: Case) -> float:
+    """As `residual_bytes`; of remat 'full' counted without a trace, which takes long where rows are."""
+    model, sizes = case.config.model, case.sizes
+    if model.remat != 'full':
+        return residual_bytes(case)
+    split = sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
+    tokens = case.tokens_per_step / case.config.train.grad_accumulation / mesh_shards(case) / sizes['context'] / split
+    # Of each layer its input; with stages a device has fewer layers, and rows of all stages.
+    return model.n_layers * tokens * model.d_model * jnp.dtype(model.dtype).itemsize
+
+
 def estimate(case: Case, residuals: float | None = None) -> Memory:
     """The memory of a step without compiling it.
 
@@ -161,7 +175,21 @@ def _layer_work(case: Case) -> float:
     else:
         inner += 3 * model.ff_size
     ways = 4 * model.d_model + inner / sizes['tensor']
+    if model.remat == 'offload':
+        ways += _IN_FLIGHT * offloaded(case)
     return gathered + (0 if model.remat == 'none' else tokens * ways * width)
+
+
+def offloaded(case: Case) -> float:
+    """Numbers of a token and layer that remat 'offload' keeps on the host: what the first products give, and 'out'."""
+    model, tensor = case.config.model, case.sizes['tensor']
+    first = 2 * hidden(model) + (model.n_heads + 2 * model.kv_heads) * model.head_size
+    return first / tensor + model.d_model
+
+
+def hidden(model: Model) -> float:
+    """Hidden units of the feed-forward that a token meets."""
+    return (model.moe.d_ff or model.ff_size) * model.moe.top_k if model.feed_forward == 'moe' else model.ff_size
 
 
 def _rows(case: Case) -> float:
@@ -193,9 +221,11 @@ def compiled(case: Case, stats: Any) -> Memory:
     padding = stats.argument_size_in_bytes - sum(parts.values())
     if padding > 0:
         parts['padding of arrays'] = padding
-    grads = min(gradient_bytes(case), stats.temp_size_in_bytes)
-    parts['gradients'] = grads
-    parts['activations and temporaries'] = stats.temp_size_in_bytes - grads
+    rest = stats.temp_size_in_bytes
+    for name, n in (('gradients', gradient_bytes(case)), ('activations', kept_bytes(case))):
+        parts[name] = min(n, rest)
+        rest -= parts[name]
+    parts['temporaries'] = rest
     parts['results'] = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
     parts['code'] = stats.generated_code_size_in_bytes
     parts = {name: float(n) for name, n in parts.items() if n > 0}

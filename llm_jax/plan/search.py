@@ -19,6 +19,8 @@ from llm_jax.schema import Config, ConfigError
 
 # So many that fit are estimated, and at most so many times as many that do not.
 _ENOUGH, _PATIENCE = 24, 3
+# What of a device's memory may be in use by estimate.
+_MARGIN = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Tried:
     @property
     def fits(self) -> bool:
         return self.outcome is not None and self.outcome.memory.fits
+
+    @property
+    def sure(self) -> bool:
+        """Whether it fits although an estimate may be off by a tenth and more."""
+        return self.fits and (
+            self.outcome.source == memory.COMPILED or self.outcome.memory.total < _MARGIN * self.outcome.memory.limit
+        )
 
     @property
     def flags(self) -> str:
@@ -198,7 +207,7 @@ def of_each_kind(tried: Sequence[Tried]) -> list[Tried]:
 
 def _order(one: Tried) -> tuple:
     step = one.outcome.roofline.step if one.outcome else math.inf
-    return not one.fits, round(step, 3), one.outcome.memory.total if one.outcome else one.needed
+    return not one.sure, not one.fits, round(step, 3), one.outcome.memory.total if one.outcome else one.needed
 
 
 def pareto(tried: Sequence[Tried]) -> list[Tried]:
@@ -222,6 +231,6 @@ def cheapest_fit(config: Config, machine: Machine, devices: Sequence[jax.Device]
     same_mesh = lambda changes: all(changes[field] == base[field] for field in base if field.startswith('mesh.'))
     for some in (filter(same_mesh, candidates.candidates(config, machine)), candidates.candidates(config, machine)):
         for one in _estimated(estimates, _ranked(estimates, some)):
-            if one.different and one.outcome.memory.total * 1.05 <= machine.hbm:
+            if one.different and one.sure:
                 return one
     return None
