@@ -22,6 +22,8 @@ import jax.numpy as jnp
 # (parameters, rows [N, D] in order of their expert, rows of each expert int[e], expert of each row int[N]) -> [N, D].
 # What it gives for rows past the last expert's does not matter.
 Network = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+# Their name in a compiled program: plans take them to be none.
+FURTHER_ROUNDS = 'further_rounds'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,4 +156,5 @@ class Dispatch:
             return jax.lax.cond(i < needed, add, lambda y_TD, *_: y_TD, y_TD, i, *inputs)
 
         more = lambda y_TD, i: (add_if_needed(y_TD, i, params, x_TD, weights_Tk), None)
-        return jax.lax.scan(more, y_TD, jnp.arange(1, most))[0]
+        with jax.named_scope(FURTHER_ROUNDS):
+            return jax.lax.scan(more, y_TD, jnp.arange(1, most))[0]

@@ -1,75 +1,125 @@
 """What a step costs by counting on paper: to rank configurations before any is compiled, and for GPUs.
 
-The parallelisms as "How to Scale Your Model" (Austin et al. 2025, chapter 5) counts them.
+The parallelisms as "How to Scale Your Model" (Austin et al. 2025, chapter 5) counts them;
+how often what moves, and the memory traffic of fused operations, as programs compiled for
+TPUs have them (docs/scaling.md).
 """
 
 import collections
 
 import jax.numpy as jnp
 
+from llm_jax import mesh as mesh_lib
+from llm_jax.nn.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
-from llm_jax.plan.memory import device_bytes, mesh_shards, state_parts
+from llm_jax.plan.memory import device_bytes, hidden, host_bytes, mesh_shards, offloaded, state_parts
+from llm_jax.schema import Model
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
 _AGAIN = {'none': 0.0, 'attention': 0.0, 'dots': 0.0, 'offload': 0.0, 'full': 1.0}
-# A block reads and writes the residual stream about so often, forward and backward together, in fused operations.
-_PASSES = 24
+# Products of L × L in a backward pass of the attention core: splash attention computes the scores for
+# queries and for keys, kernels of GPUs once.
+_BACKWARD_TPU, _BACKWARD_GPU = 7, 5
+# Operations that are no product read or write, in a step with rematerialisation: the residual stream so
+# often, what a layer makes of it so often, and gathered weights so often.
+_STREAM, _INNER, _WEIGHTS = 60, 4.5, 6.5
 
 
 def executed_flops(case: Case) -> float:
     """FLOPs of a step over all devices: those of MFU, and those of remat.
 
-    Causal attention is counted as the half square that a kernel computes.
+    Causal attention is counted as the half square that a kernel computes. Of a layer that
+    is computed again, the last product of the feed-forward is not: nothing needs its result.
     """
-    config, counts = case.config, case.counts
-    layers = counts.matmul - config.model.vocab_size * config.model.d_model
+    counts, model = case.counts, case.config.model
+    layers = counts.matmul - model.vocab_size * model.d_model
+    experts = 0.0
+    if model.feed_forward == 'moe':
+        # Rows that a device makes room for beyond an even share are multiplied, too.
+        room = model.moe.capacity - 1 if case.sizes['expert'] > 1 else 0
+        experts = room * 3 * model.n_layers * hidden(model) * model.d_model
+    else:
+        layers -= model.n_layers * hidden(model) * model.d_model
     attention = case.flops_per_token - 6 * counts.matmul
-    seen = 0.5 if not config.model.window else 1.0
-    again = _AGAIN.get(config.model.remat, 0.0)
-    # The core of attention is always computed again in its backward pass.
-    per_token = 6 * counts.matmul + 2 * again * layers + attention * seen * (1 + (1 + again) / 3)
-    return per_token * case.tokens_per_step
+    core = 2 if model.remat == 'none' else 4
+    core += _BACKWARD_TPU if case.machine.chip.is_tpu else _BACKWARD_GPU
+    again = _again(model)
+    products = 6 * counts.matmul + 2 * again * layers + (6 + 2 * again) * experts
+    return (products + attention * causal_share(model) * core / 6) * case.tokens_per_step
+
+
+def causal_share(model: Model) -> float:
+    """Of the square of attention that MFU counts, what a causal kernel computes; of a window it is nearly all."""
+    return 1.0 if model.window else 0.5
+
+
+def _again(model: Model) -> float:
+    return _AGAIN.get(model.remat, 0.0)
 
 
 def cost(case: Case) -> Cost:
     """The cost of one device."""
     config, sizes, model = case.config, case.sizes, case.config.model
-    n_devices = case.abstract_mesh.size
-    micro = config.train.grad_accumulation
-    width = jnp.dtype(model.dtype).itemsize
-    tokens = case.tokens_per_step / mesh_shards(case) / sizes['context']  # of a step, on one device
-    state = sum(state_parts(case).values())
+    width, again = jnp.dtype(model.dtype).itemsize, _again(model)
+    # Each stage works on the rows of all stages, with its own layers, once for each micro-batch.
+    plan = schedule(case)
+    turns = config.train.grad_accumulation * (plan.microbatches if plan.stages > 1 else 1)
+    tokens = case.tokens_per_step / mesh_shards(case) * plan.stages / sizes['context']
+    layers = model.n_layers / plan.stages
     params = device_bytes(case.plan.shapes.params, case.plan.mesh)
-    # Layers of one stage alone are worked on by its devices.
-    layers = model.n_layers / sizes['stage']
-    weights = params / 4 * width * sizes['fsdp']
-    again = 2 + _AGAIN.get(model.remat, 0.0)
-    hbm = 2 * state + micro * (again * weights + 2 * params) + layers * tokens * model.d_model * width * _PASSES
-    out = Cost(work=collections.Counter({(executed_flops(case) / n_devices, hbm): 1}))
+    weights = params / 4 * width * sizes['fsdp']  # of a device's layers, brought together
+    stream = layers * tokens * model.d_model * width
+    split = sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
+
+    room = model.moe.capacity if model.feed_forward == 'moe' and sizes['expert'] > 1 else 1
+    inner = 3 * room * hidden(model) + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
+    moved = _STREAM / split + _INNER * inner / model.d_model / sizes['tensor']
+    traffic = stream * moved * (3 + again) / 4 + turns * weights * _WEIGHTS
+    traffic += 2 * sum(state_parts(case).values())
+    # With 'offload' the results of products go to the host and come back.
+    host = 2 * layers * tokens * width * offloaded(case) if model.remat == 'offload' else 0.0
+    host += 2 * host_bytes(case.plan.shapes.opt_state, case.plan.mesh)
+    flops = executed_flops(case) / case.abstract_mesh.size
+    out = Cost(host_bytes=host, work=collections.Counter({(flops, 0.0): 1, (0.0, traffic): 1}))
 
     def add(kind: str, axes: tuple[str, ...], n_bytes: float, times: float, *, overlapped: bool) -> None:
         used = tuple(axis for axis in axes if sizes[axis] > 1)
         if used and n_bytes:
-            group = case.network.group(*used)
-            out.collectives.append(Collective(kind, n_bytes / times, group, round(times), overlapped, 'estimate'))
+            group, times = case.network.group(*used), max(1, round(times))
+            out.collectives.append(Collective(kind, n_bytes / times, group, times, overlapped, 'estimate'))
 
-    blocks = max(1, round(model.n_layers / sizes['stage'] * micro))
+    blocks = layers * turns
     if sizes['fsdp'] > 1:
-        add('all-gather', ('fsdp',), micro * again * weights, again * blocks, overlapped=True)
-        add('reduce-scatter', ('fsdp',), micro * params * sizes['fsdp'], blocks, overlapped=True)
-    add('all-reduce', ('data', 'context'), micro * params, blocks, overlapped=True)
-    stream = layers * tokens * model.d_model * width
-    add('all-reduce', ('tensor',), 2 * again * stream, 2 * again * blocks, overlapped=False)
+        # Forward, and once more for the backward pass; gradients are summed in the dtype of the computation.
+        add('all-gather', ('fsdp',), 2 * turns * weights, 2 * blocks, overlapped=True)
+        add('reduce-scatter', ('fsdp',), turns * weights, blocks, overlapped=True)
+    add('all-reduce', ('data', 'context'), turns * params / 4 * width, blocks, overlapped=True)
+    # After the second products, before the first ones backward, and after attention's when it is computed again.
+    sums = 4 + again
+    if split > 1:
+        for kind in ('all-gather', 'reduce-scatter'):
+            add(kind, ('tensor',), sums * stream, sums * blocks, overlapped=False)
+    else:
+        add('all-reduce', ('tensor',), sums * stream, sums * blocks, overlapped=False)
     keys = 2 * layers * tokens * sizes['context'] * model.kv_heads * model.head_size * width / sizes['tensor']
-    add('all-gather', ('context',), again * keys, again * blocks, overlapped=True)
+    add('all-gather', ('context',), (1 + again) * keys, (1 + again) * blocks, overlapped=True)
+    add('reduce-scatter', ('context',), keys, blocks, overlapped=True)
     if model.feed_forward == 'moe':
-        add('all-to-all', ('expert',), 2 * again * stream * model.moe.top_k, 2 * again * blocks, overlapped=False)
-    add('collective-permute', ('stage',), 2 * tokens * model.d_model * width, 2 * micro, overlapped=True)
+        ways = 4 + 2 * again
+        n_bytes = ways * stream * model.moe.top_k * model.moe.capacity
+        add('all-to-all', ('expert',), n_bytes, ways * blocks, overlapped=False)
+    add('collective-permute', ('stage',), 2 * tokens * model.d_model * width, 2 * turns, overlapped=True)
     return out
+
+
+def schedule(case: Case) -> Schedule:
+    """The pipeline of a case; one stage where there is none."""
+    stages, (microbatches, repeats) = case.sizes['stage'], case.config.model.pipeline
+    return Schedule(stages, microbatches or stages, repeats)
 
 
 def bubble(case: Case) -> float:
     """Time that the stages of a pipeline wait, as a share of the time they work (GPipe, arXiv:1811.06965)."""
-    stages = case.sizes['stage']
-    return (stages - 1) / case.config.train.grad_accumulation
+    share = schedule(case).bubble
+    return share / (1 - share)

@@ -53,6 +53,16 @@ class Case:
         with jax.sharding.use_abstract_mesh(self.abstract_mesh):
             return count(self.config.model, self.plan.shapes.params, weights_of(self.plan.model))
 
+    def with_config(self, config: Config) -> 'Case':
+        """Under another config that has the same parameters in the same places, of which the counts are kept."""
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, vocab_size=self.config.model.vocab_size)
+        )
+        plan = dataclasses.replace(self.plan, config=config, model=self.plan.model.clone(config=config.model))
+        other = dataclasses.replace(self, config=config, plan=plan)
+        other.__dict__['counts'] = self.counts
+        return other
+
     @property
     def flops_per_token(self) -> float:
         """Of training, the convention that MFU goes by."""

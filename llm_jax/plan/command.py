@@ -65,7 +65,7 @@ def plan(config: Config, request: Request) -> None:
             if best is None:
                 raise ConfigError(f'no configuration of {config.name} that was tried fits {machine}; take more chips')
             outcome = best.outcome
-            console.print(f'the best: {best.flags}\n')
+            console.print(f'the best: {best.flags or "the experiment as it stands"}\n', soft_wrap=True)
         else:
             outcome = _outcome(config, machine, devices, say)
         budget = outcome.budget(tokens, price)

@@ -11,6 +11,7 @@ import functools
 import math
 import re
 
+from llm_jax.nn.dispatch import FURTHER_ROUNDS
 from llm_jax.plan import hlo
 from llm_jax.plan.hlo import Computation, Module, Op
 
@@ -59,6 +60,7 @@ class Cost:
       work: (FLOPs of matrix products, bytes read from and written to the main memory) of an operation -> how often
         such a one runs. Operations that run at the same time as others are not in it.
       hidden_bytes: what is moved while other operations run: prefetches.
+      host_bytes: what is moved to the host's memory or from it, while other operations run.
       collectives: each with how often it runs.
       kernels: custom kernels -> how often they run, of those that do not say their FLOPs.
       unknown_loops: loops whose trip count is not known; they are counted once.
@@ -66,6 +68,7 @@ class Cost:
 
     work: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     hidden_bytes: float = 0.0
+    host_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unknown_loops: list[str] = dataclasses.field(default_factory=list)
@@ -143,6 +146,7 @@ class _Walk:
         elif op.kind == 'custom-call':
             flops = self._custom(op, times)
         if not in_fusion:
+            self.cost.host_bytes += times * _to_or_from_host(here, op)
             n_bytes = self._bytes(here, op)
             if op.kind in ('copy-start', 'slice-start'):
                 self.cost.hidden_bytes += times * n_bytes
@@ -151,15 +155,17 @@ class _Walk:
         return flops
 
     def _branches(self, op: Op, times: int, overlapped: bool) -> None:
-        """Of the branches of a condition, the one with the most work counts."""
+        """Of the branches of a condition, the one with the most work counts; experts need no further rounds."""
         costs = []
         for name in op.called('branch_computations', 'true_computation', 'false_computation'):
             cost = Cost()
             _Walk(self.module, cost).computation(self.module.computations[name], times, overlapped=overlapped)
             costs.append(cost)
-        most = max(costs, key=lambda cost: (cost.flops, cost.hbm_bytes))
+        pick = min if FURTHER_ROUNDS in op.source else max
+        most = pick(costs, key=lambda cost: (cost.flops, cost.hbm_bytes))
         self.cost.work += most.work
         self.cost.hidden_bytes += most.hidden_bytes
+        self.cost.host_bytes += most.host_bytes
         self.cost.collectives += most.collectives
         self.cost.kernels += most.kernels
         self.cost.unknown_loops += most.unknown_loops
@@ -198,7 +204,7 @@ class _Walk:
             return 0.0
         if said := re.search(r'"flops":\s*"?(\d+)', op.attributes):
             return float(said[1])
-        self.cost.kernels[op.source.rsplit('/', 1)[-1] or op.name] += times
+        self.cost.kernels[re.sub(r'(\.\d+)+$', '', op.name)] += times
         return 0.0
 
     def _bytes(self, here: Computation, op: Op) -> float:
@@ -227,48 +233,74 @@ class _Walk:
         return _hbm(op.shapes) + sum(_hbm(operand.shapes) for operand in operands)
 
     def _fusion(self, op: Op, operands: Sequence[Op]) -> float:
-        reads, written = self.fused(op.called('calls')[0])
-        total = _hbm(op.shapes) if written is None else (written if op.shapes[0].in_hbm else 0.0)
+        reads, writes = self.fused(op.called('calls')[0])
+        total = sum(min(shape.bytes, n) for shape, n in zip(op.shapes, writes, strict=True) if shape.in_hbm)
         for i, operand in enumerate(operands):
-            whole = _hbm(operand.shapes)
-            total += min(whole, reads.get(i, math.inf))
+            total += min(_hbm(operand.shapes), reads.get(i, math.inf))
         return total
 
-    def _fused_bytes(self, name: str) -> tuple[dict[int, float], float | None]:
-        """Of a fusion: parameter -> bytes read, where it is parts; bytes written, where it is a part of the result."""
+    def _fused_bytes(self, name: str) -> tuple[dict[int, float], list[float]]:
+        """Of a fusion: parameter -> bytes read, where it is parts; of each result the bytes written, at most."""
         inner = self.module.computations[name]
         users = collections.defaultdict(list)
         for op in inner.ops:
             for operand in op.operands:
                 users[operand].append(op)
 
-        def through(op: Op) -> list[Op]:
-            """What uses an operation, seen through changes of shape alone."""
-            return [u for user in users[op.name] for u in (through(user) if user.kind == 'bitcast' else [user])]
+        def through(op: Op) -> list[tuple[Op, str]]:
+            """What uses an operation, seen through changes of shape alone, and by which name."""
+            return [
+                found
+                for user in users[op.name]
+                for found in (through(user) if user.kind == 'bitcast' else [(user, op.name)])
+            ]
 
         reads = {}
         for op in inner.ops:
             if op.kind != 'parameter':
                 continue
-            parts, whole = 0.0, False
-            for user in through(op):
-                if user.kind in _SLICES:
-                    parts += sum(shape.bytes for shape in user.shapes)
-                elif user.kind == 'dynamic-update-slice' and user.shapes[0].size == op.shapes[0].size:
-                    parts += 0.0  # written in place
-                else:
-                    whole = True
-            if not whole:
+            parts = sum(self._read(user, by, op.shapes[0].size) for user, by in through(op))
+            if parts < math.inf:
                 reads[int(op.inside)] = parts
         root = inner.root
-        while root.kind == 'bitcast':
-            root = inner.by_name[root.operands[0]]
-        written = inner.by_name[root.operands[1]].shapes[0].bytes if root.kind == 'dynamic-update-slice' else None
-        return reads, written
+        results = [inner.by_name[name] for name in root.operands] if root.kind == 'tuple' else [root]
+        return reads, [n for result in results for n in self._written(inner, result)]
+
+    def _read(self, user: Op, by: str, size: int) -> float:
+        """Bytes that an operation within a fusion reads of its operand `by` of so many elements; inf for all of it."""
+        if user.kind in _SLICES and user.operands[0] == by:
+            return sum(shape.bytes for shape in user.shapes)
+        if user.kind == 'dynamic-update-slice' and user.shapes[0].size == size:
+            return 0.0  # written in place
+        if user.kind == 'fusion':
+            return self.fused(user.called('calls')[0])[0].get(user.operands.index(by), math.inf)
+        return math.inf
+
+    def _written(self, inner: Computation, op: Op) -> list[float]:
+        """Bytes written of each result of an operation that a fusion gives; inf for all of it."""
+        while op.kind == 'bitcast':
+            op = inner.by_name[op.operands[0]]
+        if op.kind == 'dynamic-update-slice':
+            return [inner.by_name[op.operands[1]].shapes[0].bytes]
+        if op.kind == 'fusion':
+            return self.fused(op.called('calls')[0])[1]
+        return [math.inf] * len(op.shapes)
 
 
 def _hbm(shapes: Sequence[hlo.Shape]) -> float:
     return sum(shape.bytes for shape in shapes if shape.in_hbm)
+
+
+def _to_or_from_host(here: Computation, op: Op) -> float:
+    """Bytes that a copy, a slice or an update of a slice moves between the device's memory and the host's."""
+    if op.kind in _FREE or op.kind in ('while', 'call', 'conditional') or op.kind.endswith(('-done', '-update')):
+        return 0.0
+    shapes = [
+        *op.shapes,
+        *(shape for name in op.operands if name in here.by_name for shape in here.by_name[name].shapes),
+    ]
+    crosses = any(shape.on_host for shape in shapes) and any(not shape.on_host and shape.dims for shape in shapes)
+    return min(shape.bytes for shape in shapes if len(shape.dims) > 1) if crosses else 0.0
 
 
 def _dot_flops(here: Computation, op: Op) -> float:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
+from llm_jax.plan.candidates import short
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
-from llm_jax.plan.planner import Budget, Outcome
-from llm_jax.plan.search import Tried, short
+from llm_jax.plan.planner import ATTENTION_PRODUCTS, Budget, Outcome
+from llm_jax.plan.search import Tried, of_each_kind
 
 GIB = 2**30
 
@@ -27,8 +28,9 @@ class Table(NamedTuple):
 
 
 def gib(n_bytes: float) -> str:
-    """Bytes in the unit that memories are sold in: 20.1 GiB."""
-    return f'{n_bytes / GIB:.2f} GiB' if n_bytes < 10 * GIB else f'{n_bytes / GIB:.1f} GiB'
+    """Bytes in the unit that memories are sold in: 20.1 GiB, 3.25 MiB."""
+    unit, scale = ('GiB', GIB) if n_bytes >= 0.01 * GIB else ('MiB', 2**20)
+    return f'{n_bytes / scale:,.{2 if n_bytes < 10 * scale else 1}f} {unit}'
 
 
 def seconds(value: float) -> str:
@@ -47,7 +49,7 @@ def verdict(outcome: Outcome) -> str:
 
 def memory_rows(outcome: Outcome) -> list[Row]:
     """The parts of a device's memory; shapes say what is not a temporary."""
-    compiled = {'padding of arrays', 'activations and temporaries', 'results', 'code'}
+    compiled = {'padding of arrays', 'temporaries', 'results', 'code'}
     rows = [
         Row(name, gib(n), COMPILED if outcome.memory.source == COMPILED and name in compiled else ANALYTIC)
         for name, n in outcome.memory.parts.items()
@@ -78,6 +80,7 @@ def step_rows(outcome: Outcome) -> list[Row]:
         Row('operations in turn', seconds(roof.serial), source),
         Row('ICI' if case.machine.chip.is_tpu else 'NVLink', seconds(roof.ici), source),
         Row('DCN' if case.machine.chip.is_tpu else 'network', seconds(roof.dcn), source),
+        *([Row("PCIe, to and from the host's memory", seconds(roof.host), source)] if roof.host else []),
         Row('collectives that nothing hides', seconds(roof.exposed), source),
     ]
     if roof.bubble:
@@ -120,12 +123,15 @@ def assumed_rows(outcome: Outcome) -> list[Row]:
     """The rates that times follow from."""
     chip = outcome.case.machine.chip
     per = ' a link and direction' if chip.is_tpu else ' a direction'
-    return [
+    rows = [
         Row('peak', fmt.flops(chip.bf16) + ' a chip in bfloat16', ASSUMED),
         Row('HBM', f'{chip.hbm_rate / 1e9:,.0f} GB/s a chip', ASSUMED),
         Row('ICI' if chip.is_tpu else 'NVLink', f'{chip.link_rate / 1e9:,.0f} GB/s{per}', ASSUMED),
         Row('DCN' if chip.is_tpu else 'network', f'{chip.dcn_rate / 1e9:,.2f} GB/s a chip', ASSUMED),
     ]
+    if outcome.roofline.host:
+        rows.append(Row('PCIe', f'{chip.host_rate / 1e9:,.0f} GB/s a chip and direction', ASSUMED))
+    return rows
 
 
 def notes(outcome: Outcome) -> list[str]:
@@ -136,13 +142,18 @@ def notes(outcome: Outcome) -> list[str]:
             f'{len(outcome.cost.unknown_loops)} loops do not say how often they run and are counted once: '
             + ', '.join(outcome.cost.unknown_loops[:3])
         )
-    if outcome.cost.kernels:
+    kernels = outcome.cost.kernels
+    if any(name.startswith(tuple(ATTENTION_PRODUCTS)) for name in kernels):
         out.append('the FLOPs of attention kernels are analytic: the compiled program does not say them')
     if outcome.source == COMPILED and not outcome.case.machine.chip.is_tpu:
         out.append(
             'compiled without a GPU: which kernels XLA would choose by timing them, and the workspace of cuBLAS and '
             'cuDNN, are not in the numbers'
         )
+    if unknown := sorted(name for name in kernels if not name.startswith((*ATTENTION_PRODUCTS, 'ragged-dot-metadata'))):
+        out.append(f'kernels whose FLOPs nobody knows count as none: {", ".join(unknown)}')
+    if outcome.case.config.model.feed_forward == 'moe':
+        out.append('routing is taken to be even: one round of experts for each layer')
     if outcome.mfu > 1:
         out.append('MFU counts the whole square of attention, of which causal attention does half: hence above 100 %')
     if outcome.source == ANALYTIC:
@@ -165,11 +176,15 @@ def traffic_table(outcome: Outcome) -> Table:
 def search_table(tried: Sequence[Tried], best: int = 16) -> Table:
     """The ranking of a search."""
     rows = []
-    for one in tried[:best]:
+    kinds = of_each_kind(tried)[:best]
+    shown = [one for one in tried if one in kinds or not one.different or one.outcome is None]
+    for one in shown:
+        name = short(one.changes) + ('' if one.different else '  (as it stands)')
         if one.outcome is None:
-            rows.append((short(one.changes), 'no', f'> {gib(one.needed)}', fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
+            rows.append((name, 'no', f'> {gib(one.needed)}', fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
             continue
         memory, roof = one.outcome.memory, one.outcome.roofline
-        rows.append((short(one.changes), 'yes' if memory.fits else 'no', gib(memory.total), seconds(roof.step),
+        rows.append((name, 'yes' if memory.fits else 'no', gib(memory.total), seconds(roof.step),
                      roof.bound, fmt.percent(one.outcome.mfu), one.outcome.source))  # fmt: skip
-    return Table('Search', ('configuration', 'fits', 'memory', 'step', 'bound by', 'MFU at most', 'source'), rows)
+    title = f'The best {len(rows)} of {len(tried)} configurations; of each mesh and remat policy only the first'
+    return Table(title, ('configuration', 'fits', 'memory', 'step', 'bound by', 'MFU at most', 'source'), rows)

@@ -22,11 +22,19 @@ _HEADER = re.compile(r'^(ENTRY )?%([\w.\-]+) \(.*\{$')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array. `in_hbm` is False for what the compiler keeps on the chip (memory space 1 of TPUs)."""
+    """One array.
+
+    Attributes:
+      dtype: as XLA writes it.
+      dims: the sizes.
+      in_hbm: False for what the compiler keeps on the chip (memory space 1 of TPUs), and on the host.
+      on_host: whether it is in the host's memory (memory space 5).
+    """
 
     dtype: str
     dims: tuple[int, ...]
     in_hbm: bool = True
+    on_host: bool = False
 
     @property
     def size(self) -> int:
@@ -152,7 +160,7 @@ def _closing(text: str, start: int) -> int:
 def shapes_of(text: str) -> tuple[Shape, ...]:
     """Every array in a written shape, tuples flattened."""
     return tuple(
-        Shape(dtype, tuple(map(int, dims.split(','))) if dims else (), 'S(' not in (layout or ''))
+        Shape(dtype, tuple(map(int, dims.split(','))) if dims else (), 'S(' not in layout, 'S(5)' in layout)
         for dtype, dims, layout in _SHAPE.findall(text)
     )
 

@@ -11,11 +11,16 @@ import jax.numpy as jnp
 from llm_jax import mesh as mesh_lib
 from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
+from llm_jax.schema import Model
+from llm_jax.train import offload
 from llm_jax.train.losses import chunk_length
-from llm_jax.train.offload import HOST
 from llm_jax.train.step import make_loss
 
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
+# What the TPU compiler leaves unused between what it places, as a share of what the forward pass keeps.
+_GAPS = 0.15
+# Layers whose results are on their way to the host or back.
+_IN_FLIGHT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +72,18 @@ def mesh_shards(case: Case) -> int:
 
 
 def device_bytes(tree: Any, mesh: Any) -> float:
-    """Bytes that one device holds of a tree of sharded shapes; what lies in the host's memory is none of them."""
-    return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree)))
+    """Bytes that one device holds of a tree of sharded shapes; what is in the host's memory is not among them."""
+    return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree) if not _on_host(leaf)))
+
+
+def host_bytes(tree: Any, mesh: Any) -> float:
+    """Bytes that a device's host holds for it."""
+    return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree) if _on_host(leaf)))
+
+
+def _on_host(leaf: Any) -> bool:
+    sharding = getattr(leaf, 'sharding', None)
+    return sharding is not None and sharding.memory_kind == offload.HOST
 
 
 def _part(leaf: Any, mesh: Any) -> float:
@@ -77,8 +92,6 @@ def _part(leaf: Any, mesh: Any) -> float:
     if dtype == jax.dtypes.float0:
         return 0.0
     sharding = leaf.sharding if hasattr(leaf, 'sharding') else None
-    if sharding is not None and sharding.memory_kind == HOST:
-        return 0.0
     spec = tuple(sharding.spec) if sharding is not None else ()
     sizes = dict(mesh.shape)
     pieces = math.prod(sizes[axis] for entry in spec for axis in mesh_lib.mesh_axes(entry))
@@ -86,7 +99,7 @@ def _part(leaf: Any, mesh: Any) -> float:
 
 
 def residual_bytes(case: Case) -> float:
-    """What the forward pass of one micro-batch keeps for the backward pass, on one device.
+    """What the forward pass of one micro-batch keeps for the backward pass, in the memory of one device.
 
     These are the residuals of the loss as JAX differentiates it, remat included, whatever the model's parts are.
     """
@@ -102,47 +115,99 @@ def residual_bytes(case: Case) -> float:
         def kept(params: Any, tokens: jax.Array, key: jax.Array | None) -> list:
             _, backward, _ = jax.vjp(lambda p: loss(p, tokens, key), params, has_aux=True)
             given = {id(leaf) for leaf in jax.tree.leaves((params, tokens))}
-            return [leaf for leaf in jax.tree.leaves(backward) if id(leaf) not in given]
+            own = lambda leaf: id(leaf) not in given and jax.typeof(leaf).memory_space == jax.memory.Space.Device
+            return list(filter(own, jax.tree.leaves(backward)))
 
         key = jax.eval_shape(lambda: jax.random.key(0)) if config.model.dropout else None
         return device_bytes(jax.eval_shape(kept, case.abstract_params, tokens, key), case.abstract_mesh)
 
 
-def estimate(case: Case) -> Memory:
+def kept_bytes(case: Case) -> float:
+    """As `residual_bytes`; of remat 'full' counted without a trace, which takes long where rows are."""
+    model, sizes = case.config.model, case.sizes
+    if model.remat != 'full':
+        return residual_bytes(case)
+    split = sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
+    tokens = case.tokens_per_step / case.config.train.grad_accumulation / mesh_shards(case) / sizes['context'] / split
+    # Of each layer its input; with stages a device has fewer layers, and rows of all stages.
+    return model.n_layers * tokens * model.d_model * jnp.dtype(model.dtype).itemsize
+
+
+def estimate(case: Case, residuals: float | None = None) -> Memory:
     """The memory of a step without compiling it.
 
-    Gradients (twice while micro-batches are added up), the residuals of the forward pass,
-    and what one layer and one slice of logits need while they are worked on.
+    Gradients (and their sum over micro-batches), the residuals of the forward pass, what one layer and one slice of
+    logits need while they are worked on, and what compilers were seen to add.
+
+    Args:
+      case: what is estimated.
+      residuals: from `residual_bytes`, if they are known.
     """
     config = case.config
     parts = state_parts(case)
-    parts['gradients'] = gradient_bytes(case) * (2 if config.train.grad_accumulation > 1 else 1)
-    parts['activations'] = residual_bytes(case)
+    gradients = gradient_bytes(case)
+    parts['gradients'] = gradients
+    if config.train.grad_accumulation > 1:
+        parts['gradients'] += gradients / 4 * jnp.dtype(config.train.accumulation_dtype).itemsize
+    parts['activations'] = residual_bytes(case) if residuals is None else residuals
     parts['one layer at work'] = _layer_work(case)
     parts['logits'] = _logits(case)
+    width = jnp.dtype(config.model.dtype).itemsize
+    # Cast once, ahead of the loops over layers and micro-batches.
+    copies = parts['parameters'] / 4 * width if width < 4 else 0.0
+    parts['copies and gaps'] = copies + _GAPS * parts['activations']
     return Memory(parts, case.machine.hbm if case.machine else math.inf, ANALYTIC)
 
 
 def _layer_work(case: Case) -> float:
     """A layer's weights brought together, in the dtype of the computation, and what it makes on the way."""
-    config, sizes = case.config, dict(case.plan.mesh.shape)
+    config, sizes = case.config, case.sizes
     model, width = config.model, jnp.dtype(config.model.dtype).itemsize
     together = device_bytes(case.plan.shapes.params['layers'], case.plan.mesh) * sizes['fsdp'] / 4 * width
-    gathered = 2 * together / model.n_layers * max(1, len(model.pattern))
-    rows = config.train.batch_size / config.train.grad_accumulation / mesh_shards(case)
-    tokens = rows * config.data.seq_len / sizes['context']
-    ff = model.ff_size * (model.moe.top_k * (model.moe.d_ff or model.ff_size) / model.ff_size
-                          if model.feed_forward == 'moe' else 1)  # fmt: skip
-    ways = 4 * model.d_model + (3 * ff + 4 * model.n_heads * model.head_size) / sizes['tensor']
+    gathered = 2 * together / model.n_layers * sizes['stage'] * max(1, len(model.pattern))
+    tokens = _rows(case) * config.data.seq_len / sizes['context']
+    inner = 4 * model.n_heads * model.head_size
+    if model.feed_forward == 'moe':
+        # Rows of experts are sorted, kept for their gradients, and made a second time in the branch of further rounds.
+        moe = model.moe
+        rows = moe.top_k * (moe.capacity * (1 + moe.dropless) if sizes['expert'] > 1 else 1)
+        inner += rows * (9 * (moe.d_ff or model.ff_size) + 4 * model.d_model)
+    else:
+        inner += 3 * model.ff_size
+    ways = 4 * model.d_model + inner / sizes['tensor']
+    if model.remat == 'offload':
+        ways += _IN_FLIGHT * offloaded(case)
     return gathered + (0 if model.remat == 'none' else tokens * ways * width)
 
 
+def offloaded(case: Case) -> float:
+    """Numbers of a token and layer that remat 'offload' keeps on the host: what the first products give, and 'out'."""
+    model, tensor = case.config.model, case.sizes['tensor']
+    first = 2 * hidden(model) + (model.n_heads + 2 * model.kv_heads) * model.head_size
+    return first / tensor + model.d_model
+
+
+def hidden(model: Model) -> float:
+    """Hidden units of the feed-forward that a token meets."""
+    return (model.moe.d_ff or model.ff_size) * model.moe.top_k if model.feed_forward == 'moe' else model.ff_size
+
+
+def _rows(case: Case) -> float:
+    """Rows that a device works on at once."""
+    config, sizes = case.config, case.sizes
+    rows = config.train.batch_size / config.train.grad_accumulation / mesh_shards(case)
+    return rows if sizes['stage'] == 1 else rows * sizes['stage'] / (config.model.pipeline[0] or sizes['stage'])
+
+
 def _logits(case: Case) -> float:
-    """A slice of logits in float32 and its gradient."""
-    config, sizes = case.config, dict(case.plan.mesh.shape)
+    """A slice of logits in float32 and its gradient, and the head, brought together."""
+    config, sizes = case.config, case.sizes
     rows = config.train.batch_size // config.train.grad_accumulation // mesh_shards(case)
-    chunk = chunk_length(config.data.seq_len, rows, config.train.loss_chunk)
-    return 2 * 4.0 * rows * chunk * config.model.vocab_size / sizes['tensor']
+    length = config.data.seq_len // sizes['context']
+    n_logits = config.model.vocab_size // sizes['tensor']
+    chunk = chunk_length(length, rows, config.train.loss_chunk, n_logits)
+    head = config.model.d_model * n_logits * jnp.dtype(config.model.dtype).itemsize
+    return 2 * 4.0 * rows * chunk * n_logits + (head if sizes['fsdp'] > 1 else 0)
 
 
 def compiled(case: Case, stats: Any) -> Memory:
@@ -156,9 +221,11 @@ def compiled(case: Case, stats: Any) -> Memory:
     padding = stats.argument_size_in_bytes - sum(parts.values())
     if padding > 0:
         parts['padding of arrays'] = padding
-    grads = min(gradient_bytes(case), stats.temp_size_in_bytes)
-    parts['gradients'] = grads
-    parts['activations and temporaries'] = stats.temp_size_in_bytes - grads
+    rest = stats.temp_size_in_bytes
+    for name, n in (('gradients', gradient_bytes(case)), ('activations', kept_bytes(case))):
+        parts[name] = min(n, rest)
+        rest -= parts[name]
+    parts['temporaries'] = rest
     parts['results'] = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
     parts['code'] = stats.generated_code_size_in_bytes
     parts = {name: float(n) for name, n in parts.items() if n > 0}

@@ -110,7 +110,7 @@ def _timeline(outcome: Outcome) -> Chart:
         ('HBM', roof.hbm),
         ('ICI' if is_tpu else 'NVLink', roof.ici),
         ('DCN' if is_tpu else 'network', roof.dcn),
-    ]
+    ] + ([('PCIe', roof.host)] if roof.host else [])
     unit, scale = ('ms', 1e3) if roof.step < 1 else ('s', 1)
     with matplotlib.rc_context(STYLE):
         fig = figure.Figure(figsize=(9.6, 3.0), layout='constrained')
@@ -119,12 +119,16 @@ def _timeline(outcome: Outcome) -> Chart:
             if y < 3:
                 # What nothing hides comes first; then operations in turn, each bound by arithmetic or memory.
                 _bar(ax, y, roof.exposed * scale, total * scale, MAIN, 1.0 if y == 0 else 0.5)
+            elif y == 5:
+                _bar(ax, y, 0, total * scale, SECOND, 0.4)
             else:
                 exposed = sum(t.exposed * (t.ici if y == 3 else t.dcn) / (t.ici + t.dcn)
                               for t in roof.traffic if t.ici + t.dcn)  # fmt: skip
                 _bar(ax, y, 0, exposed * scale, SECOND, 1.0)
                 _bar(ax, y, exposed * scale, (total - exposed) * scale, SECOND, 0.4)
-            if total:
+            if not total:
+                ax.annotate('idle', (0, y), xytext=(4, 0), textcoords='offset points', va='center')
+            else:
                 end = (total + (roof.exposed if y < 3 else 0)) * scale
                 ax.annotate(
                     f'{total * scale:,.1f} {unit}', (end, y), xytext=(4, 0), textcoords='offset points', va='center'
@@ -145,37 +149,48 @@ def _timeline(outcome: Outcome) -> Chart:
 
 def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
     """Every configuration by memory and time, and the front of those that no other beats in both."""
-    # What is far too large would squeeze the rest into a corner.
-    known = [one for one in tried if one.outcome is not None and one.outcome.memory.total < 2 * limit]
+    # What is far too large or slow would squeeze the rest into a corner.
+    some = [one for one in tried if one.outcome is not None and one.outcome.memory.total < 1.5 * limit]
+    fastest = min((one.outcome.roofline.step for one in some), default=0.0)
+    known = [one for one in some if one.outcome.roofline.step < 2 * fastest]
     x = lambda one: one.outcome.memory.total / GIB
     y = lambda one: one.outcome.roofline.step
     with matplotlib.rc_context(STYLE):
-        fig = figure.Figure(figsize=(9.6, 3.4), layout='constrained')
+        fig = figure.Figure(figsize=(9.6, 3.8), layout='constrained')
         ax = fig.subplots()
-        for source, marker, size, fill in (('analytic', 'o', 22, False), ('compiled', 'o', 46, True)):
-            some = [one for one in known if one.outcome.source == source]
-            if not some:
-                continue
-            colors = [MAIN if one.fits else SECOND for one in some]
-            ax.scatter([x(o) for o in some], [y(o) for o in some], s=size, marker=marker, linewidths=1.1,
-                       edgecolors=colors, facecolors=colors if fill else 'none', label=source, zorder=3)  # fmt: skip
-        front = pareto(known)
+        for source, size, fill in (('analytic', 22, False), ('compiled', 54, True)):
+            for fits, color, label in ((True, MAIN, 'fits'), (False, SECOND, 'does not fit')):
+                dots = [one for one in known if one.outcome.source == source and one.fits == fits]
+                if dots:
+                    ax.scatter([x(o) for o in dots], [y(o) for o in dots], s=size, linewidths=1.1, edgecolors=color,
+                               facecolors=color if fill else 'none', label=f'{label}, {source}', zorder=3)  # fmt: skip
+        front = pareto([one for one in known if one.fits])
         ax.plot([x(o) for o in front], [y(o) for o in front], color=INK, linewidth=1, zorder=2, drawstyle='steps-post',
                 label='Pareto front')  # fmt: skip
+        low, high = min(map(y, known)), max(map(y, known))
+        margin = 0.12 * (high - low) + 0.02 * high
+        ax.set_ylim(low - margin, high + margin)
+        ax.set_xlim(0, 1.04 * max(limit / GIB, *map(x, known)))
         ax.axvline(limit / GIB, color=INK, linewidth=1.4)
-        ax.annotate(
-            'limit', (limit / GIB, ax.get_ylim()[1]), xytext=(-5, 0), textcoords='offset points', ha='right', va='top'
-        )
-        ax.set_xlim(left=0)
-        ax.set_ylim(bottom=0)
-        ax.annotate('limit', (limit / GIB, ax.get_ylim()[1]), xytext=(-5, 0), textcoords='offset points',
+        ax.annotate('limit', (limit / GIB, high + margin), xytext=(-5, -2), textcoords='offset points',
                     ha='right', va='top')  # fmt: skip
+        for one, text in _named(known):
+            ax.annotate(text, (x(one), y(one)), xytext=(0, -13), textcoords='offset points', ha='center')
         ax.tick_params(length=0)
         ax.set_xlabel('GiB a device')
         ax.set_ylabel('step at the roofline, s')
-        ax.legend(loc='lower left')
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=5, handlelength=1.2, columnspacing=1.6)
         note = (
-            f'{len(known)} of {len(tried)} configurations, those below twice the limit: blue fit, orange do not. '
-            'Full dots are compiled, rings estimated.'
+            f'{len(known)} of {len(tried)} configurations: below 1.5 times the limit and twice the shortest step. '
+            'Down and to the left is better; nothing that fits is below the front.'
         )
         return Chart('Search', note, svg(fig, 'plan-pareto'))
+
+
+def _named(known: Sequence[Tried]) -> list[tuple[Tried, str]]:
+    """What a reader looks for among the dots: the best, and where one started."""
+    best = next((one for one in known if one.fits), None)
+    base = next((one for one in known if not one.different), None)
+    if best is base:
+        return [(best, 'best, as it stands')] if best else []
+    return [(one, text) for one, text in ((best, 'best'), (base, 'as it stands')) if one]

@@ -17,6 +17,12 @@ from llm_jax.plan.roofline import Roofline, roofline
 from llm_jax.plan.topology import Machine
 from llm_jax.schema import Config, ConfigError
 
+# Products of L × L that a run of a kernel computes: splash attention on TPU, cuDNN's on GPU.
+ATTENTION_PRODUCTS = {
+    'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4,
+    'dot_product_attention_fwd': 2, 'dot_product_attention_bwd': 5,
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -110,13 +116,24 @@ def compiled(case: Case) -> Outcome:
       DoesNotFit: the compiler found no way to fit it in.
     """
     result = compile_step(case)
-    cost = result.cost
-    if cost.kernels:
-        # Kernels that keep their FLOPs to themselves: those of attention, counted on paper.
-        attention = case.flops_per_token - 6 * case.counts.matmul
-        share = attention * case.tokens_per_step / case.abstract_mesh.size
-        cost = dataclasses.replace(cost, work=cost.work + collections.Counter({(share / 2, 0.0): 1}))
+    cost = with_attention(case, result.cost)
     return Outcome(case, result.memory, roofline(case, cost), cost, COMPILED, result.seconds)
+
+
+def with_attention(case: Case, cost: Cost) -> Cost:
+    """The cost with the FLOPs of attention, whose kernels keep them to themselves, counted on paper.
+
+    By the convention of MFU training has six products of L × L, of which a causal kernel computes half.
+    """
+    runs = {
+        name: sum(n for kernel, n in cost.kernels.items() if kernel.startswith(name)) for name in ATTENTION_PRODUCTS
+    }
+    # Layers times micro-batches: each has one backward pass.
+    blocks = max(runs['splash_mha_dq'], runs['dot_product_attention_bwd'], 1)
+    products = sum(ATTENTION_PRODUCTS[name] * n for name, n in runs.items()) / blocks
+    attention = (case.flops_per_token - 6 * case.counts.matmul) * case.tokens_per_step / case.abstract_mesh.size
+    one = (analytic.causal_share(case.config.model) * attention * products / 6, 0.0)
+    return dataclasses.replace(cost, work=cost.work + collections.Counter({one: 1})) if products else cost
 
 
 def number(text: str | None, flag: str) -> float | None:

@@ -47,6 +47,7 @@ class Roofline:
       serial: the operations one after the other, each bound by arithmetic or memory.
       ici: all collectives within a slice or machine.
       dcn: all collectives between them.
+      host: all that goes to the host's memory or comes from it, at the rate of one direction of PCIe.
       exposed: of the collectives, what nothing can hide.
       bubble: while stages of a pipeline wait.
       traffic: the collectives, the longest first.
@@ -57,13 +58,14 @@ class Roofline:
     serial: float
     ici: float
     dcn: float
+    host: float
     exposed: float
     bubble: float
     traffic: tuple[Traffic, ...]
 
     @property
     def step(self) -> float:
-        return max(self._busy, self.ici, self.dcn) + self.bubble
+        return max(self._busy, self.ici, self.dcn, self.host) + self.bubble
 
     @property
     def _busy(self) -> float:
@@ -72,9 +74,10 @@ class Roofline:
     @property
     def bound(self) -> str:
         """What would have to be faster for the step to be shorter."""
-        longest = max(self.ici, self.dcn)
-        if longest > self._busy:
-            return 'ICI' if self.ici >= self.dcn else 'DCN'
+        links = {'ICI': self.ici, 'DCN': self.dcn, 'PCIe': self.host}
+        longest = max(links, key=links.get)
+        if links[longest] > self._busy:
+            return longest
         # Of the time in which nothing else is waited for, the larger part.
         waits = {'compute': self.compute, 'HBM': max(self.serial, self.hbm) - self.compute, 'ICI': self.exposed}
         return max(waits, key=waits.get)
@@ -97,6 +100,7 @@ def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
         serial=cost.seconds(flop_rate, byte_rate),
         ici=sum(t.ici for t in traffic),
         dcn=sum(t.dcn for t in traffic),
+        host=cost.host_bytes * chip.devices / chip.host_rate,
         exposed=sum(t.exposed for t in traffic),
         bubble=bubble * cost.flops / flop_rate,
         traffic=tuple(traffic),

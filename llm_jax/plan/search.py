@@ -1,4 +1,4 @@
-"""Looks for a better configuration among mesh shapes, remat policies and micro-batches."""
+"""Looks for a better configuration: ranks candidates on paper, compiles the best, ranks those again."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -7,18 +7,20 @@ import math
 import jax
 
 from llm_jax import mesh as mesh_lib
-from llm_jax.plan import analytic, memory, planner, topology
+from llm_jax.plan import analytic, candidates, memory, planner, topology
+from llm_jax.plan.candidates import Changes, changed
+from llm_jax.plan.cases import Case
 from llm_jax.plan.compiled import DoesNotFit
+from llm_jax.plan.cost import Cost
 from llm_jax.plan.planner import Outcome
-from llm_jax.plan.roofline import roofline
+from llm_jax.plan.roofline import Roofline, roofline
 from llm_jax.plan.topology import Machine
 from llm_jax.schema import Config, ConfigError
 
-REMAT = ('none', 'attention', 'dots', 'full')
-# Memory is estimated, which takes a trace of the model, for so many of the fastest on paper.
-_TRACED = 16
-# An estimate of memory may be off by so much: what it says is just too large is still compiled.
-_SLACK = 1.15
+# So many that fit are estimated, and at most so many times as many that do not.
+_ENOUGH, _PATIENCE = 24, 3
+# What of a device's memory may be in use by estimate.
+_MARGIN = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Tried:
     """A configuration of the search.
 
     Attributes:
-      changes: field -> value, that lead to it: overrides for the command line.
+      changes: field -> value, all of a candidate's.
+      different: those that differ from the experiment as it stands; empty for itself.
       outcome: what is known of it; None if it did not compile for want of memory.
       needed: bytes that the compiler asked for then.
     """
 
-    changes: dict[str, object]
+    changes: Changes
+    different: Changes
     outcome: Outcome | None
     needed: float = 0.0
 
@@ -40,109 +44,89 @@ class Tried:
         return self.outcome is not None and self.outcome.memory.fits
 
     @property
+    def sure(self) -> bool:
+        """Whether it fits although an estimate may be off by a tenth and more."""
+        return self.fits and (
+            self.outcome.source == memory.COMPILED or self.outcome.memory.total < _MARGIN * self.outcome.memory.limit
+        )
+
+    @property
     def flags(self) -> str:
         """The command-line form."""
-        return ' '.join(f'--config.{field}={value}' for field, value in self.changes.items())
+        return candidates.flags(self.different)
 
 
-def candidates(config: Config, machine: Machine) -> Iterator[dict[str, object]]:
-    """Every mesh, remat policy and micro-batch that the model allows on a machine, as overrides."""
-    for sizes in _meshes(config, machine):
-        shards = math.prod(sizes[axis] for axis in mesh_lib.mesh_axes(dict(config.model.rules)['batch']))
-        rows = config.train.batch_size // shards
-        stages = sizes['stage']
-        micro = [n for n in _divisors(rows) if n >= stages] if rows else []
-        for accumulation in micro:
-            for remat in REMAT:
-                mesh = {f'mesh.{axis}': n for axis, n in sizes.items()}
-                yield {**mesh, 'train.grad_accumulation': accumulation, 'model.remat': remat}
+@dataclasses.dataclass(frozen=True)
+class _OnPaper:
+    """A candidate whose time is estimated, and of its memory all but what the forward pass keeps."""
+
+    changes: Changes
+    case: Case
+    roof: Roofline
+    cost: Cost
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """The fastest first; of those, which communicates least."""
+        return round(self.roof.step, 3), self.roof.ici + self.roof.dcn
 
 
-def _meshes(config: Config, machine: Machine) -> Iterator[dict[str, int]]:
-    """Meshes over the machine that split every dimension evenly, axes that the model cannot use left at 1."""
-    model, n = config.model, machine.devices
-    powers = lambda most: [d for d in _divisors(n) if d <= most]
-    tensors = powers(min(8, model.n_heads))
-    contexts = powers(16) if config.mesh.context != 1 else [1]
-    experts = powers(min(64, model.moe.n_experts)) if model.feed_forward == 'moe' else [1]
-    stages = powers(16) if config.mesh.stage != 1 else [1]
-    # Whole copies beyond those of the slices seldom pay: few are tried.
-    datas = [machine.slices * copies for copies in (1, 2, 8)]
-    for tensor in tensors:
-        for context in contexts:
-            for expert in experts:
-                for stage in stages:
-                    for data in datas:
-                        rest = tensor * context * expert * stage * data
-                        if n % rest:
-                            continue
-                        sizes = {'data': data, 'stage': stage, 'fsdp': n // rest, 'expert': expert,
-                                 'context': context, 'tensor': tensor}  # fmt: skip
-                        if _divides(config, sizes):
-                            yield sizes
+class _Estimates:
+    """Candidates by estimate. What the forward pass keeps takes a trace, and is proportional to the rows."""
 
+    def __init__(self, config: Config, machine: Machine, devices: Sequence[jax.Device] | None):
+        self._config, self._machine, self._devices = config, machine, devices
+        self._cases: dict[tuple, Case] = {}
+        self._kept: dict[tuple, float] = {}
+        try:
+            self.base = candidates.as_it_stands(config, topology.sizes(config, machine))
+        except ConfigError:
+            self.base = {}  # it cannot be laid out on this machine
 
-def _divides(config: Config, sizes: dict[str, int]) -> bool:
-    try:
-        mesh_lib.check_fit(
-            dataclasses.replace(config, train=dataclasses.replace(config.train, grad_accumulation=1)), sizes
-        )
-    except ConfigError:
-        return False
-    return True
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def changed(config: Config, changes: dict[str, object]) -> Config:
-    """The config with some fields replaced."""
-    for field, value in changes.items():
-        section, _, name = field.partition('.')
-        inner = dataclasses.replace(getattr(config, section), **{name: value})
-        config = dataclasses.replace(config, **{section: inner})
-    return config
-
-
-def on_paper(
-    config: Config, machine: Machine, devices: Sequence[jax.Device] | None, *, traced: int = _TRACED
-) -> list[Tried]:
-    """The fastest configurations by the estimate of time, with an estimate of memory; the fastest that fit first.
-
-    Configurations whose state and gradients alone are too large are left out.
-    """
-    quick = []
-    cases: dict[tuple, planner.Case] = {}
-    for changes in candidates(config, machine):
-        mesh = tuple(v for k, v in changes.items() if k.startswith('mesh.'))
-        # Shapes depend on the mesh alone, and take a second: they are shared.
-        if mesh not in cases:
-            cases[mesh] = planner.case_of(changed(config, changes), machine, devices)
-        case = _with(cases[mesh], changes)
+    def on_paper(self, changes: Changes) -> _OnPaper | None:
+        """None where state and gradients alone are too large."""
+        case = self._case(changes)
         state = sum(memory.state_parts(case).values()) + memory.gradient_bytes(case)
-        if state <= machine.hbm * _SLACK:
-            roof = roofline(case, cost := analytic.cost(case), bubble=analytic.bubble(case))
-            quick.append((roof.step, changes, case, roof, cost))
-    if not quick:
-        return []
-    quick.sort(key=lambda item: item[0])
-    out, fitting = [], 0
-    for _, changes, case, roof, cost in quick[:traced]:
-        # On to slower ones until enough that fit are found.
-        if fitting >= traced // 2:
-            break
-        outcome = Outcome(case, memory.estimate(case), roof, cost, memory.ANALYTIC)
-        fitting += outcome.memory.fits
-        out.append(Tried(changes, outcome))
-    return sorted(out, key=lambda one: (not one.fits, one.outcome.roofline.step, one.outcome.memory.total))
+        if state + least_kept(case) > self._machine.hbm:
+            return None
+        cost = analytic.cost(case)
+        return _OnPaper(changes, case, roofline(case, cost, bubble=analytic.bubble(case)), cost)
+
+    def tried(self, one: _OnPaper) -> Tried:
+        """With its memory estimated."""
+        estimate = memory.estimate(one.case, self._residuals(one))
+        outcome = Outcome(one.case, estimate, one.roof, one.cost, memory.ANALYTIC)
+        return Tried(one.changes, self.different(one.changes), outcome)
+
+    def different(self, changes: Changes) -> Changes:
+        return {field: value for field, value in changes.items() if self.base.get(field, '') != value}
+
+    def _case(self, changes: Changes) -> Case:
+        """Shapes depend on the mesh alone, and take a second: they are shared."""
+        mesh = tuple(value for field, value in changes.items() if field in (f'mesh.{axis}' for axis in mesh_lib.AXES))
+        config = changed(self._config, changes)
+        if mesh not in self._cases:
+            self._cases[mesh] = planner.case_of(config, self._machine, self._devices)
+        return self._cases[mesh].with_config(config)
+
+    def _residuals(self, one: _OnPaper) -> float:
+        rows = one.case.config.train.batch_size // one.case.config.train.grad_accumulation
+        layout = tuple(value for field, value in one.changes.items() if field != 'train.grad_accumulation')
+        if layout not in self._kept:
+            self._kept[layout] = memory.residual_bytes(one.case) / rows
+        return self._kept[layout] * rows
 
 
-def _with(case: planner.Case, changes: dict[str, object]) -> planner.Case:
-    """The case with other micro-batches and another remat policy: its shapes stay."""
-    config = changed(case.config, {k: v for k, v in changes.items() if not k.startswith('mesh.')})
-    model = case.plan.model.clone(config=config.model)
-    return dataclasses.replace(case, config=config, plan=dataclasses.replace(case.plan, config=config, model=model))
+def least_kept(case: Case) -> float:
+    """Bytes that the forward pass keeps at least, on one device: to leave out what cannot fit without a trace."""
+    config, sizes, model = case.config, case.sizes, case.config.model
+    tokens = config.train.batch_size / config.train.grad_accumulation / memory.mesh_shards(case)
+    tokens *= config.data.seq_len / sizes['context'] * sizes['stage']
+    width = jax.numpy.dtype(model.dtype).itemsize
+    stream = model.d_model / (sizes['tensor'] if 'tensor' in dict(model.rules)['residual_length'] else 1)
+    inner = 2 * model.ff_size / sizes['tensor'] if model.feed_forward != 'moe' else 0
+    units = {'none': 2 * stream + inner, 'attention': 2 * stream + inner, 'dots': stream + inner}
+    return tokens * width * model.n_layers / sizes['stage'] * units.get(model.remat, stream)
 
 
 def search(
@@ -155,29 +139,75 @@ def search(
 ) -> list[Tried]:
     """Ranks configurations: those that fit first, the fastest of them first; what was compiled before what was not.
 
+    The experiment as it stands is among them where it can be laid out on the machine.
+
     Args:
       config: the experiment; its mesh, remat policy and accumulation are what is searched.
       machine: where.
       devices: from `topology.tpu_devices` or `gpu_devices`, None for a machine without a compiler.
-      compile_best: how many of the best on paper are compiled.
+      compile_best: how many of the best on paper are compiled beside the experiment as it stands.
       progress: gets a line for each.
     """
-    ranked = on_paper(config, machine, devices)
-    progress(f'{len(ranked)} configurations estimated, {sum(t.fits for t in ranked)} of them fit')
+    estimates = _Estimates(config, machine, devices)
+    paper = _ranked(estimates, candidates.candidates(config, machine))
+    ranked = list(_estimated(estimates, paper))
+    if estimates.base and not any(not one.different for one in ranked):
+        case = planner.case_of(config, machine, devices)
+        ranked.append(Tried(estimates.base, {}, planner.estimated(case)))
+    ranked.sort(key=_order)
+    progress(f'{len(paper)} configurations ranked on paper, the memory of {len(ranked)} estimated: '
+             f'{sum(one.fits for one in ranked)} fit')  # fmt: skip
     if devices is None:
         return ranked
-    near = [t for t in ranked if t.outcome.memory.total <= _SLACK * machine.hbm]
-    near.sort(key=lambda tried: tried.outcome.roofline.step)
     done = []
-    for tried in near[:compile_best]:
-        progress(f'compiling {short(tried.changes)}')
+    for one in _to_compile(ranked, compile_best):
+        progress(f'compiling {candidates.short(one.changes)}' + ('' if one.different else ' (as it stands)'))
         try:
-            done.append(Tried(tried.changes, planner.compiled(tried.outcome.case)))
+            outcome = planner.compiled(planner.case_of(changed(config, one.changes), machine, devices))
+            done.append(dataclasses.replace(one, outcome=outcome))
+            progress(f'  {outcome.memory.total / 2**30:.1f} GiB, {outcome.roofline.step:.2f} s a step at the roofline')
         except DoesNotFit as error:
-            done.append(Tried(tried.changes, None, error.needed))
-    done.sort(key=lambda tried: (not tried.fits, tried.outcome.roofline.step if tried.outcome else math.inf))
-    compiled_changes = [tried.changes for tried in done]
-    return done + [tried for tried in ranked if tried.changes not in compiled_changes]
+            done.append(dataclasses.replace(one, outcome=None, needed=error.needed))
+            progress(f'  does not fit: it needs {error.needed / 2**30:.1f} GiB')
+    compiled = [one.changes for one in done]
+    return sorted(done, key=_order) + [one for one in ranked if one.changes not in compiled]
+
+
+def _ranked(estimates: _Estimates, some: Iterator[Changes]) -> list[_OnPaper]:
+    """By the estimate of time, those that cannot fit left out."""
+    known = (estimates.on_paper(changes) for changes in some)
+    return sorted((one for one in known if one), key=lambda one: one.key)
+
+
+def _estimated(estimates: _Estimates, paper: Sequence[_OnPaper]) -> Iterator[Tried]:
+    """The memory of the fastest, on to slower ones until enough that fit are found."""
+    fitting = others = 0
+    for one in paper:
+        if fitting >= _ENOUGH or others >= _PATIENCE * _ENOUGH and fitting:
+            return
+        tried = estimates.tried(one)
+        fitting, others = fitting + tried.fits, others + (not tried.fits)
+        yield tried
+
+
+def _to_compile(ranked: Sequence[Tried], most: int) -> list[Tried]:
+    """The experiment as it stands, and the best that fit by estimate."""
+    as_it_stands = [one for one in ranked if not one.different]
+    return as_it_stands + [one for one in of_each_kind(ranked) if one.fits and one.different][:most]
+
+
+def of_each_kind(tried: Sequence[Tried]) -> list[Tried]:
+    """Of each mesh and remat policy only the first: others differ in their micro-batches alone."""
+    first = {}
+    for one in tried:
+        kind = tuple(v for field, v in one.changes.items() if 'batch' not in field and 'accumulation' not in field)
+        first.setdefault(kind, one)
+    return list(first.values())
+
+
+def _order(one: Tried) -> tuple:
+    step = one.outcome.roofline.step if one.outcome else math.inf
+    return not one.sure, not one.fits, round(step, 3), one.outcome.memory.total if one.outcome else one.needed
 
 
 def pareto(tried: Sequence[Tried]) -> list[Tried]:
@@ -191,38 +221,16 @@ def pareto(tried: Sequence[Tried]) -> list[Tried]:
     return front
 
 
-def short(changes: dict[str, object]) -> str:
-    """'fsdp 64 × tensor 8, remat full, 4 micro-batches'."""
-    axes = ' × '.join(f'{k.removeprefix("mesh.")} {v}' for k, v in changes.items() if k.startswith('mesh.') and v != 1)
-    return f'{axes or "1 device"}, remat {changes["model.remat"]}, {changes["train.grad_accumulation"]} micro-batches'
-
-
 def cheapest_fit(config: Config, machine: Machine, devices: Sequence[jax.Device] | None) -> Tried | None:
-    """The change that makes it fit, on paper, and slows it least: fewer fields changed come first.
+    """The change that makes it fit, on paper, and slows it least.
 
     Remat and micro-batches are tried on the mesh as it is, then other meshes.
     """
-    sizes = topology.sizes(config, machine)
-    base = {**{f'mesh.{axis}': n for axis, n in sizes.items()},
-            'train.grad_accumulation': config.train.grad_accumulation, 'model.remat': config.model.remat}  # fmt: skip
-    same_mesh = [c for c in candidates(config, machine) if all(c[k] == base[k] for k in base if k.startswith('mesh.'))]
-    case = planner.case_of(config, machine, devices)
-    best = None
-    for changes in same_mesh:
-        if changes['train.grad_accumulation'] < base['train.grad_accumulation']:
-            continue
-        outcome = planner.estimated(_with(case, changes))
-        if outcome.memory.total * 1.05 > machine.hbm:
-            continue
-        different = {k: v for k, v in changes.items() if v != base[k]}
-        key = (outcome.roofline.step, len(different))
-        if different and (best is None or key < best[0]):
-            best = (key, Tried(different, outcome))
-    if best is not None:
-        return best[1]
-    others = [tried for tried in on_paper(config, machine, devices, traced=12) if tried.fits]
-    return (
-        dataclasses.replace(others[0], changes={k: v for k, v in others[0].changes.items() if v != base[k]})
-        if others
-        else None
-    )
+    estimates = _Estimates(config, machine, devices)
+    base = estimates.base
+    same_mesh = lambda changes: all(changes[field] == base[field] for field in base if field.startswith('mesh.'))
+    for some in (filter(same_mesh, candidates.candidates(config, machine)), candidates.candidates(config, machine)):
+        for one in _estimated(estimates, _ranked(estimates, some)):
+            if one.different and one.sure:
+                return one
+    return None

@@ -3,6 +3,7 @@
 
 import pytest
 
+from llm_jax.nn.dispatch import FURTHER_ROUNDS
 from llm_jax.plan import hlo
 from llm_jax.plan.cost import analyse
 
@@ -140,3 +141,76 @@ ENTRY %main (p: f32[8,16]) -> f32[8,16] {
     (found,) = analyse(text).collectives
     assert (found.kind, found.bytes, found.group, found.times, found.overlapped) == ('all-reduce', 512, (0, 2), 1, True)
     assert hlo.members('0:3,7') == 5
+
+
+# A loop-invariant stack [5,32,32] of which a fusion within a fusion reads one matrix, and two results of one fusion:
+# one matrix written in place into a stack, and one array as a whole. A copy to the host's memory and back.
+NESTED = """HloModule jit_step, is_scheduled=true, num_partitions=1
+
+%cut (s0: bf16[5,32,32], s1: s32[]) -> bf16[32,32] {
+  %s0 = bf16[5,32,32]{2,1,0} parameter(0)
+  %s1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %piece = bf16[1,32,32]{2,1,0} dynamic-slice(%s0, %s1, %zero, %zero), dynamic_slice_sizes={1,32,32}
+  ROOT %flat = bf16[32,32]{1,0} bitcast(%piece)
+}
+
+%outer (o0: bf16[5,32,32], o1: s32[], o2: bf16[5,32,32]) -> (bf16[5,32,32], bf16[32,32]) {
+  %o0 = bf16[5,32,32]{2,1,0} parameter(0)
+  %o1 = s32[] parameter(1)
+  %o2 = bf16[5,32,32]{2,1,0} parameter(2)
+  %part = bf16[32,32]{1,0} fusion(%o0, %o1), kind=kLoop, calls=%cut
+  %row = bf16[1,32,32]{2,1,0} bitcast(%part)
+  %zero.1 = s32[] constant(0)
+  %into = bf16[5,32,32]{2,1,0} dynamic-update-slice(%o2, %row, %o1, %zero.1, %zero.1)
+  ROOT %both = (bf16[5,32,32]{2,1,0}, bf16[32,32]{1,0}) tuple(%into, %part)
+}
+
+ENTRY %main (stack: bf16[5,32,32], i: s32[], into: bf16[5,32,32]) -> bf16[32,32] {
+  %stack = bf16[5,32,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %into.0 = bf16[5,32,32]{2,1,0} parameter(2)
+  %done = (bf16[5,32,32]{2,1,0}, bf16[32,32]{1,0}) fusion(%stack, %i, %into.0), kind=kLoop, calls=%outer
+  %small = bf16[32,32]{1,0} get-tuple-element(%done), index=1
+  %away = (bf16[32,32]{1,0:S(5)}, bf16[32,32]{1,0}, u32[]) copy-start(%small)
+  %kept = bf16[32,32]{1,0:S(5)} copy-done(%away)
+  %again = (bf16[32,32]{1,0}, bf16[32,32]{1,0:S(5)}, u32[]) copy-start(%kept)
+  ROOT %back = bf16[32,32]{1,0} copy-done(%again)
+}
+"""
+
+
+def test_fusions_within_fusions_read_and_write_parts():
+    matrix = 2 * 32 * 32
+    # One matrix read, one written into the stack, one written as a whole; the index.
+    assert list(analyse(NESTED).work) == [(0.0, 3 * matrix + 4.0)]
+
+
+def test_what_goes_to_the_host_and_comes_back():
+    assert analyse(NESTED).host_bytes == 2 * 2 * 32 * 32
+
+
+def conditional(scope):
+    """One of two branches multiplies; the other gives its operand back."""
+    return f"""HloModule jit_step, is_scheduled=true, num_partitions=1
+
+%work (w: f32[8,8]) -> f32[8,8] {{
+  %w = f32[8,8]{{1,0}} parameter(0)
+  ROOT %dot = f32[8,8]{{1,0}} dot(%w, %w), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+}}
+
+%skip (s: f32[8,8]) -> f32[8,8] {{
+  ROOT %s = f32[8,8]{{1,0}} parameter(0)
+}}
+
+ENTRY %main (which: s32[], x: f32[8,8]) -> f32[8,8] {{
+  %which = s32[] parameter(0)
+  %x = f32[8,8]{{1,0}} parameter(1)
+  ROOT %out = f32[8,8]{{1,0}} conditional(%which, %x, %x), branch_computations={{%skip, %work}}, metadata={{op_name="{scope}/cond"}}
+}}
+"""
+
+
+def test_of_branches_the_one_with_most_work_counts_but_experts_need_no_further_round():
+    assert analyse(conditional('jit(step)/attention')).flops == 2 * 8**3
+    assert analyse(conditional(f'jit(step)/{FURTHER_ROUNDS}/while/body')).flops == 0

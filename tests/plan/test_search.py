@@ -1,0 +1,69 @@
+"""What a search looks at, and how it ranks."""
+
+import shlex
+
+from small import config
+
+from llm_jax import cli
+from llm_jax.plan import candidates, search, topology
+from llm_jax.plan.candidates import changed
+from llm_jax.plan.memory import ANALYTIC, COMPILED, Memory
+from llm_jax.plan.search import Tried
+
+H100 = topology.parse_gpu('h100', 8)
+
+
+def test_candidates_can_all_be_laid_out_and_differ():
+    made = config(train__batch_size=32)
+    some = list(candidates.candidates(made, H100))
+    assert len({tuple(c.items()) for c in some}) == len(some)
+    for one in some:
+        sizes = topology.sizes(changed(made, one), H100)  # raises where something does not divide
+        assert one['mesh.fsdp'] == sizes['fsdp']
+    assert {one['model.remat'] for one in some} == set(candidates.REMAT)
+    # The residual stream may be split over tensor, and then it is in the model's own rules.
+    (split, *_) = [one for one in some if one['mesh.rules.residual_length'] == ('context', 'tensor')]
+    assert dict(changed(made, split).model.rules)['residual_length'] == ('context', 'tensor')
+
+
+def test_axes_are_tried_where_they_may_help():
+    axis = lambda made, name: {one[f'mesh.{name}'] for one in candidates.candidates(made, H100)}
+    assert axis(config(), 'expert') == axis(config(), 'stage') == axis(config(), 'context') == {1}
+    assert axis(config(model__feed_forward='moe'), 'expert') == {1, 2, 4, 8}
+    assert axis(config(mesh__stage=2), 'stage') == {1, 2, 4}
+    assert axis(config(data__seq_len=16_384), 'context') == {1, 2, 4, 8}
+
+
+def test_flags_lead_to_the_same_config(tmp_path):
+    file = tmp_path / 'experiment.py'
+    file.write_text(
+        'from llm_jax import config\n\n\ndef get_config():\n    made = config.default()\n'
+        '    made.model.update(vocab_size=512, d_model=128, n_layers=4, n_heads=8)\n    return made\n'
+    )
+    changes = {
+        'mesh.fsdp': 4,
+        'mesh.tensor': 2,
+        'mesh.rules.residual_length': ('context', 'tensor'),
+        'model.remat': 'dots',
+    }
+    written = shlex.split(candidates.flags(changes))
+    assert cli.experiment(str(file), written) == changed(cli.experiment(str(file), []), changes)
+
+
+def outcome(total, step, source, limit=100.0):
+    """As far as ranking looks at it."""
+    fake = type('Fake', (), {})
+    out = fake()
+    out.memory, out.source, out.roofline = Memory({'all': total}, limit, source), source, fake()
+    out.roofline.step = step
+    return out
+
+
+def test_the_fastest_that_surely_fits_is_first():
+    tried = [
+        Tried({'n': n}, {'n': n}, outcome(*how))
+        for n, how in enumerate([(50, 3.0, ANALYTIC), (95, 1.0, ANALYTIC), (95, 2.0, COMPILED), (120, 0.5, COMPILED)])
+    ]
+    order = [one.changes['n'] for one in sorted(tried, key=search._order)]
+    assert order == [2, 0, 1, 3]
+    assert [one.changes['n'] for one in search.pareto(tried)] == [3, 1, 0]
