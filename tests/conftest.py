@@ -41,3 +41,20 @@ def tpu_devices(monkeypatch):
     from jax.experimental import topologies
 
     return lambda name, **kwargs: topologies.get_topology_desc(platform='tpu', topology_name=name, **kwargs).devices
+
+
+@pytest.fixture(scope='module')
+def tpu_compiler():
+    """Within it, `plan.topology.tpu_devices` gives devices to compile for; skips without the compiler."""
+    if not os.path.isfile(os.environ.get('LLM_JAX_LIBTPU', '')):
+        pytest.skip('no TPU compiler: LLM_JAX_LIBTPU names no file (./tools/run test fetches it)')
+    import jax
+
+    from llm_jax.plan import topology
+
+    # What is compiled for chips that are not here cannot be loaded again from the cache of compiled programs.
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    with topology.compiler():
+        yield
+    jax.config.update('jax_enable_compilation_cache', cached)

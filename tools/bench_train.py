@@ -66,16 +66,14 @@ class Ours:
         from llm_jax import metrics
         from llm_jax.nn.transformer import weights_of
         from llm_jax.train import setup
-        from llm_jax.train.step import make_train_step
 
         size = config.model.vocab_size or config.data.tokenizer.vocab_size
         plan = setup.plan(config, mesh_lib.make_mesh(config.mesh), rows=10**6, vocab_size=size, bos_id=1)
         jax.set_mesh(plan.mesh)
         self._state = jax.jit(plan.init)(jax.random.key(0))
-        train_step = make_train_step(plan.model, plan.config, plan.optimizer, plan.schedule, bos_id=1)
         shape = (config.train.batch_size, config.data.seq_len + 1)
         self._tokens = plan.place(np.random.default_rng(0).integers(2, size, shape, np.int32)[plan.local_rows])
-        self._step = jax.jit(train_step, donate_argnums=0).lower(self._state, self._tokens).compile()
+        self._step = plan.train_step().lower(self._state, self._tokens).compile()
         counts = metrics.count(plan.config.model, plan.shapes.params, weights_of(plan.model))
         self._flops = metrics.flops_per_token(plan.config.model, counts, config.data.seq_len)
         self._device, self._n = plan.mesh.devices.flat[0], plan.mesh.size

@@ -12,7 +12,6 @@ from llm_jax.plan import cost as cost_lib
 from llm_jax.plan import memory
 from llm_jax.plan.cases import Case
 from llm_jax.plan.memory import Memory
-from llm_jax.train.step import make_train_step
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -56,13 +55,12 @@ def compile_step(case: Case) -> Compiled:
       DoesNotFit: the memory does not suffice.
     """
     plan, config = case.plan, case.config
-    step = make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
     tokens = jax.ShapeDtypeStruct(
         (config.train.batch_size, config.data.seq_len + 1), jnp.int32, sharding=plan.rows_sharding
     )
     start = time.monotonic()
     with jax.set_mesh(plan.mesh):
-        lowered = jax.jit(step, donate_argnums=0).lower(plan.shapes, tokens)
+        lowered = plan.train_step().lower(plan.shapes, tokens)
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -21,9 +21,10 @@ from llm_jax.nn.attend.choose import kernels
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer
-from llm_jax.train import offload, reproducible
+from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.state import State, init_state
+from llm_jax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Plan:
         """A fresh state; jit it under the mesh."""
         return init_state(self.model, self.optimizer, key, with_ema=self.config.train.ema_decay > 0)
 
+    def train_step(self) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
+        """`(state, tokens) -> (state, metrics)`, jitted with all that the compiler is told; its state is donated."""
+        step = make_train_step(self.model, self.config, self.optimizer, self.schedule, bos_id=self.bos_id)
+        return jax.jit(step, donate_argnums=0, compiler_options=compiler.options(self.config, self.mesh))
+
     @property
     def rows_sharding(self) -> jax.sharding.NamedSharding:
         return mesh_lib.batch_sharding(self.mesh, self.config.model.rules)
@@ -122,6 +128,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
             matmul.check_device(layer.matmul, mesh.devices.flat[0])
         if config.optimizer.offload:
             offload.check_devices(mesh)
+        compiler.check_options(config, mesh)
     steps = Steps.of(config, rows)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
