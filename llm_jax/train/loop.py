@@ -19,10 +19,10 @@ from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
 from llm_jax.schema import Config, ConfigError
-from llm_jax.train import records, setup
+from llm_jax.train import records, reproducible, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt
-from llm_jax.train.step import make_eval_step, make_train_step
+from llm_jax.train.step import jit_train_step, make_eval_step
 
 
 class NonFiniteLossError(ConfigError):
@@ -61,6 +61,8 @@ def train(
     """
     clock = records.Clock(began)
     clock.lap('import')
+    if config.train.reproducible:
+        reproducible.before_devices()
     with hosts.job(config):
         return _train(config, epath.Path(run_dir), clock, experiment, profile)
 
@@ -100,9 +102,7 @@ def _train(
         state, origin = setup.start_state(plan, checkpoints, prepared)
         start = int(state.step)
         clock.lap('state')
-        train_step = jax.jit(
-            make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id), donate_argnums=0
-        )
+        train_step = jit_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
         record = records.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)

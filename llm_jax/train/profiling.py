@@ -10,7 +10,7 @@ from llm_jax.data.prepare import prepare
 from llm_jax.data.source import TrainRows
 from llm_jax.metrics.profile import Op, Profiler, top_ops
 from llm_jax.train import setup
-from llm_jax.train.step import make_train_step
+from llm_jax.train.step import jit_train_step
 
 
 def profile_run(run_dir: str | epath.Path, first: int, last: int) -> list[Op]:
@@ -40,9 +40,7 @@ def profile_run(run_dir: str | epath.Path, first: int, last: int) -> list[Op]:
     config = plan.config
     with jax.set_mesh(plan.mesh):
         state, _ = setup.start_state(plan, checkpoints, prepared)
-        train_step = jax.jit(
-            make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id), donate_argnums=0
-        )
+        train_step = jit_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
         rows = TrainRows(prepared, config.data.mixture, config.seed, config.train.batch_size, plan.local_rows)
         begin = int(state.step)
         profiler = Profiler(run_dir / 'profile', (first, last), range(1, last + 1))
