@@ -236,7 +236,7 @@ class Train:
     batch_size: int = field(16, 'rows of one optimizer step, over all devices')
     grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into')
     accumulation_dtype: str = field('float32', 'dtype of the gradients that are summed over micro-batches')
-    reproducible: bool = field(False, 'whether training is bit-equal on 2, 4 and 8 devices: for debugging, slow')
+    reproducible: bool = field(False, 'whether training is bit-equal on 1, 2, 4 and 8 devices: for debugging, slow')
     log_every: Duration = field(10, 'between lines of metrics.jsonl')
     eval_every: Duration = field('10 %', 'between evaluations on the validation split')
     eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split')

@@ -13,7 +13,7 @@ from llm_jax.nn.transformer import Transformer, build, init_params, parameters_o
 from llm_jax.schema import Config
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import State
-from llm_jax.train.step import make_train_step
+from llm_jax.train.step import jit_train_step, make_train_step
 
 V, L, BOS = 64, 16, 1
 
@@ -141,4 +141,6 @@ def tiny_training(config: Config, seed: int = 0) -> tuple:
     optimizer = make_optimizer(config.optimizer, schedule, params, parameters_of(model))
     ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay else None
     state = State(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params), ema)
-    return jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS)), state
+    if config.train.reproducible:
+        return jit_train_step(model, config, optimizer, schedule, bos_id=BOS), state
+    return jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS)), state  # nothing is donated

@@ -60,7 +60,7 @@ def compile_step(case: Case) -> Compiled:
     )
     start = time.monotonic()
     with jax.set_mesh(plan.mesh):
-        lowered = plan.train_step().lower(plan.shapes, tokens)
+        lowered = plan.lowered_step(plan.shapes, tokens)
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -19,7 +19,7 @@ from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
 from llm_jax.schema import Config, ConfigError
-from llm_jax.train import records, setup
+from llm_jax.train import records, reproducible, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt
 from llm_jax.train.step import make_eval_step
@@ -61,6 +61,8 @@ def train(
     """
     clock = records.Clock(began)
     clock.lap('import')
+    if config.train.reproducible:
+        reproducible.before_devices()
     with hosts.job(config):
         return _train(config, epath.Path(run_dir), clock, experiment, profile)
 

@@ -1,32 +1,46 @@
-"""Training that is bit-equal on 2, 4 and 8 devices, to tell a bug from rounding.
+"""Training that is bit-equal on 1, 2, 4 and 8 devices, to tell a bug from rounding.
 
 Sums of floating-point numbers depend on their order, and the order on how many devices
 there are. Here the batch is always cut into eight shards. The gradients of each are
-computed by themselves, by the same program on whole parameters, and summed as the same
-binary tree, whichever device they come from. The rest of the step, with its norms, runs
-on whole arrays on every device. It costs what splitting saves: each device holds all
-parameters, the optimizer's state and up to eight gradients during the step; between
-steps they lie as always. Evaluation is not covered.
+computed by themselves on whole parameters, and summed as the same binary tree, whichever
+device they come from; then every device takes the whole step.
 
-A program for one device is compiled without XLA's partitioner, and so may be simplified
-in another order. With stacked layers and without rematerialisation it came out bit-equal
-as well; with `model.scan = False` or `model.remat = 'full'` it was off by rounding.
+All that is computed is in two programs for a single device, which are run on one after the
+other; between them arrays are only moved. Inside a larger program it would not do: what
+stands around a computation decides how the compiler simplifies it. (XLA's partitioner,
+which only programs for several devices go through, first joins equal subexpressions, and
+algebraic simplification then finds other ones: with unrolled layers or rematerialisation
+the gradients were off by rounding between one device and two, barriers or not.)
+
+It costs what splitting saves: during a step each device holds all parameters, the
+optimizer's state and the eight gradients; between steps they lie as always. The programs
+are compiled once per device. Evaluation is not covered. Results are equal among devices of
+one kind: another chip, or a CPU with other instructions, multiplies in another order.
 """
 
 from collections.abc import Callable
 import math
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.schema import Config, ConfigError
 
 SHARDS = 8
 
-Gradients = Callable[[Any, jax.Array, jax.Array | None], Any]
+
+def before_devices() -> None:
+    """To be called before JAX looks for devices.
+
+    XLA cuts a matrix product on CPU by the number of its threads: that of the cores or of
+    the devices, whichever is larger. So they are made as many for every number of devices.
+    """
+    os.environ.setdefault('PJRT_NPROC', str(SHARDS))
 
 
 def check(config: Config, sizes: dict[str, int]) -> None:
@@ -51,47 +65,61 @@ def check(config: Config, sizes: dict[str, int]) -> None:
             raise ConfigError(f'train.reproducible = True: {message}')
 
 
-def over_shards(gradients: Gradients, rules: tuple) -> Gradients:
-    """`gradients`, a sum over rows, as the tree of sums over the shards; to be called within `on_whole_arrays`."""
+def make_step(
+    gradients: Callable[[Any, jax.Array, jax.Array], Any], update: Callable[[Any, Any], tuple[Any, Any]]
+) -> Callable[[Any, jax.Array], tuple[Any, Any]]:
+    """`step(state, tokens int[B, L+1]) -> (state, metrics)`: not to be jitted, as it calls what is.
 
-    def summed(params: Any, tokens: jax.Array, key: jax.Array | None) -> Any:
-        sizes = jax.sharding.get_abstract_mesh().shape
-        axes = tuple(axis for axis in mesh_lib.mesh_axes(dict(rules)['batch']) if sizes.get(axis, 1) > 1)
-        n_local = SHARDS // mesh_lib.batch_shards(rules)
-        first = jax.lax.axis_index(axes) * n_local if axes else 0
+    Args:
+      gradients: `(state, tokens int[B/8, L+1], index of the shard) -> sums over its rows`.
+      update: `(state, those sums over the batch) -> (state, metrics)`.
+    """
+    one = jax.jit(gradients)
+    new = jax.jit(lambda state, sums: update(state, _tree_sum(sums)))
+    cut = jax.jit(jnp.split, static_argnums=1)
+    stack = jax.jit(lambda *parts: jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
 
-        def one(shard: tuple[jax.Array, jax.Array]) -> Any:
-            index, rows = shard
-            part_key = None if key is None else jax.random.fold_in(key, index)
-            # Fused with nothing around it, it is the same program in a loop of one turn and of eight.
-            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-                part = gradients(*jax.lax.optimization_barrier((params, rows)), part_key)
-            return jax.lax.optimization_barrier(part)
+    def step(state: Any, tokens: jax.Array) -> tuple[Any, Any]:
+        with_mesh = isinstance(tokens.sharding, NamedSharding)
+        mesh = tokens.sharding.mesh if with_mesh else _mesh_of(tokens.device)
+        by_rows = NamedSharding(mesh, PartitionSpec(*tokens.sharding.spec[:1]) if with_mesh else PartitionSpec())
+        everywhere = NamedSharding(mesh, PartitionSpec())
 
-        rows = tokens.reshape(n_local, tokens.shape[0] // n_local, -1)
-        total = _tree_sum(jax.lax.map(one, (first + jnp.arange(n_local), rows)))
-        if axes:
-            total = _tree_sum(jax.lax.all_gather(total, axes))
-        return jax.lax.optimization_barrier(total)
+        states = _on_each(jax.device_put(state, everywhere))
+        sums, news = {}, {}
+        for rows in tokens.addressable_shards:
+            n, first = (SHARDS * k // len(tokens) for k in (len(rows.data), rows.index[0].start or 0))
+            with jax.set_mesh(_mesh_of(rows.device)):
+                indices = [jax.device_put(np.int32(first + i), rows.device) for i in range(n)]
+                shards = zip(cut(rows.data, n), indices, strict=True)
+                sums[rows.device] = stack(*(one(states[rows.device], *shard) for shard in shards))
+        summands = _global(sums, by_rows, lambda shape: (SHARDS, *shape[1:]))
+        for device, parts in _on_each(jax.device_put(summands, everywhere)).items():
+            with jax.set_mesh(_mesh_of(device)):
+                news[device] = new(states[device], parts)
+        result, metrics = _global(news, everywhere, lambda shape: shape)
+        return jax.device_put(result, jax.tree.map(lambda leaf: leaf.sharding, state)), metrics
 
-    return summed
+    return step
 
 
-def on_whole_arrays(step: Callable[[Any, jax.Array], Any], rules: tuple) -> Callable[[Any, jax.Array], Any]:
-    """`step(state, tokens) -> (state, metrics)`, on every device with the whole state and its own rows."""
+def _mesh_of(device: jax.Device) -> Mesh:
+    """A mesh of this device alone."""
+    axes = mesh_lib.AXES
+    return Mesh(np.array(device).reshape((1,) * len(axes)), axes, (AxisType.Explicit,) * len(axes))
 
-    def everywhere(state: Any, tokens: jax.Array) -> Any:
-        if jax.sharding.get_abstract_mesh().empty:
-            return step(state, tokens)
-        whole = jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), state)
-        in_specs, out_specs = (PartitionSpec(), mesh_lib.spec(rules, ('batch', None))), PartitionSpec()
-        same = lambda *args: jax.lax.optimization_barrier(step(*args))
-        # That all devices come to the same result is what this is about; types cannot show it.
-        new, metrics = jax.shard_map(same, in_specs=in_specs, out_specs=out_specs, check_vma=False)(whole, tokens)
-        as_before = lambda x, old: jax.sharding.reshard(x, jax.typeof(old).sharding.spec)
-        return jax.tree.map(as_before, new, state), metrics
 
-    return everywhere
+def _on_each(tree: Any) -> dict[jax.Device, Any]:
+    """What each device of this process holds of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    held = [{shard.device: shard.data for shard in leaf.addressable_shards} for leaf in leaves]
+    return {device: structure.unflatten([parts[device] for parts in held]) for device in held[0]}
+
+
+def _global(parts: dict[jax.Device, Any], sharding: NamedSharding, shape: Callable[[tuple], tuple]) -> Any:
+    """The inverse of `_on_each`; `shape` tells that of an array from that of a part."""
+    whole = lambda *leaves: jax.make_array_from_single_device_arrays(shape(leaves[0].shape), sharding, leaves)
+    return jax.tree.map(whole, *parts.values())
 
 
 def _tree_sum(parts: Any) -> Any:

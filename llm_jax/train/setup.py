@@ -24,7 +24,7 @@ from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.state import State, init_state
-from llm_jax.train.step import make_train_step
+from llm_jax.train.step import jit_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,25 @@ class Plan:
 
     def train_step(self) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
         """`(state, tokens) -> (state, metrics)`, jitted with all that the compiler is told; its state is donated."""
-        step = make_train_step(self.model, self.config, self.optimizer, self.schedule, bos_id=self.bos_id)
-        return jax.jit(step, donate_argnums=0, compiler_options=compiler.options(self.config, self.mesh))
+        parts, told = (self.model, self.config, self.optimizer, self.schedule), self.compiler_options
+        return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=told)
+
+    def lowered_step(self, state: State, tokens: jax.Array) -> jax.stages.Lowered:
+        """The step as XLA gets it, of arrays or their shapes; to be called under the mesh.
+
+        Raises:
+          ConfigError: `train.reproducible`, whose step is made of several programs.
+        """
+        if self.config.train.reproducible:
+            raise ConfigError(
+                'train.reproducible = True: a step is then several programs, one device after the other, which is for '
+                'debugging alone; set it to False to plan or measure one'
+            )
+        return self.train_step().lower(state, tokens)
+
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        return compiler.options(self.config, self.mesh)
 
     @property
     def rows_sharding(self) -> jax.sharding.NamedSharding:

@@ -12,7 +12,7 @@ from llm_jax import mesh
 from llm_jax.nn import zigzag
 from llm_jax.nn.moe import STATS, rebalanced, router_losses
 from llm_jax.nn.transformer import Transformer
-from llm_jax.schema import Config
+from llm_jax.schema import Config, ConfigError
 from llm_jax.train import reproducible
 from llm_jax.train.losses import Rows, chunk_length, cross_entropy, unpack
 from llm_jax.train.state import State
@@ -72,6 +72,28 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
     return loss
 
 
+def jit_train_step(
+    model: Transformer,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    bos_id: int,
+    compiler_options: dict[str, Any] | None = None,
+) -> Callable[[State, jax.Array], tuple[State, Metrics]]:
+    """`make_train_step`, jitted with the state donated; with `train.reproducible`, `reproducible.make_step`."""
+    if not config.train.reproducible:
+        step = make_train_step(model, config, optimizer, schedule, bos_id=bos_id)
+        return jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
+    gradients, update = make_gradients(model, config, bos_id=bos_id), make_update(model, config, optimizer, schedule)
+
+    def of_shard(state: State, tokens: jax.Array, index: jax.Array) -> tuple[Any, Metrics]:
+        key = dropout_key(config, state.step)
+        return gradients(state.params, tokens, None if key is None else jax.random.fold_in(key, index))
+
+    return reproducible.make_step(of_shard, update)
+
+
 def make_train_step(
     model: Transformer,
     config: Config,
@@ -80,19 +102,21 @@ def make_train_step(
     *,
     bos_id: int,
 ) -> Callable[[State, jax.Array], tuple[State, Metrics]]:
-    """`step(state, tokens int[B, L+1]) -> (state, metrics)`, to be jitted with the state donated.
+    """`step(state, tokens int[B, L+1]) -> (state, metrics)`, one pure function.
 
     The gradient is that of the mean loss over all weighted tokens of the batch, however
     many micro-batches it is split into.
-    """
-    loss = make_loss(model, config, bos_id=bos_id)
-    n_micro = config.train.grad_accumulation
-    uses_dropout = config.model.dropout > 0
-    moe = model.config.moe
 
-    def gradients(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[Any, Metrics]:
-        (objective, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens, key)
-        return grads, {'objective': objective, **sums}
+    Raises:
+      ConfigError: `train.reproducible`, whose step is not one function.
+    """
+    if config.train.reproducible:
+        raise ConfigError(
+            'train.reproducible = True: its step is made of several programs, one device after the other, so it is not '
+            'to be had as one; set it to False here'
+        )
+    gradients, update = make_gradients(model, config, bos_id=bos_id), make_update(model, config, optimizer, schedule)
+    n_micro = config.train.grad_accumulation
 
     def accumulate(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[Any, Metrics]:
         # Rows stay on the devices that hold them: micro-batch i takes every n-th row.
@@ -115,14 +139,41 @@ def make_train_step(
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), one)
         return jax.lax.scan(body, start, jnp.arange(n_micro))[0]
 
-    if config.train.reproducible:
-        compute = reproducible.over_shards(gradients, model.config.rules)
-    else:
-        compute = gradients if n_micro == 1 else accumulate
+    compute = gradients if n_micro == 1 else accumulate
 
     def step(state: State, tokens: jax.Array) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step) if uses_dropout else None
-        grads, sums = compute(state.params, tokens, key)
+        return update(state, compute(state.params, tokens, dropout_key(config, state.step)))
+
+    return step
+
+
+def dropout_key(config: Config, step: jax.Array) -> jax.Array | None:
+    """What decides a step's dropout, where there is any."""
+    return jax.random.fold_in(jax.random.key(config.seed), step) if config.model.dropout > 0 else None
+
+
+def make_gradients(model: Transformer, config: Config, *, bos_id: int) -> Callable[..., tuple[Any, Metrics]]:
+    """`gradients(params, tokens int[B, L+1], dropout_key) -> (gradients, sums)`, totals as in `make_loss`."""
+    loss = make_loss(model, config, bos_id=bos_id)
+
+    def gradients(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[Any, Metrics]:
+        (objective, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, tokens, key)
+        return grads, {'objective': objective, **sums}
+
+    return gradients
+
+
+def make_update(
+    model: Transformer,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+) -> Callable[[State, tuple[Any, Metrics]], tuple[State, Metrics]]:
+    """`update(state, (gradients, sums)) -> (state, metrics)`, from what `make_gradients` says of the whole batch."""
+    moe = model.config.moe
+
+    def update(state: State, summed: tuple[Any, Metrics]) -> tuple[State, Metrics]:
+        grads, sums = summed
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / sums['weight'], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -144,7 +195,7 @@ def make_train_step(
             metrics |= router_losses(moe, sums['routers'])
         return State(state.step + 1, params, opt_state, ema), metrics
 
-    return reproducible.on_whole_arrays(step, model.config.rules) if config.train.reproducible else step
+    return update
 
 
 def make_eval_step(
