@@ -27,7 +27,11 @@ MALLOC = ('MALLOC_ARENA_MAX', 'MALLOC_MMAP_MAX_', 'MALLOC_TRIM_THRESHOLD_', 'MAL
 # Models to compare without an experiment file: fields of the model, tokens of a row, rows of a batch.
 SHAPES = {
     'laptop': (GPT2 | {'d_model': 384, 'n_layers': 6, 'n_heads': 6, 'vocab_size': 4096, 'scan': False}, 256, 16),
-    'gpt2_124m': (GPT2 | {'d_model': 768, 'n_layers': 12, 'n_heads': 12, 'vocab_size': 50_304}, 2048, 16),
+    'gpt2_124m': (
+        GPT2 | {'d_model': 768, 'n_layers': 12, 'n_heads': 12, 'vocab_size': 50_304, 'scan': False},
+        2048,
+        16,
+    ),
     'llama_1.3b': (
         {'d_model': 2048, 'n_layers': 24, 'n_heads': 16, 'd_ff': 5504, 'vocab_size': 32_000, 'tie_embeddings': False},
         2048,
@@ -242,6 +246,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--warm_up', type=int, default=WARM_UP, help='steps before them')
     parser.add_argument('--threads', type=int, default=os.cpu_count() or 1, help='of torch')
     parser.add_argument('--json', help='a file to which the result is added, as a line of JSON')
+    parser.add_argument('--note', default='', help='goes into that line')
     cli.add_debug(parser)
     args, rest = parser.parse_known_args(argv)
     config = cli.experiment(args.experiment, rest) if args.experiment else shaped(args.shape, cli.overrides(rest))
@@ -283,7 +288,8 @@ def main(argv: list[str]) -> None:
         facts['peers'][peer.name] = {'tokens_per_second': tokens / statistics.median(column), 'ratio': middle}
     if args.json:
         with open(args.json, 'a') as file:
-            print(json.dumps({'model': args.experiment or args.shape, 'overrides': rest} | facts), file=file)
+            about = {'model': args.experiment or args.shape, 'overrides': rest, 'note': args.note}
+            print(json.dumps(about | {'xla_flags': os.environ.get('XLA_FLAGS', '')} | facts), file=file)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.nn import remat
 from llm_jax.nn.einsum import Einsum
 from llm_jax.schema import Model
 
@@ -40,7 +41,7 @@ class Plain(nn.Module):
         shape, axes = (config.d_model, F), ('d_model', 'd_ff')
         hidden = [Einsum('BLD,DF->BLF', shape, axes, config, use_bias=bias, name=name)(x_BLD) for name in self.inputs]
         down = Einsum('BLF,FD->BLD', shape[::-1], axes[::-1], config, use_bias=bias, writes_residual=True, name='down')
-        return down(type(self).activation(*hidden))
+        return down(remat.elementwise(type(self).activation)(*hidden))
 
 
 class Gated(Plain):

@@ -4,6 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.nn import remat
 from llm_jax.nn.einsum import vector
 from llm_jax.schema import Model
 
@@ -22,15 +23,22 @@ class _Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """dtype[..., D] -> dtype[..., D]."""
         config, n = self.config, len(self.axes)
-        shape = x.shape[-n:]
-        y = self.normalise(x.astype(jnp.float32), tuple(range(-n, 0)))
+        shape, vectors = x.shape[-n:], {}
         if config.norm_scale:
             start = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
-            scale = vector(self, 'scale', start, shape, self.axes)
-            y *= 1 + scale if config.norm_offset else scale
+            vectors['scale'] = vector(self, 'scale', start, shape, self.axes)
         if config.norm_bias:
-            y += vector(self, 'bias', nn.initializers.zeros, shape, self.axes)
-        return y.astype(config.dtype)
+            vectors['bias'] = vector(self, 'bias', nn.initializers.zeros, shape, self.axes)
+
+        def norm(x, vectors):
+            y = self.normalise(x.astype(jnp.float32), tuple(range(-n, 0)))
+            if 'scale' in vectors:
+                y *= 1 + vectors['scale'] if config.norm_offset else vectors['scale']
+            if 'bias' in vectors:
+                y += vectors['bias']
+            return y.astype(config.dtype)
+
+        return remat.elementwise(norm)(x, vectors)
 
 
 class LayerNorm(_Norm):

@@ -49,6 +49,15 @@ def block(config: Model, module: type[nn.Module], *, scanned: bool) -> type[nn.M
     return nn.remat(module, policy=policy, prevent_cse=not scanned)
 
 
+def elementwise(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same function, computed again from its arguments in the backward pass, whatever the policy.
+
+    For norms and activations, whose arithmetic is nothing beside the traffic of keeping their every step: loops over
+    layers stack each array that they keep. Where layers are not in a loop, XLA may undo it, and keeps what it likes.
+    """
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 def attention_core(config: Model, core: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The function from queries, keys, values ... to results, recomputed from these where the policy is 'attention'."""
     return jax.checkpoint(core) if config.remat == 'attention' else core

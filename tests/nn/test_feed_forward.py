@@ -32,3 +32,13 @@ def test_hidden_width(name, d_ff, expected):
     shapes = jax.eval_shape(DENSE[name](config).init, jax.random.key(0), jnp.zeros((1, 1, 32)))['params']
     assert shapes['up']['kernel'].shape == (32, expected)
     assert shapes['down']['kernel'].shape == (expected, 32)
+
+
+@pytest.mark.parametrize('name', DENSE)
+def test_the_steps_of_an_activation_are_not_kept(name):
+    """Only what products give and take is, of arrays as wide as the hidden layer."""
+    module = DENSE[name](tiny_config(feed_forward=name, d_ff=48).model)
+    x = jnp.zeros((2, 5, 32))
+    params = jax.eval_shape(module.init, jax.random.key(0), x)
+    kept = jax.eval_shape(lambda p, x: jax.tree.leaves(jax.vjp(module.apply, p, x)[1]), params, x)
+    assert sum(leaf.size == 2 * 5 * 48 for leaf in kept) == (3 if name in reference.GATES else 2)

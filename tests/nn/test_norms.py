@@ -41,3 +41,12 @@ def test_parameters(name):
     )['params']
     assert {k: v.shape for k, v in shapes().items()} == {'scale': (32,)}
     assert {k: v.shape for k, v in shapes(norm_bias=True).items()} == {'scale': (32,), 'bias': (32,)}
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_nothing_in_float32_is_kept_for_the_backward_pass(name):
+    module = NORMS[name](tiny_config(norm=name, dtype='bfloat16').model)
+    x = jnp.zeros((2, 5, 32), jnp.bfloat16)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)
+    kept = jax.eval_shape(lambda p, x: jax.tree.leaves(jax.vjp(module.apply, p, x)[1]), params, x)
+    assert [leaf.dtype for leaf in kept if leaf.size == x.size] == [jnp.bfloat16]
