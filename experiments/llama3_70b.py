@@ -2,7 +2,12 @@
 
 ./tools/run plan experiments/llama3_70b.py --topology v5p:8x8x8
 
-That plan compiles to 45.3 of 95.7 GiB a chip on fsdp 128 × tensor 4 with 2 micro-batches; docs/plan.md has the table.
+That plan, compiled, on fsdp 128 × tensor 4 with 2 micro-batches:
+
+  memory           30.8 of 95.7 GiB a chip
+  step             15.6 s at the roofline, bound by compute; 4.0 s of it are sums that nothing hides
+                   269 k tokens/s and 55 % MFU at most
+  15 T tokens      646 days, 7.9 M chip-hours
 """
 
 import ml_collections

@@ -4,9 +4,9 @@
 
 That plan, compiled, on fsdp 128 with 4 micro-batches:
 
-  memory           14.2 of 95.7 GiB a chip
-  step             8.42 s at the roofline, bound by compute; 498 k tokens/s and 49 % MFU at most
-  15 T tokens      349 days, 1.07 M chip-hours, 4.5 M at 4.2 a chip-hour
+  memory           7.93 of 95.7 GiB a chip
+  step             6.18 s at the roofline, bound by compute; 679 k tokens/s and 67 % MFU at most
+  15 T tokens      256 days, 786 k chip-hours, 3.3 M at 4.2 a chip-hour
 """
 
 import ml_collections

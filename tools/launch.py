@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     known, rest = parser.parse_known_args(argv)
     if bool(known.tpu) == known.slurm:
         raise ConfigError('say where to: --tpu v5e-16 (with --gke or --xpk for Kubernetes), or --slurm')
+    if bool(known.gke) + bool(known.xpk) + known.slurm > 1:
+        raise ConfigError('--gke, --xpk and --slurm are three ways to the same end: give one of them')
     config = cli.experiment(known.experiment, rest)
 
     job = launch.Job(

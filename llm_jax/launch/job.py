@@ -4,8 +4,16 @@ from collections.abc import Iterable
 import dataclasses
 import shlex
 
+from llm_jax.schema import ConfigError
+
 # Beside requirements.txt: what reads and writes gs://.
 TPU_PACKAGES = 'jax[tpu] gcsfs'
+
+
+def at_least(flag: str, value: int, least: int) -> None:
+    """Raises: ConfigError: a number is too small."""
+    if value < least:
+        raise ConfigError(f'{flag} = {value} must be at least {least}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +29,9 @@ class Job:
       spot: whether capacity may be taken away, for less money.
       restarts: how many times the job starts again when it was interrupted or failed.
       slices: TPU slices, over which `mesh.data` is split.
+
+    Raises:
+      ConfigError: a bucket that is none, or numbers that make no job.
     """
 
     name: str
@@ -32,6 +43,12 @@ class Job:
     spot: bool = False
     restarts: int = 10
     slices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.bucket and not self.bucket.startswith('gs://'):
+            raise ConfigError(f'--bucket = {self.bucket!r} is no bucket: write it as gs://{self.bucket}')
+        at_least('--restarts', self.restarts, 0)
+        at_least('--slices', self.slices, 1)
 
     @property
     def resource(self) -> str:

@@ -1,12 +1,16 @@
 """Slurm: one process per GPU, on as many nodes as are asked for."""
 
 import dataclasses
+import re
 import shlex
 
-from llm_jax.launch.job import Job, script
+from llm_jax.launch.job import Job, at_least, script
+from llm_jax.schema import ConfigError
 
 # Seconds before the time limit at which processes are told: time to write a checkpoint.
 NOTICE = 300
+# Minutes, minutes:seconds, hours:minutes:seconds, or days before hours, hours:minutes or hours:minutes:seconds.
+_TIME = re.compile(r'\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,9 @@ class Cluster:
       time: limit of one allocation; the job queues again until the training is finished.
       partition, account: empty takes the user's default.
       packages: what JAX needs beside requirements.txt.
+
+    Raises:
+      ConfigError: no machines, or a time that Slurm does not read.
     """
 
     nodes: int = 1
@@ -27,6 +34,12 @@ class Cluster:
     partition: str = ''
     account: str = ''
     packages: str = 'jax[cuda13]'
+
+    def __post_init__(self) -> None:
+        at_least('--nodes', self.nodes, 1)
+        at_least('--gpus_per_node', self.gpus_per_node, 1)
+        if not _TIME.fullmatch(self.time):
+            raise ConfigError(f"--time = {self.time!r} is no time of Slurm's: write it like 90, 24:00:00 or 2-12:00:00")
 
     @property
     def devices(self) -> int:

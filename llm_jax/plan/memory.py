@@ -155,7 +155,9 @@ def estimate(case: Case, residuals: float | None = None) -> Memory:
     width = jnp.dtype(config.model.dtype).itemsize
     # Cast once, ahead of the loops over layers and micro-batches.
     copies = parts['parameters'] / 4 * width if width < 4 else 0.0
-    parts['copies and gaps'] = copies + _GAPS * parts['activations']
+    gaps = _GAPS if case.machine and case.machine.chip.is_tpu else 0.0
+    parts['copies and gaps'] = copies + gaps * parts['activations']
+    parts = {name: n for name, n in parts.items() if n}
     return Memory(parts, case.machine.hbm if case.machine else math.inf, ANALYTIC)
 
 

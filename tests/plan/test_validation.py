@@ -11,10 +11,21 @@ import pytest
 TOOL = pathlib.Path(__file__).parents[2] / 'tools' / 'bench_plan.py'
 
 
+def measured(part, shape):
+    environment = {**os.environ, 'XLA_FLAGS': ''}
+    command = [sys.executable, str(TOOL), '--only', part, '--shape', shape]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return json.loads(done.stdout)[part][shape]
+
+
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='the kernel does not let the peak be reset')
 def test_peak_memory_on_eight_devices():
-    environment = {**os.environ, 'XLA_FLAGS': ''}
-    done = subprocess.run([sys.executable, str(TOOL), '--only', 'memory'], capture_output=True, text=True,
-                          env=environment, check=True)  # fmt: skip
-    found = json.loads(done.stdout)['memory']
+    found = measured('memory', 'plain')
     assert found['compiled'] == pytest.approx(found['measured'], rel=0.15)
+
+
+@pytest.mark.parametrize('shape', ['latent attention', 'window of 16', 'experts, 2 of 4'])
+def test_flops_of_other_layers(shape):
+    found = measured('flops', shape)
+    assert found['analytic'] == pytest.approx(found['xla'], rel=0.02)
+    assert found['text'] == pytest.approx(found['xla'], rel=0.02)
