@@ -159,11 +159,6 @@ def _check_split_rows(config: Config, sizes: dict[str, int]) -> None:
     if not shared:
         return
     axes = ' × '.join(f'{axis} {sizes[axis]}' for axis in shared)
-    if model.matmul != 'default':
-        raise ConfigError(
-            f'model.matmul = {model.matmul!r} is not to be had where mesh {axes} splits rows '
-            "(mesh.rules.residual_length): use 'default', or whole rows"
-        )
     if sizes['stage'] > 1:
         raise ConfigError(
             f'mesh stage {sizes["stage"]} cannot be combined with mesh {axes}, which splits rows '

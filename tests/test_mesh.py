@@ -141,8 +141,6 @@ def test_slices_that_data_cannot_be_split_over(tpu_devices):
 @pytest.mark.parametrize(
     ('overrides', 'sizes', 'message'),
     [
-        ({'model__matmul': 'fp8'}, {'context': 2},
-         "model.matmul = 'fp8' is not to be had where mesh context 2 splits rows"),
         ({}, {'context': 2, 'stage': 2}, 'mesh stage 2 cannot be combined with mesh context 2'),
         ({'mesh__rules__residual_length': ('context', 'tensor')}, {'tensor': 2, 'stage': 2},
          'mesh stage 2 cannot be combined with mesh tensor 2'),
