@@ -7,6 +7,7 @@ import math
 import jax
 
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.plan import analytic, memory, planner, topology
 from llm_jax.plan.compiled import DoesNotFit
 from llm_jax.plan.planner import Outcome
@@ -84,9 +85,7 @@ def _meshes(config: Config, machine: Machine) -> Iterator[dict[str, int]]:
 
 def _divides(config: Config, sizes: dict[str, int]) -> bool:
     try:
-        mesh_lib.check_fit(
-            dataclasses.replace(config, train=dataclasses.replace(config.train, grad_accumulation=1)), sizes
-        )
+        check_fit(dataclasses.replace(config, train=dataclasses.replace(config.train, grad_accumulation=1)), sizes)
     except ConfigError:
         return False
     return True
