@@ -8,8 +8,6 @@ from tiny import on_mesh, tiny_config
 from llm_jax import mesh as mesh_lib
 from llm_jax.schema import ConfigError, Mesh
 
-SIZES = dict.fromkeys(mesh_lib.AXES, 1)
-
 
 @pytest.mark.parametrize(
     ('axes', 'devices', 'expected'),
@@ -39,52 +37,6 @@ def test_make_mesh_is_explicit():
     mesh = mesh_lib.make_mesh(Mesh(data=2, fsdp=-1, tensor=2))
     assert {axis: n for axis, n in mesh.shape.items() if n > 1} == {'data': 2, 'fsdp': 2, 'tensor': 2}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
-
-
-@pytest.mark.parametrize(
-    ('overrides', 'message'),
-    [
-        ({'train__batch_size': 6},
-         'train.batch_size / train.grad_accumulation = 6 cannot be split over mesh data 2 × fsdp 2: '
-         'it must be a multiple of 4. Change it (e.g. to 8), the mesh, or mesh.rules.batch'),
-        ({'train__batch_size': 8, 'train__grad_accumulation': 4}, 'train.grad_accumulation = 2 cannot be split'),
-        ({'d_model': 33, 'n_heads': 3, 'd_head': 8}, 'model.d_model = 33 cannot be split over mesh fsdp 2'),
-        ({'n_heads': 3, 'd_head': 8}, 'model.n_heads = 3 cannot be split over mesh tensor 2'),
-        ({'attention': 'mqa'}, 'model.n_kv_heads = 1 cannot be split over mesh tensor 2'),
-        ({'d_ff': 97}, 'model.d_ff = 97 cannot be split over mesh tensor 2'),
-        ({'vocab_size': 65}, 'model.vocab_size = 65 cannot be split over mesh tensor 2: it must be'),
-        ({'mesh__rules__d_ff': 'tensr'}, "mesh.rules.d_ff = 'tensr' is no mesh axis; there are data, stage, fsdp"),
-        ({'mesh__rules__d_ff': 'fsdp'}, "mesh.rules.d_ff = 'fsdp': 'fsdp' already splits 'd_model' of the"),
-        ({'mesh__rules__vocab': ('tensor', 'data')}, "'data' already splits 'batch' of the same arrays"),
-    ],
-)  # fmt: skip
-def test_what_does_not_divide_is_named(overrides, message):
-    config = tiny_config(**overrides)
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        mesh_lib.check_fit(config, SIZES | {'data': 2, 'fsdp': 2, 'tensor': 2})
-
-
-@pytest.mark.parametrize(
-    ('overrides', 'message'),
-    [
-        ({'data__seq_len': 18},
-         'data.seq_len = 18 cannot be split over mesh context 4: it must be a multiple of 8 (two chunks of each row on '
-         'a device, so that causal attention is even). Change it (e.g. to 24), the mesh, or mesh.rules.length'),
-        ({'data__seq_len': 36, 'mesh__rules__length': None, 'mesh__rules__residual_length': ('context', 'tensor')},
-         'data.seq_len = 36 cannot be split over mesh context 4 × tensor 2: it must be a multiple of 8. Change it'),
-        ({'mesh__rules__residual_length': 'tensor'},
-         "mesh.rules.residual_length = 'tensor' must begin with the axes of mesh.rules.length = 'context'"),
-        ({'mesh__rules__residual_length': ('context', 'fsdp')}, "'fsdp' already splits 'batch' of the same arrays"),
-    ],
-)  # fmt: skip
-def test_lengths_that_do_not_divide_are_named(overrides, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        mesh_lib.check_fit(tiny_config(**overrides), SIZES | {'context': 4, 'tensor': 2})
-
-
-def test_what_divides_passes():
-    mesh_lib.check_fit(tiny_config(), SIZES | {'data': 2, 'fsdp': 2, 'tensor': 2})
-    mesh_lib.check_fit(tiny_config(attention='mqa', mesh__rules__kv_heads=None), SIZES | {'fsdp': 2, 'tensor': 4})
 
 
 def test_spec():
@@ -136,18 +88,3 @@ def test_only_data_goes_over_slices(sizes, tpu_devices):
 def test_slices_that_data_cannot_be_split_over(tpu_devices):
     with pytest.raises(ConfigError, match='mesh.data = 1 cannot be split over 2 TPU slices'):
         mesh_lib.make_mesh(Mesh(data=1, fsdp=-1), tpu_devices('v5e:2x4', num_slices=2))
-
-
-@pytest.mark.parametrize(
-    ('overrides', 'sizes', 'message'),
-    [
-        ({'model__matmul': 'fp8'}, {'context': 2},
-         "model.matmul = 'fp8' is not to be had where mesh context 2 splits rows"),
-        ({}, {'context': 2, 'stage': 2}, 'mesh stage 2 cannot be combined with mesh context 2'),
-        ({'mesh__rules__residual_length': ('context', 'tensor')}, {'tensor': 2, 'stage': 2},
-         'mesh stage 2 cannot be combined with mesh tensor 2'),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_combined_with_split_rows(overrides, sizes, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        mesh_lib.check_fit(tiny_config(**overrides), SIZES | sizes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_jax import config as config_lib
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
 from llm_jax.schema import Config
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
@@ -144,3 +145,14 @@ def tiny_training(config: Config, seed: int = 0) -> tuple:
     if config.train.reproducible:
         return jit_train_step(model, config, optimizer, schedule, bos_id=BOS), state
     return jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS)), state  # nothing is donated
+
+
+def one_step(config: Config, sizes: dict[str, int] | tuple[int, int, int]) -> tuple[dict, dict, dict | None]:
+    """(metrics, parameters, their running mean) after one step on a mesh, fetched from it."""
+    with on_mesh(sizes):
+        check_fit(config, dict(jax.sharding.get_abstract_mesh().shape))
+        step, state = tiny_training(config)
+        new, metrics = step(state, place(packed_tokens(config.train.batch_size), config))
+        # Shape, dtype and sharding: buffers can be donated.
+        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
+        return jax.device_get((metrics, new.params, new.ema))

@@ -13,6 +13,7 @@ import sys
 
 from llm_jax import cli, launch
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.schema import ConfigError
 from llm_jax.slices import parse_slice
 
@@ -52,12 +53,12 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     if known.slurm:
         cluster = launch.Cluster(known.nodes, known.gpus_per_node, known.time, known.partition, known.account)
-        mesh_lib.check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
+        check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
         text, shell = launch.slurm_script(job, cluster), ['sbatch']
     else:
         tpu = parse_slice(known.tpu)
         sizes = mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices)
-        mesh_lib.check_fit(config, sizes)
+        check_fit(config, sizes)
         mesh_lib.check_slices(sizes, known.slices)
         shell = ['bash']
         if known.gke:

@@ -24,16 +24,20 @@ The backward pass is the transpose of this loop. An iteration keeps only what en
 and is computed again; `model.remat` says what is kept within one iteration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import math
 from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from llm_jax import mesh
 from llm_jax.schema import ConfigError
+
+# The name of what the forward pass keeps: the weights as they lie in the loop, and what entered each iteration.
+_KEPT = 'pipeline'
 
 # (parameters of a group [layers, ...], x [b, L, D], rows of x, key or None) -> (x, reports [layers, ...])
 Layers = Callable[[Any, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any]]
@@ -97,7 +101,7 @@ def run(
       (x [B, L, D], reports [n, ...] summed over micro-batches)
 
     Raises:
-      ConfigError: the rows cannot be split so; all else, `mesh.check_fit` has checked.
+      ConfigError: the rows cannot be split so; all else, `fit.check_fit` has checked.
     """
     n_layers, axis = jax.tree.leaves(params)[0].shape[0], mesh.stage_axis(rules)
     n = plan.microbatches * mesh.batch_shards(rules) // plan.stages
@@ -106,27 +110,57 @@ def run(
             f'a batch of {x_BLD.shape[0]} rows cannot be split into {plan.microbatches} micro-batches on this mesh: '
             f'it must be a multiple of {n}'
         )
-    rows = jax.tree.map(lambda x: mesh.shard(x, rules, mesh.TOKENS), rows)
+    batch = mesh.current(rules)['batch']
+    rows = jax.tree.map(lambda x: jax.sharding.reshard(x, P(batch, *jax.typeof(x).sharding.spec[1:])), rows)
 
     def local(own: jax.Array, params: Any, x_BLD: jax.Array, rows: Any, key: Any) -> tuple[jax.Array, Any]:
-        # The other axes of the mesh go on as ever: what is here has their shardings as its type.
         groups = _round_robin(params, own[0], plan, axis)
         slots = plan.microbatches // plan.stages
         everywhere = lambda x: jax.lax.all_gather(_slots(x, slots)[None], axis, tiled=True)  # [S, b, slots, L]
-        rows = jax.tree.map(everywhere, rows)
+        groups, rows = checkpoint_name((groups, jax.tree.map(everywhere, rows)), _KEPT)
+        key = None if key is None else key[0]
         out, reports = _loop(layers, own[0], groups, _slots(x_BLD, slots), rows, key, plan, axis)
         return _unslot(out), jax.tree.map(lambda x: x[:, None], reports)
 
-    split = P(axis)
-    mapped = jax.shard_map(
-        local, in_specs=(split, split, split, split, P()), out_specs=(split, P(None, axis)), axis_names={axis},
-        # Nested shard_maps have no gradient with the check; nothing whole on all stages has one here.
-        check_vma=False,
-    )  # fmt: skip
-    x_BLD, reports = mapped(mesh.numbers(axis), params, x_BLD, rows, key)
+    key = None if key is None else key[None]
+    out_specs = jax.typeof(x_BLD).sharding.spec, P(None, axis)
+    x_BLD, reports = _on_stages(local, axis, (mesh.numbers(axis), params, x_BLD, rows, key), out_specs)
     # [repeats, S, layers of a group, ...], which is the order of the layers.
     in_order = lambda x: jax.sharding.reshard(x, P()).reshape(n_layers, *x.shape[3:])
     return x_BLD, jax.tree.map(in_order, reports)
+
+
+def _on_stages(body: Callable, axis: str, args: tuple, out_specs: tuple) -> Any:
+    """`body` on the parts of `args` that each stage has; over the other axes of the mesh arrays are split as ever.
+
+    A `shard_map` over one axis of an explicit mesh gathers what enters and leaves it over all others: JAX lowers its
+    specs, which know of that axis alone, as all there is to know. So its border is crossed with the other axes as
+    automatic ones, and only what is in `body` has them in its types.
+
+    Args:
+      body: of arrays whose types have the mesh without `axis`.
+      axis: that the stages are on.
+      args: trees of arrays whose types say how they lie, over `axis` by the first dimension or not at all.
+      out_specs: of what `body` gives, on the whole mesh.
+    """
+    others = tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name != axis)
+    keep = lambda names: lambda x: P(*(_only(entry, names) for entry in jax.typeof(x).sharding.spec))
+    own = lambda spec: P(*(_only(entry, {axis}) for entry in spec))
+    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
+    inner = jax.sharding.explicit_axes(body, axes=others, in_sharding=jax.tree.map(keep(others), args))
+    mapped = jax.shard_map(
+        inner, in_specs=jax.tree.map(keep({axis}), args), out_specs=jax.tree.map(own, out_specs),
+        axis_names={axis},
+        # Nested shard_maps have no gradient with the check; nothing whole on all stages has one here.
+        check_vma=False,
+    )  # fmt: skip
+    return jax.sharding.auto_axes(mapped, axes=others, out_sharding=out_specs)(*args)
+
+
+def _only(entry: str | tuple[str, ...] | None, names: Collection[str]) -> str | tuple[str, ...] | None:
+    """Of what a dimension is split over, these mesh axes."""
+    axes = tuple(name for name in mesh.mesh_axes(entry) if name in names)
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _loop(
@@ -157,7 +191,8 @@ def _loop(
         slot = jnp.minimum(t // plan.block, x_bjLD.shape[1] - 1)
         feed = jnp.where(t % plan.block == 0, _at(x_bjLD, slot, 1), feed)
         x_bLD = jnp.where((stage == 0) & (_round(u, plan) == 0), feed, state)
-        y_bLD, reports = work(groups, jnp.where(busy, x_bLD, 0), rows, key, u)
+        x_bLD = checkpoint_name(jnp.where(busy, x_bLD, 0), _KEPT)
+        y_bLD, reports = work(groups, x_bLD, rows, key, u)
         add = lambda total, new: total.at[_round(u, plan)].add(jnp.where(busy, new, 0))
         totals = jax.tree.map(add, totals, reports)
 

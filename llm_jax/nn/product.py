@@ -37,7 +37,7 @@ def product(
       out_dtype: of the result; empty means that of x.
     """
     if mesh.shards(config.rules, 'residual_length') > 1:
-        return _of_split_rows(x, w, axes, n_in, config.rules, out_dtype)
+        return _of_split_rows(x, w, axes, n_in, config, out_dtype)
     rules, lead = config.rules, x.ndim - n_in
     fan_in, outputs = math.prod(w.shape[:n_in]), w.shape[n_in:]
     free_axes = activation_axes(axes[n_in:])
@@ -55,7 +55,7 @@ def _reshape(x: jax.Array, shape: tuple[int, ...], rules: tuple, axes: tuple[str
 
 
 def _of_split_rows(
-    x: jax.Array, w: jax.Array, axes: tuple[str, ...], n_in: int, rules: tuple, out_dtype: str
+    x: jax.Array, w: jax.Array, axes: tuple[str, ...], n_in: int, config: Model, out_dtype: str
 ) -> jax.Array:
     """`product` where devices share the tokens of a row: each with the tokens and the columns that it has.
 
@@ -68,12 +68,7 @@ def _of_split_rows(
     and scattered after it (sequence parallelism: Korthikanti et al. 2022, arXiv:2205.05198).
     """
 
-    def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
-        fan_in = math.prod(w.shape[:n_in])
-        y = jnp.dot(x.reshape(-1, fan_in), w.reshape(fan_in, -1), preferred_element_type=out_dtype or None)
-        return y.reshape(*x.shape[:2], *w.shape[n_in:])
-
-    table = mesh.current(rules)
+    table = mesh.current(config.rules)
     named = lambda name: mesh.mesh_axes(table[name])
     stream = named('residual_length')
     finer = tuple(axis for axis in stream if axis not in named('length'))
@@ -83,6 +78,12 @@ def _of_split_rows(
     used = [tuple(a for a in named(axis) if a not in named('batch')) for axis in activation_axes(axes)]
     summed, columns = _flat(used[:n_in]), _flat(used[n_in:])
     varies = {*named('batch'), *(stream if scatters else named('length')), *columns}
+
+    def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
+        fan_in = math.prod(w.shape[:n_in])
+        flat_x, flat_w = x.reshape(-1, fan_in), w.reshape(fan_in, -1)
+        y = matmul(flat_x, flat_w, config.matmul, out_dtype=out_dtype, summed=summed)
+        return y.reshape(*x.shape[:2], *w.shape[n_in:])
 
     def local(x: jax.Array, w: jax.Array) -> jax.Array:
         for dim, (here, wanted) in enumerate(zip(lies, used, strict=True)):

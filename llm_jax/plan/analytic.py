@@ -13,7 +13,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax.nn.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
-from llm_jax.plan.memory import device_bytes, hidden, host_bytes, mesh_shards, offloaded, state_parts
+from llm_jax.plan.memory import device_bytes, hidden, host_bytes, mesh_shards, offloaded, state_parts, stream_shards
 from llm_jax.schema import Model
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
@@ -70,11 +70,10 @@ def cost(case: Case) -> Cost:
     params = device_bytes(case.plan.shapes.params, case.plan.mesh)
     weights = params / 4 * width * sizes['fsdp']  # of a device's layers, brought together
     stream = layers * tokens * model.d_model * width
-    split = sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
 
     room = model.moe.capacity if model.feed_forward == 'moe' and sizes['expert'] > 1 else 1
     inner = 3 * room * hidden(model) + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
-    moved = _STREAM / split + _INNER * inner / model.d_model / sizes['tensor']
+    moved = _STREAM / stream_shards(case) + _INNER * inner / model.d_model / sizes['tensor']
     traffic = stream * moved * (3 + again) / 4 + turns * weights * _WEIGHTS
     traffic += 2 * sum(state_parts(case).values())
     # With 'offload' the results of products go to the host and come back.

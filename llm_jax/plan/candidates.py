@@ -6,6 +6,7 @@ import math
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.config import freeze_rules
+from llm_jax.fit import check_fit
 from llm_jax.plan.topology import Machine
 from llm_jax.schema import Config, ConfigError
 
@@ -76,7 +77,7 @@ def _meshes(config: Config, machine: Machine) -> Iterator[dict[str, int]]:
 
 def _fits(config: Config, sizes: dict[str, int]) -> bool:
     try:
-        mesh_lib.check_fit(config, sizes)
+        check_fit(config, sizes)
     except ConfigError:
         return False
     return True

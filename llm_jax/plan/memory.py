@@ -71,6 +71,12 @@ def mesh_shards(case: Case) -> int:
     return math.prod(sizes[axis] for axis in mesh_lib.mesh_axes(dict(case.config.model.rules)['batch']))
 
 
+def stream_shards(case: Case) -> int:
+    """Into how many pieces the tensor axis splits the residual stream."""
+    split = mesh_lib.mesh_axes(dict(case.config.model.rules)['residual_length'])
+    return case.sizes['tensor'] if 'tensor' in split else 1
+
+
 def device_bytes(tree: Any, mesh: Any) -> float:
     """Bytes that one device holds of a tree of sharded shapes; what is in the host's memory is not among them."""
     return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree) if not _on_host(leaf)))
@@ -127,8 +133,8 @@ def kept_bytes(case: Case) -> float:
     model, sizes = case.config.model, case.sizes
     if model.remat != 'full':
         return residual_bytes(case)
-    split = sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
-    tokens = case.tokens_per_step / case.config.train.grad_accumulation / mesh_shards(case) / sizes['context'] / split
+    tokens = case.tokens_per_step / case.config.train.grad_accumulation / mesh_shards(case) / sizes['context']
+    tokens /= stream_shards(case)
     # Of each layer its input; with stages a device has fewer layers, and rows of all stages.
     return model.n_layers * tokens * model.d_model * jnp.dtype(model.dtype).itemsize
 

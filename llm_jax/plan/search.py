@@ -123,7 +123,9 @@ def least_kept(case: Case) -> float:
     tokens = config.train.batch_size / config.train.grad_accumulation / memory.mesh_shards(case)
     tokens *= config.data.seq_len / sizes['context'] * sizes['stage']
     width = jax.numpy.dtype(model.dtype).itemsize
-    stream = model.d_model / (sizes['tensor'] if 'tensor' in dict(model.rules)['residual_length'] else 1)
+    stream = model.d_model / (
+        sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
+    )
     inner = 2 * model.ff_size / sizes['tensor'] if model.feed_forward != 'moe' else 0
     units = {'none': 2 * stream + inner, 'attention': 2 * stream + inner, 'dots': stream + inner}
     return tokens * width * model.n_layers / sizes['stage'] * units.get(model.remat, stream)

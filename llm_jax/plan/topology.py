@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.metrics.specs import CHIPS, Chip
 from llm_jax.schema import Config, ConfigError
 from llm_jax.slices import parse_slice
@@ -197,7 +198,7 @@ def sizes(config: Config, machine: Machine) -> dict[str, int]:
     """
     out = mesh_lib.axis_sizes(config.mesh, machine.devices)
     mesh_lib.check_slices(out, machine.slices)
-    mesh_lib.check_fit(config, out)
+    check_fit(config, out)
     return out
 
 

@@ -6,6 +6,7 @@ import math
 import jax
 
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.generate import decode
 from llm_jax.init import is_weight
 from llm_jax.metrics import Counts, count, flops_per_token
@@ -65,7 +66,7 @@ def summarise(config: Config, n_devices: int, vocab_size: int) -> Summary:
     """
     sizes = mesh_lib.axis_sizes(config.mesh, n_devices)
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
-    mesh_lib.check_fit(dataclasses.replace(config, model=model.config), sizes)
+    check_fit(dataclasses.replace(config, model=model.config), sizes)
     explicit = (jax.sharding.AxisType.Explicit,) * len(sizes)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), explicit)):
         shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -16,6 +16,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.data.prepare import Prepared
+from llm_jax.fit import check_fit
 from llm_jax.nn import matmul
 from llm_jax.nn.attend.choose import kernels
 from llm_jax.nn.transformer import Transformer, build, parameters_of
@@ -137,7 +138,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     """
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
     config = dataclasses.replace(config, model=model.config)
-    mesh_lib.check_fit(config, dict(mesh.shape))
+    check_fit(config, dict(mesh.shape))
     if config.train.reproducible:
         reproducible.check(config, dict(mesh.shape))
     if isinstance(mesh, Mesh):

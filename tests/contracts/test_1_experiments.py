@@ -12,6 +12,7 @@ from tiny import BOS
 
 from llm_jax import config as config_lib
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.nn.transformer import build, init_params, parameters_of
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import init_state
@@ -24,7 +25,7 @@ FILES = sorted(EXPERIMENTS.glob('*.py'))
 def lower(config, n_devices):
     """The StableHLO of one training step on n devices that need not exist."""
     sizes = mesh_lib.axis_sizes(config.mesh, n_devices)
-    mesh_lib.check_fit(config, sizes)
+    check_fit(config, sizes)
     explicit = (jax.sharding.AxisType.Explicit,) * len(sizes)
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=explicit)
     vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size

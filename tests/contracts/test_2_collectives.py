@@ -1,6 +1,6 @@
 """What moves between devices in one step, counted in the compiled program: nobody adds a transfer unnoticed.
 
-The model has two layers, scanned, so each transfer of a layer counts once. Layers have
+The model has two layers, scanned, so each transfer of a layer counts once; with stages, one layer on each. Layers have
 seven matrices; with the embedding and the head that makes nine.
 """
 
@@ -12,6 +12,7 @@ from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_trainin
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'collective-permute', 'all-to-all')
 SEQUENCE = {'mesh__rules__residual_length': ('context', 'tensor')}
+EXPERTS = {'feed_forward': 'moe', 'model__moe__n_experts': 4, 'model__moe__dispatch': 'all_to_all'}
 CASES = {
     # Nine weights are gathered, seven of them again in the backward pass. Gradients are summed together, and each
     # device keeps its part (XLA for TPU and GPU makes one reduce-scatter of that; XLA for CPU does not).
@@ -27,6 +28,19 @@ CASES = {
     'fsdp, context, ring': ({'fsdp': 2, 'context': 4}, {'context_attention': 'ring'}, (16, 8, 5, 10, 0)),
     # Of a window that reaches into the neighbouring chunk, only two neighbours are visited.
     'context, ring, window': ({'context': 8}, {'context_attention': 'ring', 'window': 2}, (0, 0, 2, 7, 0)),
+    # A stage does each micro-batch's forward pass twice, and so gathers a layer's weights three times: seven more. (3
+    # to 5 gathers are of positions and segments.) Six permutes are the pipeline's own. Nothing is gathered where
+    # arrays enter or leave the stages.
+    'stage, fsdp, tensor': ({'stage': 2, 'fsdp': 2, 'tensor': 2}, {}, (27, 0, 20, 6, 0)),
+    'stage, fsdp, tensor, sequence': ({'stage': 2, 'fsdp': 2, 'tensor': 2}, SEQUENCE, (28, 17, 15, 6, 0)),
+    'stage, context, tensor, sequence': ({'stage': 2, 'context': 2, 'tensor': 2}, SEQUENCE, (13, 10, 13, 6, 0)),
+    # Keys and values twice as well.
+    'stage, context': ({'stage': 2, 'context': 4}, {}, (5, 1, 5, 6, 0)),
+    'stage, context, ring': ({'stage': 2, 'context': 4}, {'context_attention': 'ring'}, (3, 0, 5, 16, 0)),
+    # Rows go to their experts and back: a first round and the others' loop, each forwards and backwards, and once more
+    # forwards in a stage; so do the numbers of rows.
+    'expert': ({'fsdp': 4, 'expert': 2}, EXPERTS, (16, 3, 11, 0, 11)),
+    'stage, expert': ({'stage': 2, 'fsdp': 2, 'expert': 2}, EXPERTS, (33, 3, 14, 6, 14)),
 }  # fmt: skip
 
 

@@ -1,15 +1,24 @@
 """Contract 2 on the stages of a pipeline: one step is the same, whatever the schedule."""
 
-import dataclasses
-import re
-
 import jax
 import numpy as np
 import pytest
-from tiny import GPT2, LLAMA, VARIANTS, packed_tokens, place, tiny_config, tiny_training
+from tiny import (
+    BOS,
+    GPT2,
+    LLAMA,
+    VARIANTS,
+    on_mesh,
+    one_step,
+    packed_tokens,
+    place,
+    tiny_config,
+    tiny_model,
+    tiny_training,
+)
 
-from llm_jax import mesh as mesh_lib
-from llm_jax.schema import ConfigError
+from llm_jax.fit import check_fit
+from llm_jax.train.step import make_loss
 
 # A large eps keeps Adam from blowing rounding errors of near-zero gradients up.
 COMMON = {'train__batch_size': 16, 'optimizer__eps': 1e-3, 'optimizer__learning_rate': 0.1}
@@ -26,24 +35,13 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def one_step(config, **axes):
-    sizes = dict.fromkeys(mesh_lib.AXES, 1) | axes
-    mesh_lib.check_fit(config, sizes)
-    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    with jax.set_mesh(mesh_lib.make_mesh(dataclasses.replace(config.mesh, **sizes), devices)):
-        step, state = tiny_training(config)
-        new, metrics = step(state, place(packed_tokens(config.train.batch_size), config))
-        assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, new)
-        return jax.device_get((metrics, new.params))
-
-
 @pytest.fixture(scope='module')
 def one_device():
     known = {}
 
     def result(name):
         if name not in known:
-            known[name] = one_step(tiny_config(**(CONFIGS[name] | COMMON)))
+            known[name] = one_step(tiny_config(**(CONFIGS[name] | COMMON)), {'fsdp': 1})
         return known[name]
 
     return result
@@ -66,38 +64,68 @@ def one_device():
 def test_same_step(name, axes, schedule, one_device):
     microbatches, repeats = schedule
     staged = {'mesh__stage_microbatches': microbatches, 'mesh__stage_repeats': repeats}
-    results = one_step(tiny_config(**(CONFIGS[name] | COMMON | staged)), **axes)
+    results = one_step(tiny_config(**(CONFIGS[name] | COMMON | staged)), axes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), results, one_device(name))
 
 
-@pytest.mark.parametrize(
-    ('overrides', 'message'),
-    [
-        ({'n_layers': 6},
-         'model.n_layers = 6 has 6 layers, which cannot be split over mesh stage 4 × mesh.stage_repeats = 1: it must '
-         'be a multiple of 4. Use mesh.stage = 2 or 3 or 6, or model.n_layers = 8'),
-        ({'n_layers': 9, 'pattern': ({'window': 3}, {}), 'first_layers': ({},), 'mesh__stage_repeats': 3},
-         'model.n_layers = 9 has 4 patterns of 2 after the first 1, which cannot be split over mesh stage 4 × '
-         'mesh.stage_repeats = 3: it must be a multiple of 12. Use mesh.stage = 1, or model.n_layers = 25'),
-        ({'mesh__stage_microbatches': 2}, 'mesh.stage_microbatches = 2 is fewer than mesh stage 4'),
-        ({'mesh__stage_microbatches': 6},
-         'mesh.stage_microbatches = 6 is no multiple of mesh stage 4: the stages take micro-batches in blocks of 4. '
-         'Use 8, or 0 for one each'),
-        ({'mesh__stage_microbatches': 8, 'train__batch_size': 24},
-         'train.batch_size / train.grad_accumulation = 24 cannot be split over micro-batches 8 × fsdp 2: it must be a '
-         'multiple of 16. Use 32, or another mesh.stage_microbatches'),
-        ({'mesh__rules__batch': ('data', 'fsdp')},
-         "mesh.rules.batch = ('data', 'fsdp') has to begin with 'stage' on mesh stage 4"),
-        ({'mesh__rules__layers': 'data'}, "mesh.rules.layers = 'data': layers are split over 'stage', or None"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_named(overrides, message):
-    config = tiny_config(**({'n_layers': 8, 'train__batch_size': 16} | overrides))
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        mesh_lib.check_fit(config, dict.fromkeys(mesh_lib.AXES, 1) | {'stage': 4, 'fsdp': 2})
+RING = {'context_attention': 'ring'}
+# The residual stream split by length over `tensor` besides.
+SEQUENCE = {'mesh__rules__residual_length': ('context', 'tensor')}
+EXPERTS = {
+    'feed_forward': 'moe', 'model__moe__n_experts': 4, 'model__moe__score': 'softmax_top',
+    'model__moe__dispatch': 'all_to_all',
+}  # fmt: skip
+FULL, TWICE = {'remat': 'full'}, {'mesh__stage_repeats': 2}
+# What else the devices of a stage do: share rows, the tokens of the residual stream, experts.
+WITHIN = {
+    'context, tensor': ({'context': 2, 'tensor': 2}, SEQUENCE | FULL),
+    'context, tensor, twice': ({'context': 2, 'tensor': 2}, SEQUENCE | TWICE),
+    'context': ({'context': 4}, TWICE | FULL),
+    'context, ring': ({'context': 4}, RING | FULL),
+    'context, ring, twice': ({'context': 4}, RING | TWICE),
+    'fsdp, tensor': ({'fsdp': 2, 'tensor': 2}, SEQUENCE),
+    'fsdp, tensor, twice': ({'fsdp': 2, 'tensor': 2}, SEQUENCE | TWICE | FULL),
+    'fsdp, context, in pieces': (
+        {'fsdp': 2, 'context': 2}, TWICE | {'mesh__stage_microbatches': 4, 'train__loss_chunk': 8, 'matmul': 'int8'},
+    ),
+    'expert': ({'expert': 4}, EXPERTS),
+    'expert, fsdp, twice': ({'expert': 2, 'fsdp': 2}, EXPERTS | TWICE | FULL),
+    'expert, context': ({'expert': 2, 'context': 2}, EXPERTS | FULL),
+}  # fmt: skip
+QUICK = ('context, tensor', 'context, ring, twice', 'fsdp, tensor, twice', 'expert, fsdp, twice')
+PARTS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WITHIN]
 
 
-@pytest.mark.parametrize(('field', 'value'), [('stage_repeats', 0), ('stage_microbatches', -1)])
-def test_a_schedule_that_is_none(field, value):
-    with pytest.raises(ConfigError, match=f'mesh.{field} = {value}'):
-        tiny_config(**{f'mesh__{field}': value})
+def gradients(overrides, sizes):
+    """The sums of a batch's loss, and their gradients, which lie like the parameters."""
+    config = tiny_config(**LLAMA | {'n_layers': 4, 'train__batch_size': 16} | overrides)
+    with on_mesh(sizes):
+        check_fit(config, dict(jax.sharding.get_abstract_mesh().shape))
+        _, state = tiny_training(config)
+        loss = make_loss(tiny_model(config), config, bos_id=BOS)
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (_, sums), grads = run(state.params, place(packed_tokens(16), config))
+        assert jax.tree.map(jax.typeof, grads) == jax.tree.map(jax.typeof, state.params)
+        return jax.device_get((sums, grads))
+
+
+@pytest.fixture(scope='module')
+def plain_gradients():
+    known = {}
+
+    def result(**overrides):
+        key = str(sorted(overrides.items()))
+        if key not in known:
+            known[key] = gradients(overrides, {'fsdp': 1})
+        return known[key]
+
+    return result
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_same_gradients(name, plain_gradients):
+    sizes, overrides = WITHIN[name]
+    same = {k: v for k, v in overrides.items() if k in EXPERTS or k == 'matmul'}
+    results = gradients(overrides, {'stage': 2} | sizes)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1, np.abs(b).max()))
+    jax.tree.map(close, results, plain_gradients(**same))

@@ -16,6 +16,7 @@ import reference
 from tiny import BOS, LLAMA, L, packed_tokens, place, tiny_config, tiny_model, tiny_training
 
 from llm_jax import mesh as mesh_lib
+from llm_jax.fit import check_fit
 from llm_jax.nn.feed_forward import DENSE
 from llm_jax.nn.moe import mixture
 from llm_jax.nn.transformer import init_params, parameters_of
@@ -200,7 +201,7 @@ def test_gathering_sends_no_rows_to_and_fro():
 def test_what_does_not_fit_is_named(fields, sizes, message):
     sizes = dict.fromkeys(mesh_lib.AXES, 1) | sizes
     with pytest.raises(ConfigError, match=re.escape(message)):
-        mesh_lib.check_fit(tiny_config(**(MOE | fields)), sizes)
+        check_fit(tiny_config(**(MOE | fields)), sizes)
 
 
 def test_an_axis_without_experts_splits_the_batch():

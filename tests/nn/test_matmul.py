@@ -68,16 +68,21 @@ def test_a_wide_result_is_not_rounded(operands):
 
 @pytest.mark.parametrize('kind', ['fp8', 'int8'])
 def test_same_step_on_a_mesh(kind):
-    """Scales are those of the whole array however it is split."""
-    config = tiny_config(**LLAMA, matmul=kind, optimizer__eps=1e-2)
+    """Scales are those of the whole array however it is split: by rows, columns and the tokens of a row."""
+    sequence = {'mesh__rules__residual_length': ('context', 'tensor')}
+    meshes = [
+        ((1, 1, 1), {}), ((2, 2, 2), {}), ((1, 4, 2), {}), ({'fsdp': 2, 'context': 4}, {}),
+        ({'fsdp': 2, 'context': 2, 'tensor': 2}, sequence),
+    ]  # fmt: skip
     results = []
-    for sizes in ((1, 1, 1), (2, 2, 2), (1, 4, 2)):
+    for sizes, rules in meshes:
+        config = tiny_config(**LLAMA | rules, matmul=kind, optimizer__eps=1e-2)
         with on_mesh(sizes):
             step, state = tiny_training(config)
             new, metrics = step(state, place(packed_tokens(8), config))
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
             results.append(jax.device_get((metrics, new.params)))
-    for (metrics, params), (metrics_1, params_1) in zip(results[1:], results[:1] * 2, strict=True):
+    for (metrics, params), (metrics_1, params_1) in zip(results[1:], results[:1] * 4, strict=True):
         # A rounding error of float32 may take an entry over the border between two of float8.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3), metrics, metrics_1)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, params_1)

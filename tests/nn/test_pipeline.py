@@ -30,7 +30,7 @@ from llm_jax.nn import pipeline
 from llm_jax.nn.transformer import init_params, layer_params
 from llm_jax.schema import ConfigError
 from llm_jax.train.state import init_state
-from llm_jax.train.step import make_train_step
+from llm_jax.train.step import make_loss, make_train_step
 
 
 def on_axes(**axes):
@@ -248,6 +248,24 @@ def test_rows_that_do_not_divide():
         tokens = place(packed_tokens(6), config)
         with pytest.raises(ConfigError, match='a batch of 6 rows cannot be split into 4 micro-batches on this mesh'):
             jax.eval_shape(lambda p, t: model.apply({'params': p}, t), params, tokens)
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 2, 'tensor': 2}, {'context': 2, 'tensor': 2}], ids=str)
+def test_the_kernel_of_tpus_within_a_stage(sizes):
+    """Traced for a mesh of no devices: its tables lie on the axes that the pipeline leaves."""
+    config = tiny_config(**LLAMA, n_layers=4, attention_kernel='splash', data__seq_len=512)
+    sizes = dict.fromkeys(mesh_lib.AXES, 1) | {'stage': 2} | sizes
+    explicit = (jax.sharding.AxisType.Explicit,) * len(sizes)
+    model = tiny_model(config)
+    mesh = jax.sharding.AbstractMesh((*sizes.values(),), (*sizes,), axis_types=explicit)
+    with jax.sharding.use_abstract_mesh(mesh):
+        params = init_shapes(tiny_config(**LLAMA, n_layers=4))
+        rows = jax.sharding.NamedSharding(mesh, mesh_lib.spec(config.model.rules, ('batch', None)))
+        rows = jax.ShapeDtypeStruct((8, 513), jnp.int32, sharding=rows)
+        traced = jax.jit(jax.grad(make_loss(model, config, bos_id=BOS), has_aux=True)).trace(params, rows)
+    assert 'splash_mha' in str(traced.jaxpr)
+    spec = lambda x: (x.shape, x.sharding.spec)
+    assert jax.tree.map(spec, traced.out_info[0]) == jax.tree.map(spec, params)
 
 
 @pytest.mark.skipif('LLM_JAX_LIBTPU' not in os.environ, reason='the TPU compiler is not there (tools/run fetches it)')

@@ -56,8 +56,11 @@ def make(
 
 def specs(kernel, length_entry):
     """How the tables of a kernel lie: what is there for each block of queries is split as the queries are."""
-    empty = jax.sharding.get_abstract_mesh()
-    return kernel.manual_sharding_spec(jax.sharding.NamedSharding(empty, P(None, length_entry)))
+    here = jax.sharding.get_abstract_mesh()
+    # The library asks for shapes of parts, which JAX does not tell where a shard_map around has some of the axes.
+    free = [axis for axis in here.axis_names if axis not in here.manual_axes]
+    mesh = jax.sharding.AbstractMesh(tuple(here.shape[axis] for axis in free), tuple(free))
+    return kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, P(None, length_entry)))
 
 
 def attend_rows(scores, kernel, q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key):
