@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from llm_jax.plan import cost as cost_lib
 from llm_jax.plan import memory
@@ -57,12 +56,9 @@ def compile_step(case: Case) -> Compiled:
     """
     plan, config = case.plan, case.config
     step = make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
-    tokens = jax.ShapeDtypeStruct(
-        (config.train.batch_size, config.data.seq_len + 1), jnp.int32, sharding=plan.rows_sharding
-    )
     start = time.monotonic()
     with jax.set_mesh(plan.mesh):
-        lowered = jax.jit(step, donate_argnums=0).lower(plan.shapes, tokens)
+        lowered = jax.jit(step, donate_argnums=0).lower(plan.shapes, plan.batch_shape)
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

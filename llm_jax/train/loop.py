@@ -103,6 +103,10 @@ def _train(
         start = int(state.step)
         clock.lap('state')
         train_step = jit_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
+        if not config.train.reproducible:  # which compiles for one device after the other as it goes
+            train_step = train_step.lower(state, plan.batch_shape).compile()
+            hosts.meet(f'compiled from step {start}')
+            clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
         record = records.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)

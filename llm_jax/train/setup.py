@@ -90,6 +90,12 @@ class Plan:
         return mesh_lib.batch_sharding(self.mesh, self.config.model.rules)
 
     @property
+    def batch_shape(self) -> jax.ShapeDtypeStruct:
+        """A batch of tokens, int32[B, L+1], on the mesh."""
+        shape = (self.config.train.batch_size, self.config.data.seq_len + 1)
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=self.rows_sharding)
+
+    @property
     def local_rows(self) -> np.ndarray:
         """Rows of the global batch that this host reads."""
         return mesh_lib.local_rows(self.rows_sharding, self.config.train.batch_size)
