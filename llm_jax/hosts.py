@@ -33,6 +33,8 @@ TRY_AGAIN = 75
 _GRACE = 4.0
 # A failed collective and the end of its cause are reported by different threads: seconds apart at most.
 _SETTLE = 2.0
+# A day, in milliseconds.
+_FOREVER = 24 * 3600 * 1000
 # Where the first process listens, in the key-value store of the coordination service.
 _ADDRESS = 'llm_jax/lifeline'
 
@@ -149,6 +151,17 @@ def check_alike(config: Config) -> None:
                 f'{who} was started with another config than process 0 ({"; ".join(differ[:5])}); '
                 'give every process the same experiment file and overrides'
             )
+
+
+def meet(what: str) -> None:
+    """Returns when every process of the job has come here; `what` has a name of its own each time.
+
+    To be called after compiling what moves data between processes: gloo, the transport of
+    CPUs, gives up when a peer comes to their first exchange over 30 s late, and compiling takes each
+    host its own time. There is no limit to waiting here: a process that ends is noticed.
+    """
+    if jax.process_count() > 1:
+        _store().wait_at_barrier(f'llm_jax/{what}', _FOREVER)
 
 
 class Together:

@@ -9,7 +9,6 @@ import collections
 
 import jax.numpy as jnp
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.nn.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
@@ -96,7 +95,7 @@ def cost(case: Case) -> Cost:
     add('all-reduce', ('data', 'context'), turns * params / 4 * width, blocks, overlapped=True)
     # After the second products, before the first ones backward, and after attention's when it is computed again.
     sums = 4 + again
-    if split > 1:
+    if stream_shards(case) > 1:
         for kind in ('all-gather', 'reduce-scatter'):
             add(kind, ('tensor',), sums * stream, sums * blocks, overlapped=False)
     else:

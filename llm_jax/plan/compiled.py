@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from llm_jax.plan import cost as cost_lib
 from llm_jax.plan import memory
@@ -54,13 +53,10 @@ def compile_step(case: Case) -> Compiled:
     Raises:
       DoesNotFit: the memory does not suffice.
     """
-    plan, config = case.plan, case.config
-    tokens = jax.ShapeDtypeStruct(
-        (config.train.batch_size, config.data.seq_len + 1), jnp.int32, sharding=plan.rows_sharding
-    )
+    plan = case.plan
     start = time.monotonic()
     with jax.set_mesh(plan.mesh):
-        lowered = plan.lowered_step(plan.shapes, tokens)
+        lowered = plan.lowered_step(plan.shapes)
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -102,7 +102,12 @@ def _train(
         state, origin = setup.start_state(plan, checkpoints, prepared)
         start = int(state.step)
         clock.lap('state')
-        train_step = plan.train_step()
+        if config.train.reproducible:  # which compiles for one device after the other as it goes
+            train_step = plan.train_step()
+        else:
+            train_step = plan.lowered_step(state).compile()
+            hosts.meet(f'compiled from step {start}')
+            clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
         record = records.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)

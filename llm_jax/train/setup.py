@@ -89,11 +89,11 @@ class Plan:
 
     def train_step(self) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
         """`(state, tokens) -> (state, metrics)`, jitted with all that the compiler is told; its state is donated."""
-        parts, told = (self.model, self.config, self.optimizer, self.schedule), self.compiler_options
+        parts, told = (self.model, self.config, self.optimizer, self.schedule), compiler.options(self.config, self.mesh)
         return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=told)
 
-    def lowered_step(self, state: State, tokens: jax.Array) -> jax.stages.Lowered:
-        """The step as XLA gets it, of arrays or their shapes; to be called under the mesh.
+    def lowered_step(self, state: State) -> jax.stages.Lowered:
+        """The step as XLA gets it, of a state or its shapes; to be called under the mesh.
 
         Raises:
           ConfigError: `train.reproducible`, whose step is made of several programs.
@@ -103,15 +103,17 @@ class Plan:
                 'train.reproducible = True: a step is then several programs, one device after the other, which is for '
                 'debugging alone; set it to False to plan or measure one'
             )
-        return self.train_step().lower(state, tokens)
-
-    @property
-    def compiler_options(self) -> dict[str, Any]:
-        return compiler.options(self.config, self.mesh)
+        return self.train_step().lower(state, self.batch_shape)
 
     @property
     def rows_sharding(self) -> jax.sharding.NamedSharding:
         return mesh_lib.batch_sharding(self.mesh, self.config.model.rules)
+
+    @property
+    def batch_shape(self) -> jax.ShapeDtypeStruct:
+        """A batch of tokens, int32[B, L+1], on the mesh."""
+        shape = (self.config.train.batch_size, self.config.data.seq_len + 1)
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=self.rows_sharding)
 
     @property
     def local_rows(self) -> np.ndarray:
