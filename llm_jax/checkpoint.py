@@ -94,6 +94,12 @@ class Checkpoints:
         """
         args = {name: ocp.args.StandardRestore(_placed(tree, mesh)) for name, tree in shapes.items()}
         path = self._directory / str(step)
+        if differ := _differences(path, shapes):
+            more = f', and {len(differ) - 3} more' if len(differ) > 3 else ''
+            raise ConfigError(
+                f'the checkpoint {path} is of another model: {"; ".join(differ[:3])}{more}. Set config.model as it '
+                'was there (config.json of that run), or take another checkpoint'
+            )
         try:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
         except (ValueError, KeyError, OSError) as error:
@@ -154,6 +160,25 @@ def _placed(tree: Any, mesh: Mesh | None) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
+
+
+def _differences(path: epath.Path, shapes: Items) -> list[str]:
+    """Which arrays a checkpoint has in other shapes than these, or has not, or alone; none if that cannot be read."""
+    named = lambda tree: {
+        jax.tree_util.keystr(place, simple=True, separator='/'): list(leaf.shape)
+        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    differ = []
+    for item, tree in shapes.items():
+        try:
+            there = named(ocp.PyTreeCheckpointHandler().metadata(path / item).tree)
+        except (ValueError, KeyError, OSError):
+            return []
+        here = named(tree)
+        for name in sorted({*there, *here}):
+            if there.get(name) != here.get(name):
+                differ.append(f'{item}/{name} is {there.get(name, "not")} there and {here.get(name, "not")} here')
+    return differ
 
 
 def _first_line(error: BaseException) -> str:

@@ -142,7 +142,8 @@ def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
     if experiment is not None:
         values = _replace_prefix(values, f'{experiment}:', f'{EXPERIMENT}:')
     file = run_dir / 'config.json'
-    if file.exists() and (run_dir / 'checkpoints').exists():
+    kept = run_dir / 'checkpoints'
+    if file.exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir()):
         old, new = (_flat(v) for v in (json.loads(file.read_text()), json.loads(json.dumps(values))))
         changed = [
             f'{key}: {old.get(key)!r} -> {new.get(key)!r}'

@@ -210,6 +210,21 @@ def test_a_damaged_checkpoint_is_one_error(run_dir, tmp_path):
         llm_jax.load(copy)
 
 
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ({'model.d_model': '64'}, r'params/embed/embedding is \[320, 32\] there and \[320, 64\] here'),
+        ({'model.tie_embeddings': 'False'}, r'params/unembed/\w+ is not there and \[[\d, ]+\] here'),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_one_error(run_dir, experiment, tmp_path, override, message, capfd):
+    config = config_lib.load_experiment(experiment)
+    config_lib.apply_overrides(config, {'init_from': str(run_dir), **override})
+    with pytest.raises(ConfigError, match=f'is of another model: .*{message}'):
+        train(config_lib.validate(config), tmp_path / 'other')
+    assert 'Traceback' not in ''.join(capfd.readouterr())
+
+
 def test_config_json_is_read_back_as_it_was(run_dir):
     config = runs.read_config(run_dir)
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
