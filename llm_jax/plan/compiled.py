@@ -30,6 +30,10 @@ class DoesNotFit(Exception):
         self.needed, self.available = needed, available
 
 
+class CompilerFails(Exception):
+    """The compiler gives up on a program for a reason of its own: its first line."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """A compiled step.
@@ -54,6 +58,7 @@ def compile_step(case: Case) -> Compiled:
 
     Raises:
       DoesNotFit: the memory does not suffice.
+      CompilerFails: anything else that the compiler says.
     """
     plan, config = case.plan, case.config
     step = make_train_step(plan.model, config, plan.optimizer, plan.schedule, bos_id=plan.bos_id)
@@ -66,7 +71,7 @@ def compile_step(case: Case) -> Compiled:
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _translated(str(error)) or error from error
+            raise _translated(str(error)) or CompilerFails(str(error).partition('\n')[0].strip()) from error
     seconds = time.monotonic() - start
     analysis = program.cost_analysis() or {}
     return Compiled(
