@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import re
 import sys
 
 import ml_collections
@@ -68,10 +69,9 @@ def integers(text: str) -> list[int]:
 
 def span(text: str) -> tuple[int, int]:
     """'10:15' -> (10, 15), first and last step; for argparse."""
-    first, last = map(int, text.split(':'))
-    if not 1 <= first <= last:
-        raise ValueError(text)
-    return first, last
+    if not re.fullmatch(r'\d+:\d+', text) or not 1 <= (ends := tuple(map(int, text.split(':'))))[0] <= ends[1]:
+        raise argparse.ArgumentTypeError(f'{text!r} is no span of steps: write the first and the last, such as 10:15')
+    return ends
 
 
 def named(arguments: list[str], flag: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--tokens', help='budget of the whole run, such as 15e12; default train.duration')
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
-    parser.add_argument('--compile', type=int, default=3, help='how many of the best of a search are compiled')
+    parser.add_argument('--compile', type=int, default=3, help='a search compiles until so many fit')
     parser.add_argument('--out', default='plan.html', help='the page that is written')
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)

@@ -10,7 +10,7 @@ import rich.table
 
 from llm_jax.plan import facts, page, planner, topology
 from llm_jax.plan import search as search_lib
-from llm_jax.plan.compiled import DoesNotFit
+from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.facts import Table, gib
 from llm_jax.plan.planner import Outcome
 from llm_jax.schema import Config, ConfigError
@@ -95,6 +95,11 @@ def _outcome(config: Config, machine: topology.Machine, devices: list | None, sa
     say(f'compiling {config.name} for {machine}')
     try:
         return planner.compiled(case)
+    except CompilerFails as error:
+        raise ConfigError(
+            f'the TPU compiler fails on {config.name} for {machine}, which is a mistake of its own: {error}. '
+            'Another mesh, model.remat or train.grad_accumulation makes another program; --search leaves such ones out'
+        ) from error
     except DoesNotFit as error:
         estimate = planner.estimated(case)
         parts = ', '.join(f'{row.name} {row.value}' for row in facts.memory_rows(estimate)[:-2])

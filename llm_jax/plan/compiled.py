@@ -28,6 +28,10 @@ class DoesNotFit(Exception):
         self.needed, self.available = needed, available
 
 
+class CompilerFails(Exception):
+    """The compiler gives up on a program for a reason of its own: its first line."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """A compiled step.
@@ -52,6 +56,7 @@ def compile_step(case: Case) -> Compiled:
 
     Raises:
       DoesNotFit: the memory does not suffice.
+      CompilerFails: anything else that the compiler says.
     """
     plan = case.plan
     start = time.monotonic()
@@ -60,7 +65,7 @@ def compile_step(case: Case) -> Compiled:
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _translated(str(error)) or error from error
+            raise _translated(str(error)) or CompilerFails(str(error).partition('\n')[0].strip()) from error
     seconds = time.monotonic() - start
     analysis = program.cost_analysis() or {}
     return Compiled(

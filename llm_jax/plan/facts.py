@@ -181,7 +181,8 @@ def search_table(tried: Sequence[Tried], best: int = 16) -> Table:
     for one in shown:
         name = short(one.changes) + ('' if one.different else '  (as it stands)')
         if one.outcome is None:
-            rows.append((name, 'no', f'> {gib(one.needed)}', fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
+            why = f'> {gib(one.needed)}' if one.needed else 'compiler fails'
+            rows.append((name, 'no', why, fmt.DASH, fmt.DASH, fmt.DASH, COMPILED))
             continue
         memory, roof = one.outcome.memory, one.outcome.roofline
         rows.append((name, 'yes' if memory.fits else 'no', gib(memory.total), seconds(roof.step),

@@ -114,6 +114,7 @@ def compiled(case: Case) -> Outcome:
 
     Raises:
       DoesNotFit: the compiler found no way to fit it in.
+      CompilerFails: it gave up for a reason of its own.
     """
     result = compile_step(case)
     cost = with_attention(case, result.cost)

@@ -10,7 +10,7 @@ from llm_jax import mesh as mesh_lib
 from llm_jax.plan import analytic, candidates, memory, planner, topology
 from llm_jax.plan.candidates import Changes, changed
 from llm_jax.plan.cases import Case
-from llm_jax.plan.compiled import DoesNotFit
+from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.cost import Cost
 from llm_jax.plan.planner import Outcome
 from llm_jax.plan.roofline import Roofline, roofline
@@ -30,8 +30,8 @@ class Tried:
     Attributes:
       changes: field -> value, all of a candidate's.
       different: those that differ from the experiment as it stands; empty for itself.
-      outcome: what is known of it; None if it did not compile for want of memory.
-      needed: bytes that the compiler asked for then.
+      outcome: what is known of it; None if it did not compile.
+      needed: bytes that the compiler asked for, where memory is the reason.
     """
 
     changes: Changes
@@ -147,7 +147,8 @@ def search(
       config: the experiment; its mesh, remat policy and accumulation are what is searched.
       machine: where.
       devices: from `topology.tpu_devices` or `gpu_devices`, None for a machine without a compiler.
-      compile_best: how many of the best on paper are compiled beside the experiment as it stands.
+      compile_best: how many that fit are wanted compiled beside the experiment as it stands; of those that are
+        best on paper at most twice as many are compiled for it.
       progress: gets a line for each.
     """
     estimates = _Estimates(config, machine, devices)
@@ -161,8 +162,10 @@ def search(
              f'{sum(one.fits for one in ranked)} fit')  # fmt: skip
     if devices is None:
         return ranked
-    done = []
-    for one in _to_compile(ranked, compile_best):
+    done: list[Tried] = []
+    for one in _to_compile(ranked, 2 * compile_best):
+        if sum(other.fits for other in done if other.different) == compile_best:
+            break
         progress(f'compiling {candidates.short(one.changes)}' + ('' if one.different else ' (as it stands)'))
         try:
             outcome = planner.compiled(planner.case_of(changed(config, one.changes), machine, devices))
@@ -171,6 +174,9 @@ def search(
         except DoesNotFit as error:
             done.append(dataclasses.replace(one, outcome=None, needed=error.needed))
             progress(f'  does not fit: it needs {error.needed / 2**30:.1f} GiB')
+        except CompilerFails as error:
+            done.append(dataclasses.replace(one, outcome=None))
+            progress(f'  the compiler fails: {error}')
     compiled = [one.changes for one in done]
     return sorted(done, key=_order) + [one for one in ranked if one.changes not in compiled]
 

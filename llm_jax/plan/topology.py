@@ -134,7 +134,7 @@ def compiler() -> Iterator[None]:
         'TPU_SKIP_MDS_QUERY': '1',  # do not ask the metadata server which TPU this machine has
         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several plans at the same time
         'TPU_WORKER_HOSTNAMES': 'localhost',  # nor for its name, of which it would warn
-        'TPU_ACCELERATOR_TYPE': 'none',
+        'TPU_ACCELERATOR_TYPE': 'v5p-8',  # any that there is: without one it warns, and it decides nothing
         'TPU_STDERR_LOG_LEVEL': '3',
         'TPU_MIN_LOG_LEVEL': '3',
     }

@@ -1,12 +1,14 @@
 """What a search looks at, and how it ranks."""
 
+import dataclasses
 import shlex
 
 from small import config
 
 from llm_jax import cli
-from llm_jax.plan import candidates, search, topology
+from llm_jax.plan import candidates, facts, planner, search, topology
 from llm_jax.plan.candidates import changed
+from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.memory import ANALYTIC, COMPILED, Memory
 from llm_jax.plan.search import Tried
 
@@ -67,3 +69,28 @@ def test_the_fastest_that_surely_fits_is_first():
     order = [one.changes['n'] for one in sorted(tried, key=search._order)]
     assert order == [2, 0, 1, 3]
     assert [one.changes['n'] for one in search.pareto(tried)] == [3, 1, 0]
+
+
+def test_a_program_that_does_not_compile_does_not_end_the_search(monkeypatch):
+    """The first that is compiled crashes the compiler, the second does not fit, others do."""
+    tries = iter([CompilerFails('INTERNAL: RET_CHECK failure'), DoesNotFit(2.0**40, 2.0**36)])
+
+    def compiled(case):
+        for error in tries:
+            raise error
+        return dataclasses.replace(planner.estimated(case), source=COMPILED)
+
+    monkeypatch.setattr(planner, 'compiled', compiled)
+    # Devices of the same number stand in for those that a compiler describes.
+    monkeypatch.setattr(
+        planner, 'case_of', lambda config, machine, devices, real=planner.case_of: real(config, machine, None)
+    )
+    said = []
+    found = search.search(config(), H100, ['a device'], compile_best=2, progress=said.append)
+    assert [line for line in said if 'fails' in line] == ['  the compiler fails: INTERNAL: RET_CHECK failure']
+    assert any('does not fit: it needs 1024.0 GiB' in line for line in said)
+    assert sum(one.outcome is None for one in found) == 2
+    assert sum(one.outcome.source == COMPILED for one in found if one.outcome) == 2
+    assert found[0].outcome.source == COMPILED
+    cells = {row[2] for row in facts.search_table(found).rows}
+    assert {'compiler fails', '> 1,024.0 GiB'} <= cells

@@ -1,0 +1,28 @@
+"""Estimates of memory against what programs for TPUs took when they were compiled (`bench_plan --only worked`)."""
+
+import pathlib
+
+import pytest
+
+from llm_jax import cli
+from llm_jax.plan import memory, planner, topology
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
+_NARROW = ('--config.optimizer.m_dtype=bfloat16', '--config.train.accumulation_dtype=bfloat16')
+
+
+@pytest.mark.parametrize(
+    ('experiment', 'slice_', 'overrides', 'compiled_gib'),
+    [
+        ('llama3_8b', 'v5p:4x4x8', (), 7.93),
+        ('llama3_8b', 'v5e:4x8', ('--config.train.grad_accumulation=16',), 11.98),
+        ('llama3_70b', 'v5p:8x8x8', (), 30.83),
+        ('gpt3_175b', 'v5p:8x8x8', (), 27.14),
+        ('gpt3_175b', 'v6e:16x16', ('--config.train.grad_accumulation=24', *_NARROW), 26.99),
+        ('mixtral_8x7b', 'v5p:4x4x4', (), 40.07),
+    ],
+)
+def test_memory_is_estimated_to_15_percent(experiment, slice_, overrides, compiled_gib):
+    config = cli.experiment(str(EXPERIMENTS / f'{experiment}.py'), list(overrides))
+    case = planner.case_of(config, topology.parse_tpu(slice_), None)
+    assert memory.estimate(case).total / 2**30 == pytest.approx(compiled_gib, rel=0.15)
