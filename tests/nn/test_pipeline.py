@@ -269,7 +269,19 @@ def test_the_kernel_of_tpus_within_a_stage(sizes):
 
 
 @pytest.mark.skipif('LLM_JAX_LIBTPU' not in os.environ, reason='the TPU compiler is not there (tools/run fetches it)')
-def test_compiles_for_a_tpu(monkeypatch):
+@pytest.mark.parametrize(
+    ('axes', 'overrides', 'sent', 'kernels'),
+    [
+        ({'fsdp': 2, 'tensor': 2}, {}, 'bf16[4,16,256]', 0),
+        pytest.param(
+            {'context': 2, 'tensor': 2},
+            {'data__seq_len': 512, 'mesh__rules__residual_length': ('context', 'tensor')},
+            'bf16[8,128,256]', 3, marks=pytest.mark.slow,
+        ),
+    ],
+    ids=['fsdp, tensor', 'context, tensor, splash'],
+)  # fmt: skip
+def test_compiles_for_a_tpu(monkeypatch, axes, overrides, sent, kernels):
     """A step in bfloat16 on v5e:2x4, two stages in a circle: its sends are asynchronous, and it fits."""
     for name, value in {'TPU_LIBRARY_PATH': os.environ['LLM_JAX_LIBTPU'], 'TPU_SKIP_MDS_QUERY': '1',
                         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}.items():  # fmt: skip
@@ -277,9 +289,9 @@ def test_compiles_for_a_tpu(monkeypatch):
     devices = list(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices)
     config = tiny_config(
         **LLAMA, n_layers=8, d_model=256, dtype='bfloat16', remat='full', train__batch_size=32,
-        mesh__stage_repeats=2, mesh__stage_microbatches=4,
+        mesh__stage_repeats=2, mesh__stage_microbatches=4, **overrides,
     )  # fmt: skip
-    sizes = dataclasses.replace(config.mesh, stage=2, fsdp=2, tensor=2)
+    sizes = dataclasses.replace(config.mesh, stage=2, **axes)
     mesh, model, optimizer = mesh_lib.make_mesh(sizes, devices), tiny_model(config), optax.sgd(0.1)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), with_ema=False))
@@ -289,9 +301,10 @@ def test_compiles_for_a_tpu(monkeypatch):
         )
         state = jax.tree.map(place_one, shapes)
         rows = on_mesh(mesh_lib.spec(config.model.rules, ('batch', None)))
-        tokens = jax.ShapeDtypeStruct((32, L + 1), jnp.int32, sharding=rows)
+        tokens = jax.ShapeDtypeStruct((32, config.data.seq_len + 1), jnp.int32, sharding=rows)
         step = make_train_step(model, config, optimizer, lambda _: 0.1, bos_id=BOS)
         text = jax.jit(step, donate_argnums=0).lower(state, tokens).compile().as_text()
     permutes = re.findall(r'collective-permute-start', text)
     assert len(permutes) >= 6
-    assert 'bf16[4,16,256]' in text
+    assert sent in text
+    assert text.count('tpu_custom_call') >= kernels
