@@ -14,7 +14,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         'xla_tpu_prefer_async_allgather_to_allreduce': True,  # weights are gathered, if a gather can be asynchronous:
         'xla_enable_async_all_gather': True,  # it may be started ahead of its use,
         'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True,  # and run within products that need it not
-        'xla_tpu_enable_ici_ag_pipelining': True,  # the first weights of a layer, within the layer before
     },
 }
 
