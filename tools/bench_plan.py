@@ -43,6 +43,10 @@ WORKED = {
     'llama3_70b': 'llama3_70b v5p:8x8x8',
     'gpt3': 'gpt3_175b v5p:8x8x8',
     'gpt3_v6e': f'gpt3_175b v6e:16x16 --config.train.grad_accumulation=24 {_NARROW}',
+    'gpt3_v6e_found': (
+        'gpt3_175b v6e:16x16 --config.mesh.fsdp=128 --config.mesh.tensor=2 --config.train.grad_accumulation=4 '
+        f"--config.mesh.rules.residual_length=('context','tensor') {_NARROW}"
+    ),
     'long_context': 'long_context_128k v5p:4x4x8',
     'mixtral': 'mixtral_8x7b v5p:4x4x4',
     'deepseek': 'deepseek_moe v5p:8x8x8',
