@@ -6,8 +6,9 @@ Weights and activations carry *logical* axis names ('d_model', 'heads', 'batch',
 `jax.eval_shape` shows where everything lies and nothing is resharded unasked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 import math
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -154,6 +155,37 @@ def numbers(axis: str) -> jax.Array:
     """
     n = jax.sharding.get_abstract_mesh().shape[axis]
     return jax.sharding.reshard(jnp.arange(n), PartitionSpec(axis))
+
+
+def over(names: Collection[str], body: Callable[..., Any], args: tuple, out_specs: tuple) -> Any:
+    """`body` on the parts of `args` that lie along some axes of the current mesh; over the others they lie as ever.
+
+    A `shard_map` over some axes of an explicit mesh gathers what enters and leaves it over all others: JAX lowers its
+    specs, which know of those axes alone, as all there is to know. So its border is crossed with the other axes as
+    automatic ones, and only what is in `body` has them in its types. Through it `explicit_axes` has no gradient,
+    unless `body` is a checkpoint.
+
+    Args:
+      names: of the axes.
+      body: of arrays whose types have the mesh without them.
+      args: trees of arrays whose types say how they lie.
+      out_specs: of what `body` gives, on the whole mesh.
+    """
+    others = tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name not in names)
+    keep = lambda names: lambda x: PartitionSpec(*(only(entry, names) for entry in jax.typeof(x).sharding.spec))
+    own = lambda spec: PartitionSpec(*(only(entry, names) for entry in spec))
+    inner = jax.sharding.explicit_axes(body, axes=others, in_sharding=jax.tree.map(keep(others), args))
+    mapped = jax.shard_map(
+        inner, in_specs=jax.tree.map(keep(names), args), out_specs=jax.tree.map(own, out_specs), axis_names={*names},
+        check_vma=False,
+    )  # fmt: skip
+    return jax.sharding.auto_axes(mapped, axes=others, out_sharding=out_specs)(*args)
+
+
+def only(entry: str | tuple[str, ...] | None, names: Collection[str]) -> str | tuple[str, ...] | None:
+    """Of what a dimension is split over, these mesh axes."""
+    axes = tuple(name for name in mesh_axes(entry) if name in names)
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def whole_rows(rules: tuple) -> tuple:

@@ -24,7 +24,7 @@ The backward pass is the transpose of this loop. An iteration keeps only what en
 and is computed again; `model.remat` says what is kept within one iteration.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
@@ -124,43 +124,12 @@ def run(
 
     key = None if key is None else key[None]
     out_specs = jax.typeof(x_BLD).sharding.spec, P(None, axis)
-    x_BLD, reports = _on_stages(local, axis, (mesh.numbers(axis), params, x_BLD, rows, key), out_specs)
+    # Nested shard_maps have no gradient with a check; nothing whole on all stages has one here.
+    local = jax.checkpoint(local, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
+    x_BLD, reports = mesh.over({axis}, local, (mesh.numbers(axis), params, x_BLD, rows, key), out_specs)
     # [repeats, S, layers of a group, ...], which is the order of the layers.
     in_order = lambda x: jax.sharding.reshard(x, P()).reshape(n_layers, *x.shape[3:])
     return x_BLD, jax.tree.map(in_order, reports)
-
-
-def _on_stages(body: Callable, axis: str, args: tuple, out_specs: tuple) -> Any:
-    """`body` on the parts of `args` that each stage has; over the other axes of the mesh arrays are split as ever.
-
-    A `shard_map` over one axis of an explicit mesh gathers what enters and leaves it over all others: JAX lowers its
-    specs, which know of that axis alone, as all there is to know. So its border is crossed with the other axes as
-    automatic ones, and only what is in `body` has them in its types.
-
-    Args:
-      body: of arrays whose types have the mesh without `axis`.
-      axis: that the stages are on.
-      args: trees of arrays whose types say how they lie, over `axis` by the first dimension or not at all.
-      out_specs: of what `body` gives, on the whole mesh.
-    """
-    others = tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name != axis)
-    keep = lambda names: lambda x: P(*(_only(entry, names) for entry in jax.typeof(x).sharding.spec))
-    own = lambda spec: P(*(_only(entry, {axis}) for entry in spec))
-    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
-    inner = jax.sharding.explicit_axes(body, axes=others, in_sharding=jax.tree.map(keep(others), args))
-    mapped = jax.shard_map(
-        inner, in_specs=jax.tree.map(keep({axis}), args), out_specs=jax.tree.map(own, out_specs),
-        axis_names={axis},
-        # Nested shard_maps have no gradient with the check; nothing whole on all stages has one here.
-        check_vma=False,
-    )  # fmt: skip
-    return jax.sharding.auto_axes(mapped, axes=others, out_sharding=out_specs)(*args)
-
-
-def _only(entry: str | tuple[str, ...] | None, names: Collection[str]) -> str | tuple[str, ...] | None:
-    """Of what a dimension is split over, these mesh axes."""
-    axes = tuple(name for name in mesh.mesh_axes(entry) if name in names)
-    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _loop(

@@ -3,7 +3,8 @@
 Logits of a whole batch, float32[B, L, V], are the largest array of a training step. So
 the loss is taken over slices of the sequence, and each slice's gradients are computed
 while its logits are there: the loss is a scalar, hence they are known up to one factor,
-and nothing is recomputed in the backward pass.
+and nothing is recomputed in the backward pass. What of the head is split over the devices
+of the batch is gathered before the first slice, and its gradient summed after the last.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from llm_jax import mesh
 
 # (head parameters, features [B, l, D]) -> logits float32[B, l, V]
 Head = Callable[[Any, jax.Array], jax.Array]
@@ -110,33 +113,104 @@ def _joined(slices):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
-    L = x_BLD.shape[1]
+    n, rows = x_BLD.shape[1] // chunk, (x_BLD, targets_BL, weights_BL)
+    if n == 1:
+        return _slice_loss(head, z_loss, params, *rows)
 
-    def body(sums, piece):
-        part = _slice_loss(head, z_loss, params, *piece)
-        return jax.tree.map(jnp.add, sums, part), None
+    def scan(params, *rows):
+        add = lambda sums, piece: (jax.tree.map(jnp.add, sums, _slice_loss(head, z_loss, params, *piece)), None)
+        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _slices(n, *rows))[0]
 
-    if chunk == L:
-        return _slice_loss(head, z_loss, params, x_BLD, targets_BL, weights_BL)
-    return jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), _slices(L // chunk, x_BLD, targets_BL, weights_BL))[0]
+    if not (batch := _batch_axes(x_BLD)):
+        return scan(params, *rows)
+    own = lambda *args: jax.lax.psum(scan(*args), batch)
+    return mesh.over(batch, own, (_whole(params, batch, x_BLD.dtype), *rows), (jax.P(), jax.P()))
 
 
 def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
-    L = x_BLD.shape[1]
+    n, rows = x_BLD.shape[1] // chunk, (x_BLD, targets_BL, weights_BL)
     slice_grad = jax.value_and_grad(_slice_loss, argnums=(2, 3), has_aux=True)
-    if chunk == L:
-        (objective, nll), grads = slice_grad(head, z_loss, params, x_BLD, targets_BL, weights_BL)
-        return (objective, nll), grads
+    if n == 1:
+        return slice_grad(head, z_loss, params, *rows)
+    dtypes = jax.tree.map(lambda w: w.dtype, params)
 
-    def body(carry, piece):
-        sums, d_params = carry
-        part, (d_params_part, d_x_part) = slice_grad(head, z_loss, params, *piece)
-        return (jax.tree.map(jnp.add, sums, part), jax.tree.map(jnp.add, d_params, d_params_part)), d_x_part
+    def scan(params, *rows):
+        def body(carry, piece):
+            part, (d_params, d_x) = slice_grad(head, z_loss, params, *piece)
+            return jax.tree.map(jnp.add, carry, (part, d_params)), d_x
 
-    carry = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
-    pieces = _slices(L // chunk, x_BLD, targets_BL, weights_BL)
-    (sums, d_params), d_x = jax.lax.scan(body, carry, pieces)
-    return sums, (d_params, _joined(d_x))
+        zeros = jax.tree.map(jnp.zeros_like, params, dtypes)
+        (sums, d_params), d_x = jax.lax.scan(body, ((jnp.zeros(()), jnp.zeros(())), zeros), _slices(n, *rows))
+        return sums, d_params, _joined(d_x)
+
+    if not (batch := _batch_axes(x_BLD)):
+        sums, d_params, d_x = scan(params, *rows)
+        return sums, (d_params, d_x)
+
+    def own(*args):
+        sums, d_params, d_x = scan(*args)
+        return jax.lax.psum(sums, batch), jax.tree.map(lambda d: d[None], d_params), d_x
+
+    whole = _whole(params, batch, x_BLD.dtype)
+    parts = jax.tree.map(lambda w: jax.P(batch, *_lies(w)), whole)
+    sums, d_parts, d_x = mesh.over(batch, own, (whole, *rows), ((jax.P(), jax.P()), parts, _lies(x_BLD)))
+    return sums, (_summed(d_parts, params, batch), d_x)
+
+
+def _lies(x):
+    return jax.typeof(x).sharding.spec
+
+
+def _batch_axes(x_BLD):
+    """The mesh axes that split the rows of a batch."""
+    return () if jax.sharding.get_abstract_mesh().empty else mesh.mesh_axes(_lies(x_BLD)[0])
+
+
+def _split_by(batch, w):
+    """For each dimension of a parameter, the axes of the batch that split it."""
+    return [mesh.mesh_axes(mesh.only(entry, batch)) for entry in _lies(w)]
+
+
+def _whole(params, batch, dtype):
+    """Parameters with what is split over the devices of the batch gathered, in the dtype that it is multiplied in.
+
+    FSDP: Zhao et al. 2023, arXiv:2304.11277. By type alone it would be gathered, and its gradient summed, for each
+    slice.
+    """
+
+    def one(w):
+        splits = _split_by(batch, w)
+        if not any(splits):
+            return w
+        stays = [mesh.only(entry, set(mesh.mesh_axes(entry)) - {*batch}) for entry in _lies(w)]
+
+        def gather(w):
+            for dim, axes in enumerate(splits):
+                w = jax.lax.all_gather(w, axes, axis=dim, tiled=True) if axes else w
+            return w
+
+        return jax.shard_map(gather, in_specs=_lies(w), out_specs=jax.P(*stays), check_vma=False)(w.astype(dtype))
+
+    return jax.tree.map(one, params)
+
+
+def _summed(d_parts, params, batch):
+    """The gradients that each device of the batch has, [devices, ...], summed and split as the parameters are."""
+
+    def one(d, w):
+        splits = _split_by(batch, w)
+        rest = tuple(axis for axis in batch if not any(axis in axes for axes in splits))
+
+        def scatter(d):
+            d = d[0]
+            for dim, axes in enumerate(splits):
+                d = jax.lax.psum_scatter(d, axes, scatter_dimension=dim, tiled=True) if axes else d
+            return jax.lax.psum(d, rest) if rest else d
+
+        # Types cannot show that the sum is the same on all devices.
+        return jax.shard_map(scatter, in_specs=_lies(d), out_specs=_lies(w), check_vma=False)(d)
+
+    return jax.tree.map(one, d_parts, params)
 
 
 def _chunked_backward(head, z_loss, chunk, grads, cotangents):

@@ -15,8 +15,11 @@ SEQUENCE = {'mesh__rules__residual_length': ('context', 'tensor')}
 EXPERTS = {'feed_forward': 'moe', 'model__moe__n_experts': 4, 'model__moe__dispatch': 'all_to_all'}
 CASES = {
     # Nine weights are gathered, seven of them again in the backward pass. Gradients are summed together, and each
-    # device keeps its part (XLA for TPU and GPU makes one reduce-scatter of that; XLA for CPU does not).
+    # device keeps its part (of that XLA makes a reduce-scatter for GPU, for TPU where it can, for CPU never).
     'fsdp': ({'fsdp': 8}, {}, (16, 0, 3, 0, 0)),
+    # In slices, the head is gathered before the first, and its gradient scattered after the last: no more than whole.
+    'fsdp, slices of the loss': ({'fsdp': 8}, {'train__loss_chunk': 8}, (16, 1, 3, 0, 0)),
+    'fsdp, tensor, slices of the loss': ({'fsdp': 4, 'tensor': 2}, {'train__loss_chunk': 8}, (16, 1, 13, 0, 0)),
     # After each pair of products their parts are added up, and backwards before each of five.
     'fsdp, tensor': ({'fsdp': 4, 'tensor': 2}, {}, (16, 0, 13, 0, 0)),
     # Where rows are split, gradients are scattered; so are the same sums, and the residual stream is gathered.
