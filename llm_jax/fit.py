@@ -9,7 +9,8 @@ from llm_jax.schema import Config, ConfigError
 # Logical axes that some array has together: no mesh axis can split two of one array's.
 _TOGETHER = (
     ('vocab', 'd_model'), ('position', 'd_model'), ('d_model', 'heads', 'd_head'),
-    ('d_model', 'kv_heads', 'd_head'), ('experts', 'd_model', 'd_ff'), ('vocab', 'residual'), ('position', 'residual'),
+    ('d_model', 'kv_heads', 'd_head'), ('rank', 'heads', 'd_head'), ('experts', 'd_model', 'd_ff'),
+    ('vocab', 'residual'), ('position', 'residual'),
     *(('batch', 'length', *rest) for rest in
       (('heads', 'd_head'), ('kv_heads', 'd_head'), ('d_ff',), ('vocab',))),
     ('batch', 'residual_length', 'residual'),
@@ -37,6 +38,7 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
         ('model.d_ff', model.ff_size, 'd_ff'),
         ('model.vocab_size', model.vocab_size, 'vocab'),
         *_experts(model),
+        *_latents(model),
     ]
     batch = mesh_axes(dict(model.rules)['batch'])
     for axis in mesh_axes(dict(model.rules)['experts']):
@@ -82,6 +84,13 @@ def _experts(model: schema.Model) -> list[tuple[str, int, str]]:
     layers = {layer for layer in map(model.layer, range(model.n_layers)) if layer.feed_forward == 'moe'}
     fields = [('model.moe.n_experts', layer.moe.n_experts, 'experts') for layer in layers]
     return fields + [('model.moe.d_ff', layer.moe.d_ff or layer.ff_size, 'd_ff') for layer in layers]
+
+
+def _latents(model: schema.Model) -> list[tuple[str, int, str]]:
+    """The same of the layers with latent attention."""
+    layers = {layer.mla for layer in map(model.layer, range(model.n_layers)) if layer.attention == 'mla'}
+    ranks = [(f'model.mla.{name}', getattr(mla, name), 'rank') for mla in layers for name in ('q_rank', 'kv_rank')]
+    return [rank for rank in ranks if rank[1]]
 
 
 def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:

@@ -17,7 +17,7 @@ from llm_jax.schema import Model
 
 # Logical axes that grow with the width of the model. All grow as d_model does, but heads:
 # model.mup.base_head tells whether their width or their number does.
-WIDTHS = ('d_model', 'residual', 'heads', 'kv_heads', 'd_head', 'd_ff', 'latent')
+WIDTHS = ('d_model', 'residual', 'heads', 'kv_heads', 'd_head', 'd_ff', 'latent', 'rank')
 
 
 @jax.tree_util.register_static

@@ -292,6 +292,7 @@ DEFAULT_RULES = {
     'd_head': None,
     'd_ff': 'tensor',
     'latent': None,
+    'rank': 'fsdp',  # the side of a latent of the maps from it to heads
     'experts': 'expert',
     'scores': None,  # what a router says, one for each expert
     'layers': 'stage',

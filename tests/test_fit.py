@@ -22,6 +22,8 @@ SIZES = dict.fromkeys(AXES, 1)
         ({'d_model': 33, 'n_heads': 3, 'd_head': 8}, 'model.d_model = 33 cannot be split over mesh fsdp 2'),
         ({'n_heads': 3, 'd_head': 8}, 'model.n_heads = 3 cannot be split over mesh tensor 2'),
         ({'attention': 'mqa'}, 'model.n_kv_heads = 1 cannot be split over mesh tensor 2'),
+        ({'attention': 'mla', 'n_kv_heads': 0, 'model__mla__kv_rank': 13},
+         'model.mla.kv_rank = 13 cannot be split over mesh fsdp 2: it must be a multiple of 2'),
         ({'d_ff': 97}, 'model.d_ff = 97 cannot be split over mesh tensor 2'),
         ({'vocab_size': 65}, 'model.vocab_size = 65 cannot be split over mesh tensor 2: it must be'),
         ({'mesh__rules__d_ff': 'tensr'}, "mesh.rules.d_ff = 'tensr' is no mesh axis; there are data, stage, fsdp"),

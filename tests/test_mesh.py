@@ -3,9 +3,10 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny import on_mesh, tiny_config
+from tiny import VARIANTS, on_mesh, tiny_config, tiny_model
 
 from llm_jax import mesh as mesh_lib
+from llm_jax.nn.transformer import init_params
 from llm_jax.schema import ConfigError, Mesh
 
 
@@ -88,3 +89,17 @@ def test_only_data_goes_over_slices(sizes, tpu_devices):
 def test_slices_that_data_cannot_be_split_over(tpu_devices):
     with pytest.raises(ConfigError, match='mesh.data = 1 cannot be split over 2 TPU slices'):
         mesh_lib.make_mesh(Mesh(data=1, fsdp=-1), tpu_devices('v5e:2x4', num_slices=2))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_fsdp_leaves_no_matrix_whole(name):
+    """What is not split over fsdp is on every device of a slice, with its moments."""
+    with on_mesh({'fsdp': 8}):
+        shapes = jax.eval_shape(lambda: init_params(tiny_model(tiny_config(**VARIANTS[name])), jax.random.key(0)))
+    matrices = [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        if path[-1].key in ('kernel', 'embedding')
+    ]
+    whole = [name for name, leaf in matrices if 'fsdp' not in leaf.sharding.spec]
+    assert matrices and not whole

@@ -39,7 +39,7 @@ VARIANTS = {
     'sandwich': {'norm_at': 'sandwich', 'embed_scale': 5.6, 'residual_scale': 0.7, 'logit_scale': 0.5},
     'post-norm': {'norm_at': 'post'},
     'parallel, two norms': {'residual': 'parallel_two_norms', 'norm': 'layernorm', 'bias': True},
-    'mla': {'attention': 'mla', 'n_kv_heads': 0, 'model__mla__q_rank': 12},
+    'mla': {'attention': 'mla', 'n_kv_heads': 0, 'model__mla__q_rank': 16},
     'mla, direct queries': {
         'attention': 'mla', 'n_kv_heads': 0, 'model__rope__interleaved': True, 'model__rope__scaling': 'yarn',
         'model__rope__factor': 4.0, 'model__rope__mscale': 1.0, 'model__rope__mscale_all_dim': 0.8,

@@ -133,7 +133,7 @@ class LatentAttention(nn.Module):
         bias = config.bias in (True, 'attention')
         if mla.q_rank:
             latent_BLQ = Norm(latent_config, ('latent',), name='q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
-            shape, axes = (mla.q_rank, H, N + mla.d_rope), ('latent', 'heads', 'd_head')
+            shape, axes = (mla.q_rank, H, N + mla.d_rope), ('rank', 'heads', 'd_head')
             q_BLHK = Einsum('BLR,RHK->BLHK', shape, axes, config, name='q_up')(latent_BLQ)
         else:
             shape, axes = (D, H, N + mla.d_rope), ('d_model', 'heads', 'd_head')
@@ -141,7 +141,7 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = q_BLHK[..., :N], rotate(q_BLHK[..., N:])
         latent_BLR = Norm(latent_config, ('latent',), name='kv_norm')(narrow('kv_down', R, 'latent', bias))
         k_rope_BL1K = rotate(narrow('k_rope', mla.d_rope, 'd_head', bias)[:, :, None])
-        to_heads = ('latent', 'heads', 'd_head')
+        to_heads = ('rank', 'heads', 'd_head')
         up_k = Einsum('BLR,RHK->BLHK', (R, H, N), to_heads, config, name='k_up')
         up_v = Einsum('BLR,RHK->BLHK', (R, H, V), to_heads, config, name='v_up')
         scale = init.attention_scale(config, N + mla.d_rope)

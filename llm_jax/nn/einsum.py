@@ -80,5 +80,6 @@ class Einsum(nn.Module):
 
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
-        spec = mesh.spec(self.config.rules, (*mesh.TOKENS, 'heads', None))
-        return jnp.einsum(equation, x, self.kernel.astype(self.config.dtype), out_sharding=spec)
+        rules = self.config.rules
+        whole = mesh.shard(self.kernel.astype(self.config.dtype), rules, (None, *self.axes[1:]))
+        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(rules, (*mesh.TOKENS, 'heads', None)))

@@ -16,6 +16,9 @@ from llm_jax import mesh
 from llm_jax.nn.matmul import matmul
 from llm_jax.schema import Model
 
+# Sides of weights that are split over the devices of the batch; what they are multiplied with is not.
+_WEIGHTS_ALONE = ('d_model', 'rank')
+
 
 def activation_axes(axes: tuple[str, ...]) -> tuple[str, ...]:
     """Logical axes of a result: a weight's d_model is split over fsdp, the residual stream's is not."""
@@ -42,7 +45,7 @@ def product(
     fan_in, outputs = math.prod(w.shape[:n_in]), w.shape[n_in:]
     free_axes = activation_axes(axes[n_in:])
     tokens = ('batch', None)[: lead and 1]
-    flat_x = _reshape(x, (-1, fan_in), rules, (*tokens, axes[0] if axes[0] != 'd_model' else None))
+    flat_x = _reshape(x, (-1, fan_in), rules, (*tokens, axes[0] if axes[0] not in _WEIGHTS_ALONE else None))
     flat_w = _reshape(w, (fan_in, math.prod(outputs)), rules, (axes[0], axes[n_in]))
     spec = mesh.spec(rules, (*tokens, free_axes[0]))
     y = matmul(flat_x, flat_w, config.matmul, out_dtype=out_dtype, out_sharding=spec)
