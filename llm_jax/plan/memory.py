@@ -13,7 +13,7 @@ from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
 from llm_jax.schema import Model
 from llm_jax.train import offload
-from llm_jax.train.losses import chunk_length
+from llm_jax.train.losses import MOST_HEAD, chunk_length
 from llm_jax.train.step import make_loss
 
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
@@ -214,8 +214,11 @@ def _logits(case: Case) -> float:
     length = config.data.seq_len // sizes['context']
     n_logits = config.model.vocab_size // sizes['tensor']
     chunk = chunk_length(length, rows, config.train.loss_chunk, n_logits)
-    head = config.model.d_model * n_logits * jnp.dtype(config.model.dtype).itemsize
-    return 2 * 4.0 * rows * chunk * n_logits + (head if sizes['fsdp'] > 1 else 0)
+    head, width = config.model.d_model * n_logits, jnp.dtype(config.model.dtype).itemsize
+    gathered = head * width if sizes['fsdp'] > 1 else 0
+    if mesh_shards(case) > 1 and head < MOST_HEAD and chunk < length:
+        gathered += head * (4 + width)  # its whole gradient, and that of a slice
+    return 2 * 4.0 * rows * chunk * n_logits + gathered
 
 
 def compiled(case: Case, stats: Any) -> Memory:

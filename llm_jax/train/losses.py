@@ -4,11 +4,13 @@ Logits of a whole batch, float32[B, L, V], are the largest array of a training s
 the loss is taken over slices of the sequence, and each slice's gradients are computed
 while its logits are there: the loss is a scalar, hence they are known up to one factor,
 and nothing is recomputed in the backward pass. What of the head is split over the devices
-of the batch is gathered before the first slice, and its gradient summed after the last.
+of the batch is gathered before the first slice, and its gradient summed after the last,
+unless it is very large.
 """
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -121,7 +123,7 @@ def _chunked(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
         add = lambda sums, piece: (jax.tree.map(jnp.add, sums, _slice_loss(head, z_loss, params, *piece)), None)
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _slices(n, *rows))[0]
 
-    if not (batch := _batch_axes(x_BLD)):
+    if not (batch := _batch_axes(params, x_BLD)):
         return scan(params, *rows)
     own = lambda *args: jax.lax.psum(scan(*args), batch)
     return mesh.over(batch, own, (_whole(params, batch, x_BLD.dtype), *rows), (jax.P(), jax.P()))
@@ -143,7 +145,7 @@ def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL)
         (sums, d_params), d_x = jax.lax.scan(body, ((jnp.zeros(()), jnp.zeros(())), zeros), _slices(n, *rows))
         return sums, d_params, _joined(d_x)
 
-    if not (batch := _batch_axes(x_BLD)):
+    if not (batch := _batch_axes(params, x_BLD)):
         sums, d_params, d_x = scan(params, *rows)
         return sums, (d_params, d_x)
 
@@ -161,9 +163,19 @@ def _lies(x):
     return jax.typeof(x).sharding.spec
 
 
-def _batch_axes(x_BLD):
-    """The mesh axes that split the rows of a batch."""
-    return () if jax.sharding.get_abstract_mesh().empty else mesh.mesh_axes(_lies(x_BLD)[0])
+# A head of so many numbers on a device, or more, is gathered for each slice: its whole gradient would be 2 GiB.
+MOST_HEAD = 2**29
+
+
+def _batch_axes(params, x_BLD):
+    """The mesh axes that split the rows of a batch; () where the head is not to be gathered once for all slices."""
+    abstract = jax.sharding.get_abstract_mesh()
+    if abstract.empty:
+        return ()
+    batch, sizes = mesh.mesh_axes(_lies(x_BLD)[0]), dict(abstract.shape)
+    kept = lambda w: [axis for entry in _lies(w) for axis in mesh.mesh_axes(entry) if axis not in batch]
+    whole = sum(w.size // math.prod(sizes[axis] for axis in kept(w)) for w in jax.tree.leaves(params))
+    return batch if whole < MOST_HEAD else ()
 
 
 def _split_by(batch, w):
