@@ -4,9 +4,9 @@
 
 That plan, compiled, on fsdp 128 with 4 micro-batches:
 
-  memory           7.93 of 95.7 GiB a chip
-  step             6.18 s at the roofline, bound by compute; 679 k tokens/s and 67 % MFU at most
-  15 T tokens      256 days, 786 k chip-hours, 3.3 M at 4.2 a chip-hour
+  memory           13.3 of 95.7 GiB a chip
+  step             5.49 s at the roofline, bound by compute; 764 k tokens/s and 75 % MFU at most
+  15 T tokens      227 days, 698 k chip-hours, 2.9 M at 4.2 a chip-hour
 """
 
 import ml_collections

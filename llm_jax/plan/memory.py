@@ -13,7 +13,7 @@ from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
 from llm_jax.schema import Model
 from llm_jax.train import offload
-from llm_jax.train.losses import MOST_HEAD, chunk_length
+from llm_jax.train.losses import chunk_length
 from llm_jax.train.step import make_loss
 
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
@@ -21,6 +21,9 @@ COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
 _GAPS = 0.15
 # Layers whose results are on their way to the host or back.
 _IN_FLIGHT = 4
+# Bytes a number of the head, where it is gathered once for all slices of the loss: its gradient in float32, which is
+# then scattered, that of a slice, and the head once more, as TPU programs were seen to have them.
+_HEAD_ONCE = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +219,8 @@ def _logits(case: Case) -> float:
     chunk = chunk_length(length, rows, config.train.loss_chunk, n_logits)
     head, width = config.model.d_model * n_logits, jnp.dtype(config.model.dtype).itemsize
     gathered = head * width if sizes['fsdp'] > 1 else 0
-    if mesh_shards(case) > 1 and head < MOST_HEAD and chunk < length:
-        gathered += head * (4 + width)  # its whole gradient, and that of a slice
+    if mesh_shards(case) > 1 and config.train.gather_head_once and chunk < length:
+        gathered += head * _HEAD_ONCE
     return 2 * 4.0 * rows * chunk * n_logits + gathered
 
 

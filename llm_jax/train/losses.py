@@ -5,12 +5,11 @@ the loss is taken over slices of the sequence, and each slice's gradients are co
 while its logits are there: the loss is a scalar, hence they are known up to one factor,
 and nothing is recomputed in the backward pass. What of the head is split over the devices
 of the batch is gathered before the first slice, and its gradient summed after the last,
-unless it is very large.
+unless there is no memory for that.
 """
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 import flax.struct
@@ -54,7 +53,7 @@ def unpack(tokens: jax.Array, bos_id: int) -> Rows:
 
 
 def cross_entropy(
-    head: Head, params: Any, x_BLD: jax.Array, rows: Rows, *, z_loss: float, chunk: int
+    head: Head, params: Any, x_BLD: jax.Array, rows: Rows, *, z_loss: float, chunk: int, once: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss over the targets of a batch.
 
@@ -66,13 +65,14 @@ def cross_entropy(
       z_loss: weight of log(Z)², Z the softmax's denominator (PaLM, arXiv:2204.02311, §5).
       chunk: how many positions of each row are in memory as logits at once; must divide
         L, and the devices that share the length of x_BLD must divide it.
+      once: whether the head is gathered once for all slices, rather than for each.
 
     Returns:
       (objective, nll): weighted sums over tokens, in nats. Gradients flow through the
       objective, which adds the z-loss to the negative log-likelihood; none flow through
       `nll`, which is for reporting, nor to the weights, which are constants.
     """
-    return _chunked(head, z_loss, chunk, params, x_BLD, rows.targets, rows.weights)
+    return _chunked(head, z_loss, chunk, once, params, x_BLD, rows.targets, rows.weights)
 
 
 def _slice_loss(head, z_loss, params, x_BlD, targets_Bl, weights_Bl):
@@ -113,8 +113,8 @@ def _joined(slices):
     return jax.shard_map(join, in_specs=lies, out_specs=jax.P(*lies[1:]))(slices)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _chunked(head, z_loss, chunk, once, params, x_BLD, targets_BL, weights_BL):
     n, rows = x_BLD.shape[1] // chunk, (x_BLD, targets_BL, weights_BL)
     if n == 1:
         return _slice_loss(head, z_loss, params, *rows)
@@ -123,13 +123,13 @@ def _chunked(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
         add = lambda sums, piece: (jax.tree.map(jnp.add, sums, _slice_loss(head, z_loss, params, *piece)), None)
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _slices(n, *rows))[0]
 
-    if not (batch := _batch_axes(params, x_BLD)):
+    if not (batch := _batch_axes(x_BLD) if once else ()):
         return scan(params, *rows)
     own = lambda *args: jax.lax.psum(scan(*args), batch)
     return mesh.over(batch, own, (_whole(params, batch, x_BLD.dtype), *rows), (jax.P(), jax.P()))
 
 
-def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL):
+def _chunked_forward(head, z_loss, chunk, once, params, x_BLD, targets_BL, weights_BL):
     n, rows = x_BLD.shape[1] // chunk, (x_BLD, targets_BL, weights_BL)
     slice_grad = jax.value_and_grad(_slice_loss, argnums=(2, 3), has_aux=True)
     if n == 1:
@@ -145,7 +145,7 @@ def _chunked_forward(head, z_loss, chunk, params, x_BLD, targets_BL, weights_BL)
         (sums, d_params), d_x = jax.lax.scan(body, ((jnp.zeros(()), jnp.zeros(())), zeros), _slices(n, *rows))
         return sums, d_params, _joined(d_x)
 
-    if not (batch := _batch_axes(params, x_BLD)):
+    if not (batch := _batch_axes(x_BLD) if once else ()):
         sums, d_params, d_x = scan(params, *rows)
         return sums, (d_params, d_x)
 
@@ -163,19 +163,9 @@ def _lies(x):
     return jax.typeof(x).sharding.spec
 
 
-# A head of so many numbers on a device, or more, is gathered for each slice: its whole gradient would be 2 GiB.
-MOST_HEAD = 2**29
-
-
-def _batch_axes(params, x_BLD):
-    """The mesh axes that split the rows of a batch; () where the head is not to be gathered once for all slices."""
-    abstract = jax.sharding.get_abstract_mesh()
-    if abstract.empty:
-        return ()
-    batch, sizes = mesh.mesh_axes(_lies(x_BLD)[0]), dict(abstract.shape)
-    kept = lambda w: [axis for entry in _lies(w) for axis in mesh.mesh_axes(entry) if axis not in batch]
-    whole = sum(w.size // math.prod(sizes[axis] for axis in kept(w)) for w in jax.tree.leaves(params))
-    return batch if whole < MOST_HEAD else ()
+def _batch_axes(x_BLD):
+    """The mesh axes that split the rows of a batch."""
+    return () if jax.sharding.get_abstract_mesh().empty else mesh.mesh_axes(_lies(x_BLD)[0])
 
 
 def _split_by(batch, w):
@@ -225,7 +215,7 @@ def _summed(d_parts, params, batch):
     return jax.tree.map(one, d_parts, params)
 
 
-def _chunked_backward(head, z_loss, chunk, grads, cotangents):
+def _chunked_backward(head, z_loss, chunk, once, grads, cotangents):
     d_objective, _ = cotangents  # nll is for reporting
     d_params, d_x = jax.tree.map(lambda g: (d_objective * g).astype(g.dtype), grads)
     return d_params, d_x, None, None

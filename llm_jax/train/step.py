@@ -59,7 +59,8 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
         n_logits = model.config.vocab_size // mesh.shards(rules, 'vocab')
         chunk = parts * chunk_length(L // parts, n_rows, config.train.loss_chunk, n_logits)
         head_params = {name: params[name] for name in head_names}
-        objective, nll = cross_entropy(head, head_params, x_BLD, rows, z_loss=config.train.z_loss, chunk=chunk)
+        options = {'z_loss': config.train.z_loss, 'chunk': chunk, 'once': config.train.gather_head_once}
+        objective, nll = cross_entropy(head, head_params, x_BLD, rows, **options)
         sums = {'nll': nll, 'weight': jnp.sum(rows.weights)}
         if routers := reports.get(STATS):
             losses = router_losses(moe, routers)

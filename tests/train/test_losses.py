@@ -7,10 +7,10 @@ import optax
 import pytest
 from tiny import BOS, LLAMA, on_mesh, one_step, packed_tokens, place, tiny_config, tiny_training
 
-from llm_jax.train import losses
 from llm_jax.train.losses import Rows, chunk_length, cross_entropy, unpack
 
 B, L, D, V = 3, 12, 8, 32
+SLICED = LLAMA | {'train__loss_chunk': 8, 'model__tie_embeddings': False}
 
 
 def head(params, x_BLD):
@@ -145,11 +145,9 @@ def test_large_vocabularies_have_short_slices(vocab, tokens):
     assert chunk_length(4096, 2, 0, vocab) == max(1, tokens // 2)
 
 
-@pytest.mark.parametrize('most', [losses.MOST_HEAD, 1])
-def test_slices_on_a_mesh_are_those_of_one_device(most, monkeypatch):
-    """With the head gathered once for all slices, and, where it is too large for that, for each."""
-    monkeypatch.setattr(losses, 'MOST_HEAD', most)
-    config = tiny_config(**LLAMA | {'train__loss_chunk': 8, 'model__tie_embeddings': False})
+@pytest.mark.parametrize('once', [True, False])
+def test_slices_on_a_mesh_are_those_of_one_device(once):
+    config = tiny_config(**SLICED | {'train__gather_head_once': once})
     (alone, params, _), (shared, same, _) = (one_step(config, sizes) for sizes in ((1, 1, 1), (2, 2, 2)))
     np.testing.assert_allclose(shared['loss'], alone['loss'], rtol=1e-6)
     np.testing.assert_allclose(shared['grad_norm'], alone['grad_norm'], rtol=1e-6)
@@ -157,10 +155,9 @@ def test_slices_on_a_mesh_are_those_of_one_device(most, monkeypatch):
         np.testing.assert_allclose(two, one, atol=1e-5)
 
 
-def test_nothing_of_the_head_moves_within_the_loop_over_slices(monkeypatch):
-    config = tiny_config(**LLAMA | {'train__loss_chunk': 8, 'model__tie_embeddings': False, 'scan': False})
-
-    def loops_that_move():
+def test_nothing_of_the_head_moves_within_the_loop_over_slices():
+    def loops_that_move(once):
+        config = tiny_config(**SLICED | {'scan': False, 'train__gather_head_once': once})
         with on_mesh({'fsdp': 8}):
             step, state = tiny_training(config)
             text = step.lower(state, place(packed_tokens(8), config)).compile().as_text()
@@ -168,6 +165,4 @@ def test_nothing_of_the_head_moves_within_the_loop_over_slices(monkeypatch):
         body = lambda name: re.search(rf'^%?{re.escape(name)} .*?^}}', text, re.M | re.S)[0]
         return sum(bool(re.search(' (all-gather|all-reduce|reduce-scatter)', body(name))) for name in bodies)
 
-    assert loops_that_move() == 0
-    monkeypatch.setattr(losses, 'MOST_HEAD', 1)
-    assert loops_that_move() == 1
+    assert (loops_that_move(True), loops_that_move(False)) == (0, 1)
