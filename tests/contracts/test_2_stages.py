@@ -53,11 +53,11 @@ def one_device():
         ('llama', {'stage': 8}, (0, 1)),
         ('llama', {'stage': 4, 'fsdp': 2}, (8, 2)),
         ('llama', {'stage': 2, 'data': 2, 'tensor': 2}, (4, 4)),
-        ('gpt2, in pieces', {'stage': 2, 'fsdp': 2}, (4, 2)),
+        pytest.param('gpt2, in pieces', {'stage': 2, 'fsdp': 2}, (4, 2), marks=pytest.mark.slow),
         ('mla', {'stage': 2, 'tensor': 2}, (2, 1)),
         ('moe, groups, shared', {'stage': 2, 'fsdp': 2}, (4, 2)),
         ('local and global', {'stage': 2, 'fsdp': 2, 'tensor': 2}, (4, 2)),
-        ('first layers dense', {'stage': 2, 'tensor': 2}, (4, 1)),
+        pytest.param('first layers dense', {'stage': 2, 'tensor': 2}, (4, 1), marks=pytest.mark.slow),
     ],
     ids=str,
 )

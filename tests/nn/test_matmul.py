@@ -66,7 +66,7 @@ def test_a_wide_result_is_not_rounded(operands):
     jax.tree.map(np.testing.assert_array_equal, plain[1:], (d_x, d_w))
 
 
-@pytest.mark.parametrize('kind', ['fp8', 'int8'])
+@pytest.mark.parametrize('kind', ['fp8', pytest.param('int8', marks=pytest.mark.slow)])
 def test_same_step_on_a_mesh(kind):
     """Scales are those of the whole array however it is split: by rows, columns and the tokens of a row."""
     sequence = {'mesh__rules__residual_length': ('context', 'tensor')}

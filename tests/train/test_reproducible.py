@@ -38,7 +38,11 @@ def trained(fields, sizes, n=10):
 
 
 @pytest.mark.parametrize(
-    ('name', 'meshes'), list(zip(CONFIGS, (MESHES, ONE_AND_FOUR, ONE_AND_TWO, ONE_AND_TWO), strict=True))
+    ('name', 'meshes'),
+    [
+        pytest.param(name, meshes, marks=[pytest.mark.slow] if name == 'remat dots' else [])
+        for name, meshes in zip(CONFIGS, (MESHES, ONE_AND_FOUR, ONE_AND_TWO, ONE_AND_TWO), strict=True)
+    ],
 )
 def test_bit_equal(name, meshes):
     fields = CONFIGS[name] | {'train__reproducible': True}
