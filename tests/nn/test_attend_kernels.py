@@ -154,6 +154,18 @@ def tpu_devices():
         yield list(topologies.get_topology_desc(platform='tpu', topology_name='v5p:2x2x1').devices)
 
 
+@pytest.mark.parametrize(('length', 'parts', 'window'), [(2048, 1, 0), (4096, 4, 0), (2048, 1, 700), (4096, 4, 1024)])
+def test_splash_tables_are_those_of_the_librarys_own_masks(monkeypatch, length, parts, window):
+    ours = jax.tree.leaves(splash.make(Scores(window=window), 2, length, parts))
+    shape = (length, length)
+    monkeypatch.setattr(splash, '_Causal', lambda length: splash.library.CausalMask(shape))
+    monkeypatch.setattr(splash, '_Window', lambda length, window: splash.library.LocalMask(shape, (window - 1, 0), 0))
+    theirs = jax.tree.leaves(splash.make(Scores(window=window), 2, length, parts))
+    assert len(ours) == len(theirs) > 5
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 @pytest.mark.parametrize('axis', ['tensor', 'context'])
 def test_splash_is_in_the_program_for_a_tpu(tpu_devices, axis):
     """Three kernels, one for the forward pass, and no scores [L, L]; the mesh alone says that it is for a TPU."""

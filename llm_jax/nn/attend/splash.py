@@ -26,6 +26,42 @@ def block(length: int) -> int:
     return max((n for n in range(LANES, MAX_BLOCK + 1, LANES) if length % n == 0), default=0)
 
 
+class _ByDistance:
+    """A mask that knows of most blocks, from how far their queries are from their keys, that all or none of it counts.
+
+    The library asks for each block of a row four times, and computes it each time: a minute at 128k tokens.
+    """
+
+    window: int
+
+    def __getitem__(self, blocks: tuple[slice, slice]) -> np.ndarray:
+        queries, keys = blocks
+        rows = self.q_sequence[queries]  # ascending: no block lies in two chunks
+        nearest, furthest = rows[0] - (keys.stop - 1), rows[-1] - keys.start
+        if furthest < 0 or nearest >= self.window:
+            return _constant((rows.size, keys.stop - keys.start), False)
+        if nearest >= 0 and furthest < self.window:
+            return _constant((rows.size, keys.stop - keys.start), True)
+        return super().__getitem__(blocks)
+
+
+class _Causal(_ByDistance, library.CausalMask):
+    def __init__(self, length: int):
+        super().__init__((length, length))
+        self.window = length
+
+
+class _Window(_ByDistance, library.LocalMask):
+    def __init__(self, length: int, window: int):
+        super().__init__((length, length), (window - 1, 0), 0)
+        self.window = window
+
+
+@functools.lru_cache(maxsize=8)
+def _constant(shape: tuple[int, int], value: bool) -> np.ndarray:
+    return np.full(shape, value)
+
+
 def make(
     scores: Scores, n_heads: int, length: int, parts: int = 1
 ) -> library.splash_attention_kernel.SplashAttentionKernel:
@@ -37,8 +73,7 @@ def make(
       length: of a whole row.
       parts: 1 for whole rows.
     """
-    shape = (length, length)
-    mask = library.LocalMask(shape, (scores.window - 1, 0), 0) if scores.window else library.CausalMask(shape)
+    mask = _Window(length, scores.window) if scores.window else _Causal(length)
     size = block(length)
     if parts > 1:
         chunk = length // (2 * parts)
