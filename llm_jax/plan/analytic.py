@@ -12,7 +12,16 @@ import jax.numpy as jnp
 from llm_jax.nn.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
-from llm_jax.plan.memory import device_bytes, hidden, host_bytes, mesh_shards, offloaded, state_parts, stream_shards
+from llm_jax.plan.memory import (
+    device_bytes,
+    hidden,
+    host_bytes,
+    logit_slices,
+    mesh_shards,
+    offloaded,
+    state_parts,
+    stream_shards,
+)
 from llm_jax.schema import Model
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
@@ -92,6 +101,12 @@ def cost(case: Case) -> Cost:
         # Forward, and once more for the backward pass; gradients are summed in the dtype of the computation.
         add('all-gather', ('fsdp',), 2 * turns * weights, 2 * blocks, overlapped=True)
         add('reduce-scatter', ('fsdp',), turns * weights, blocks, overlapped=True)
+        slices = turns * logit_slices(case)
+        if not config.train.gather_head_once and slices > turns:
+            # For each slice again, and nothing else runs meanwhile.
+            head = slices * model.vocab_size * model.d_model * width / sizes['tensor']
+            add('all-gather', ('fsdp',), head, slices, overlapped=False)
+            add('reduce-scatter', ('fsdp',), head, slices, overlapped=False)
     add('all-reduce', ('data', 'context'), turns * params / 4 * width, blocks, overlapped=True)
     # After the second products, before the first ones backward, and after attention's when it is computed again.
     sums = 4 + again

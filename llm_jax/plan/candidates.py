@@ -17,6 +17,8 @@ REMAT = ('none', 'attention', 'dots', 'offload', 'full')
 # Rows of so many tokens may be worth sharing among devices.
 _LONG = 16_384
 _SPLIT_STREAM = ('context', 'tensor')
+# Whether speed or memory comes first in the head.
+HEAD_ONCE = 'train.gather_head_once'
 
 
 def candidates(config: Config, machine: Machine) -> Iterator[Changes]:
@@ -39,7 +41,7 @@ def candidates(config: Config, machine: Machine) -> Iterator[Changes]:
                 if not _fits(changed(base, {**split, **micro}), sizes):
                     continue
                 for remat in dict.fromkeys((*REMAT, config.model.remat)):
-                    yield {**split, **micro, 'model.remat': remat}
+                    yield {**split, **micro, 'model.remat': remat, HEAD_ONCE: config.train.gather_head_once}
 
 
 def _micro_batches(batch_size: int, shards: int, stages: int) -> Iterator[Changes]:
@@ -110,6 +112,7 @@ def as_it_stands(config: Config, sizes: dict[str, int]) -> Changes:
         'train.grad_accumulation': config.train.grad_accumulation,
         'mesh.stage_microbatches': config.mesh.stage_microbatches,
         'model.remat': config.model.remat,
+        HEAD_ONCE: config.train.gather_head_once,
     }
 
 
@@ -125,4 +128,7 @@ def short(changes: Changes) -> str:
     stream = changes['mesh.rules.residual_length']
     split = ', stream split' if 'tensor' in mesh_lib.mesh_axes(stream) and changes['mesh.tensor'] > 1 else ''
     micro = changes['train.grad_accumulation'] * (changes['mesh.stage_microbatches'] or changes['mesh.stage'])
-    return f'{axes or "1 device"}{split}, remat {changes["model.remat"]}, {micro} micro-batch{"es" * (micro != 1)}'
+    head = '' if changes[HEAD_ONCE] else ', head per slice'
+    return (
+        f'{axes or "1 device"}{split}, remat {changes["model.remat"]}, {micro} micro-batch{"es" * (micro != 1)}{head}'
+    )

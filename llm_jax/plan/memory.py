@@ -216,12 +216,20 @@ def _logits(case: Case) -> float:
     rows = config.train.batch_size // config.train.grad_accumulation // mesh_shards(case)
     length = config.data.seq_len // sizes['context']
     n_logits = config.model.vocab_size // sizes['tensor']
-    chunk = chunk_length(length, rows, config.train.loss_chunk, n_logits)
     head, width = config.model.d_model * n_logits, jnp.dtype(config.model.dtype).itemsize
     gathered = head * width if sizes['fsdp'] > 1 else 0
-    if mesh_shards(case) > 1 and config.train.gather_head_once and chunk < length:
+    slices = logit_slices(case)
+    if mesh_shards(case) > 1 and config.train.gather_head_once and slices > 1:
         gathered += head * _HEAD_ONCE
-    return 2 * 4.0 * rows * chunk * n_logits + gathered
+    return 2 * 4.0 * rows * length / slices * n_logits + gathered
+
+
+def logit_slices(case: Case) -> int:
+    """Into how many slices of the sequence the loss of a micro-batch is cut."""
+    config, sizes = case.config, case.sizes
+    rows = config.train.batch_size // config.train.grad_accumulation // mesh_shards(case)
+    length = config.data.seq_len // sizes['context']
+    return length // chunk_length(length, rows, config.train.loss_chunk, config.model.vocab_size // sizes['tensor'])
 
 
 def compiled(case: Case, stats: Any) -> Memory:

@@ -8,7 +8,7 @@ import jax
 
 from llm_jax import mesh as mesh_lib
 from llm_jax.plan import analytic, candidates, memory, planner, topology
-from llm_jax.plan.candidates import Changes, changed
+from llm_jax.plan.candidates import HEAD_ONCE, Changes, changed
 from llm_jax.plan.cases import Case
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.cost import Cost
@@ -93,7 +93,15 @@ class _Estimates:
         return _OnPaper(changes, case, roofline(case, cost, bubble=analytic.bubble(case)), cost)
 
     def tried(self, one: _OnPaper) -> Tried:
-        """With its memory estimated."""
+        """With its memory estimated; with the head gathered for each slice of the loss where that makes it fit."""
+        found = self._tried(one)
+        if found.sure or not one.changes[HEAD_ONCE]:
+            return found
+        thrifty = self.on_paper({**one.changes, HEAD_ONCE: False})
+        smaller = self._tried(thrifty) if thrifty else found
+        return smaller if smaller.sure else found
+
+    def _tried(self, one: _OnPaper) -> Tried:
         estimate = memory.estimate(one.case, self._residuals(one))
         outcome = Outcome(one.case, estimate, one.roof, one.cost, memory.ANALYTIC)
         return Tried(one.changes, self.different(one.changes), outcome)
@@ -111,7 +119,8 @@ class _Estimates:
 
     def _residuals(self, one: _OnPaper) -> float:
         rows = one.case.config.train.batch_size // one.case.config.train.grad_accumulation
-        layout = tuple(value for field, value in one.changes.items() if field != 'train.grad_accumulation')
+        # Neither changes what is kept of a row.
+        layout = tuple(v for field, v in one.changes.items() if field not in ('train.grad_accumulation', HEAD_ONCE))
         if layout not in self._kept:
             self._kept[layout] = memory.residual_bytes(one.case) / rows
         return self._kept[layout] * rows

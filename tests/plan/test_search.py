@@ -71,6 +71,24 @@ def test_the_fastest_that_surely_fits_is_first():
     assert [one.changes['n'] for one in search.pareto(tried)] == [3, 1, 0]
 
 
+def test_the_head_is_gathered_for_each_slice_where_that_makes_it_fit():
+    # One head: nothing to split over tensor.
+    made = config(
+        model__vocab_size=262_144, model__d_model=4096, model__n_heads=1, data__seq_len=4096, train__batch_size=8
+    )
+    roomy = topology.parse_gpu('h100', 8)
+    small = dataclasses.replace(roomy, chip=dataclasses.replace(roomy.chip, hbm=14 * 2**30))
+    best = lambda machine: search.search(made, machine, None, compile_best=0, progress=lambda line: None)[0]
+    assert best(roomy).fits and best(roomy).changes['train.gather_head_once']
+    saving = best(small)
+    assert saving.fits and not saving.changes['train.gather_head_once']
+    assert 'train.gather_head_once=False' in saving.flags
+    # Which costs time: the same with the head gathered once is faster, and does not fit.
+    case = planner.case_of(changed(made, {**saving.changes, 'train.gather_head_once': True}), small, None)
+    once = planner.estimated(case)
+    assert once.roofline.step < saving.outcome.roofline.step and not once.memory.fits
+
+
 def test_a_program_that_does_not_compile_does_not_end_the_search(monkeypatch):
     """The first that is compiled crashes the compiler, the second does not fit, others do."""
     tries = iter([CompilerFails('INTERNAL: RET_CHECK failure'), DoesNotFit(2.0**40, 2.0**36)])
