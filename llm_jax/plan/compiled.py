@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from llm_jax.plan import cost as cost_lib
-from llm_jax.plan import memory
+from llm_jax.plan import hlo, memory
 from llm_jax.plan.cases import Case
 from llm_jax.plan.memory import Memory
 
@@ -39,6 +39,7 @@ class Compiled:
     Attributes:
       memory: of one device.
       cost: FLOPs, traffic and collectives of one device.
+      module: the program's text, read.
       xla_flops: what XLA's own analysis counts, in which the body of a loop counts once.
       seconds: that compiling took.
       program: to run, where the devices exist.
@@ -46,6 +47,7 @@ class Compiled:
 
     memory: Memory
     cost: cost_lib.Cost
+    module: hlo.Module
     xla_flops: float
     seconds: float
     program: Any
@@ -67,10 +69,11 @@ def compile_step(case: Case) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             raise _translated(str(error)) or CompilerFails(str(error).partition('\n')[0].strip()) from error
     seconds = time.monotonic() - start
-    analysis = program.cost_analysis() or {}
+    analysis, module = program.cost_analysis() or {}, hlo.parse(program.as_text())
     return Compiled(
         memory=memory.compiled(case, program.memory_analysis()),
-        cost=cost_lib.analyse(program.as_text()),
+        cost=cost_lib.of_module(module),
+        module=module,
         xla_flops=analysis.get('flops', 0.0),
         seconds=seconds,
         program=program,

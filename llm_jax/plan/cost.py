@@ -42,6 +42,7 @@ class Collective:
       times: how often it runs in a step.
       overlapped: whether it is started and awaited, or fused with computation, so that other work may hide it.
       source: where in the program it comes from.
+      name: of the operation.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Collective:
     times: int
     overlapped: bool
     source: str
+    name: str = ''
 
 
 @dataclasses.dataclass
@@ -64,6 +66,8 @@ class Cost:
       collectives: each with how often it runs.
       kernels: custom kernels -> how often they run, of those that do not say their FLOPs.
       unknown_loops: loops whose trip count is not known; they are counted once.
+      waits: seconds that each run of a collective which is started and awaited keeps the device waiting, by its name
+        (`plan.schedule`); none where that is not known.
     """
 
     work: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -72,6 +76,7 @@ class Cost:
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unknown_loops: list[str] = dataclasses.field(default_factory=list)
+    waits: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def flops(self) -> float:
@@ -95,9 +100,20 @@ def analyse(text: str) -> Cost:
     Args:
       text: from `jax.stages.Compiled.as_text()`.
     """
-    module = hlo.parse(text)
+    return of_module(hlo.parse(text))
+
+
+def of_module(module: Module) -> Cost:
+    """The cost of a whole program."""
     cost = Cost()
     _Walk(module, cost).computation(module.computations[module.entry], 1, overlapped=False)
+    return cost
+
+
+def of_op(module: Module, here: Computation, op: Op) -> Cost:
+    """The cost of one run of an operation of a computation, what it calls included."""
+    cost = Cost()
+    _Walk(module, cost).op(here, op, 1, False, set(), in_fusion=False)
     return cost
 
 
@@ -112,9 +128,9 @@ class _Walk:
         # A collective that is fused with computation appears in each piece of it.
         seen: set[tuple[str, str]] = set()
         for op in here.ops:
-            self._op(here, op, times, overlapped, seen, in_fusion=False)
+            self.op(here, op, times, overlapped, seen, in_fusion=False)
 
-    def _op(self, here: Computation, op: Op, times: int, overlapped: bool, seen: set, *, in_fusion: bool) -> float:
+    def op(self, here: Computation, op: Op, times: int, overlapped: bool, seen: set, *, in_fusion: bool) -> float:
         """Counts one operation, and returns its FLOPs for the fusion that it lies in."""
         base, flops = op.kind.removesuffix('-start'), 0.0
         if op.kind == 'while':
@@ -136,7 +152,7 @@ class _Walk:
             flops = _convolution_flops(here, op)
         elif op.kind == 'fusion':
             inner = self.module.computations[op.called('calls')[0]]
-            flops = sum(self._op(inner, inside, times, overlapped, seen, in_fusion=True) for inside in inner.ops)
+            flops = sum(self.op(inner, inside, times, overlapped, seen, in_fusion=True) for inside in inner.ops)
         elif op.kind == 'conditional':
             self._branches(op, times, overlapped)
         elif op.kind in ('call', 'async-start'):
@@ -185,7 +201,7 @@ class _Walk:
             kind = 'reduce-scatter'
         elif kind == 'reduce-scatter':
             n_bytes *= len(members)
-        self.cost.collectives.append(Collective(kind, n_bytes, members, times, overlapped, op.source))
+        self.cost.collectives.append(Collective(kind, n_bytes, members, times, overlapped, op.source, op.name))
 
     def _between_slices(self, op: Op, times: int) -> None:
         """The part of a collective between slices, which TPUs leave to their hosts: sent, and awaited later."""

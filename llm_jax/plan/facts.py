@@ -162,14 +162,14 @@ def notes(outcome: Outcome) -> list[str]:
 
 
 def traffic_table(outcome: Outcome) -> Table:
-    """The collectives by kind and mesh axes, the longest first."""
+    """The collectives by kind and mesh axes, the longest first; a wait counts where it ends, whatever held the link."""
     rows = [
         (t.kind, ' × '.join(t.axes) or '–', f'{t.times:,}', gib(t.bytes), seconds(t.ici), seconds(t.dcn),
-         fmt.percent(1 - t.exposed / (t.ici + t.dcn)) if t.ici + t.dcn else fmt.DASH)
+         fmt.percent(max(0.0, 1 - t.exposed / (t.ici + t.dcn))) if t.ici + t.dcn else fmt.DASH)
         for t in outcome.roofline.traffic if t.bytes > 1e6
     ]  # fmt: skip
     header = ('collective', 'over', 'times', 'bytes', 'ICI' if outcome.case.machine.chip.is_tpu else 'NVLink',
-              'DCN' if outcome.case.machine.chip.is_tpu else 'network', 'can overlap')  # fmt: skip
+              'DCN' if outcome.case.machine.chip.is_tpu else 'network', 'hidden')  # fmt: skip
     return Table(f'Collectives of a step, on one device ({outcome.source})', header, rows)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from llm_jax import mesh as mesh_lib
-from llm_jax.plan import analytic, memory, topology
+from llm_jax.plan import analytic, memory, schedule, topology
 from llm_jax.plan.cases import Case, abstract_mesh, make_case
 from llm_jax.plan.compiled import compile_step
 from llm_jax.plan.cost import Cost
@@ -118,23 +118,38 @@ def compiled(case: Case) -> Outcome:
     """
     result = compile_step(case)
     cost = with_attention(case, result.cost)
+    cost = dataclasses.replace(cost, waits=schedule.waits(result.module, _clock(case, result.cost)))
     return Outcome(case, result.memory, roofline(case, cost), cost, COMPILED, result.seconds)
 
 
 def with_attention(case: Case, cost: Cost) -> Cost:
-    """The cost with the FLOPs of attention, whose kernels keep them to themselves, counted on paper.
+    """The cost with the FLOPs of attention, whose kernels keep them to themselves, counted on paper."""
+    flops = sum(n * _kernel_flops(case, cost, kernel) for kernel, n in cost.kernels.items())
+    return dataclasses.replace(cost, work=cost.work + collections.Counter({(flops, 0.0): 1})) if flops else cost
+
+
+def _kernel_flops(case: Case, cost: Cost, kernel: str) -> float:
+    """Of one run of a kernel on one device: its share of attention, if it is one of attention's.
 
     By the convention of MFU training has six products of L × L, of which a causal kernel computes half.
     """
-    runs = {
-        name: sum(n for kernel, n in cost.kernels.items() if kernel.startswith(name)) for name in ATTENTION_PRODUCTS
-    }
+    products = next((n for name, n in ATTENTION_PRODUCTS.items() if kernel.startswith(name)), 0)
+    runs = lambda name: sum(n for other, n in cost.kernels.items() if other.startswith(name))
     # Layers times micro-batches: each has one backward pass.
-    blocks = max(runs['splash_mha_dq'], runs['dot_product_attention_bwd'], 1)
-    products = sum(ATTENTION_PRODUCTS[name] * n for name, n in runs.items()) / blocks
+    blocks = max(runs('splash_mha_dq'), runs('dot_product_attention_bwd'), 1)
     attention = (case.flops_per_token - 6 * case.counts.matmul) * case.tokens_per_step / case.abstract_mesh.size
-    one = (analytic.causal_share(case.config.model) * attention * products / 6, 0.0)
-    return dataclasses.replace(cost, work=cost.work + collections.Counter({one: 1})) if products else cost
+    return analytic.causal_share(case.config.model) * attention * products / 6 / blocks
+
+
+def _clock(case: Case, cost: Cost) -> schedule.Clock:
+    """What things take on the case's machine, at its peak rates."""
+    chip = case.machine.chip
+    flop_rate, byte_rate = chip.rate(case.config.model.dtype), chip.hbm_rate / chip.devices
+    return schedule.Clock(
+        work=lambda flops, n_bytes: max(flops / flop_rate, n_bytes / byte_rate),
+        move=lambda collective: sum(case.network.seconds(collective)),
+        kernel=lambda name: _kernel_flops(case, cost, name) / flop_rate,
+    )
 
 
 def number(text: str | None, flag: str) -> float | None:

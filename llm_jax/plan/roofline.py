@@ -2,8 +2,9 @@
 
 The roofline (Williams et al. 2009) of each operation: it takes as long as its arithmetic
 or its memory traffic, whichever is longer, at the peak rates. Operations follow each
-other; prefetches and collectives that may overlap with them do. Collectives that are not
-started ahead of their use add to it. A real step takes longer; docs/plan.md says by how much.
+other; prefetches overlap with them. So do collectives that are fused with computation, and
+those that are started ahead, as far as what lies between takes (`plan.schedule`). The
+others add to it. A real step takes longer; docs/plan.md says by how much.
 """
 
 import collections
@@ -93,7 +94,7 @@ def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
     """
     chip = case.machine.chip
     flop_rate, byte_rate = chip.rate(case.config.model.dtype), chip.hbm_rate / chip.devices
-    traffic = sorted(add_up(cost.collectives, case.network), key=lambda t: -(t.ici + t.dcn))
+    traffic = sorted(add_up(cost.collectives, case.network, cost.waits), key=lambda t: -(t.ici + t.dcn))
     return Roofline(
         compute=cost.flops / flop_rate,
         hbm=cost.hbm_bytes / byte_rate,
@@ -107,15 +108,15 @@ def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
     )
 
 
-def add_up(collectives: list[Collective], network: Network) -> list[Traffic]:
-    """The collectives by kind and mesh axes."""
+def add_up(collectives: list[Collective], network: Network, waits: dict[str, float]) -> list[Traffic]:
+    """The collectives by kind and mesh axes; `waits` as in a `Cost`."""
     total: dict = collections.defaultdict(lambda: [0.0, 0, 0.0, 0.0, 0.0])
     for one in collectives:
         ici, dcn = network.seconds(one)
         sums = total[one.kind, network.axes(one.group)]
         for i, value in enumerate(
             (one.bytes * one.times, one.times, ici * one.times, dcn * one.times,
-             0.0 if one.overlapped else (ici + dcn) * one.times)
+             (waits.get(one.name, 0.0) if one.overlapped else ici + dcn) * one.times)
         ):  # fmt: skip
             sums[i] += value
     return [Traffic(kind, axes, *sums) for (kind, axes), sums in total.items()]

@@ -1,0 +1,96 @@
+"""Which collectives are waited for: a program goes through its operations in the order in which it is written.
+
+A compiler starts a collective as early as it can and awaits its result as late as it can.
+What lies between takes time, by which the rest is shorter. Here the program is gone
+through with a clock: one device computes and has one link, which collectives use one
+after the other. Those that are fused with computation (on TPU) are not looked at.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+from llm_jax.nn.dispatch import FURTHER_ROUNDS
+from llm_jax.plan import cost as cost_lib
+from llm_jax.plan import hlo
+from llm_jax.plan.cost import Collective
+from llm_jax.plan.hlo import Computation, Module, Op
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Seconds that things take on a machine.
+
+    Attributes:
+      work: (FLOPs, bytes of main memory) of an operation -> seconds.
+      move: of a collective.
+      kernel: of a custom kernel that does not say its FLOPs, by its name.
+    """
+
+    work: Callable[[float, float], float]
+    move: Callable[[Collective], float]
+    kernel: Callable[[str], float]
+
+
+def waits(module: Module, clock: Clock) -> dict[str, float]:
+    """Collectives that are started and awaited -> seconds that each run of them keeps the device waiting."""
+    walk = _Walk(module, clock)
+    walk.seconds(module.entry)
+    return walk.waits
+
+
+class _Walk:
+    def __init__(self, module: Module, clock: Clock):
+        self.module, self.clock = module, clock
+        self.waits: dict[str, float] = {}
+        self.seconds = functools.cache(self._seconds)
+
+    def _seconds(self, name: str) -> float:
+        """Of one run of a computation."""
+        here = self.module.computations[name]
+        now = free = 0.0  # `free`: when the link is done with what it has been given
+        arrives: dict[str, tuple[float, str]] = {}  # what is started -> when it is there, and the collective's name
+        for op in here.ops:
+            if started := self._started(here, op):
+                free = max(now, free) + self.clock.move(started)
+                arrives[op.name] = free, started.name
+            elif op.kind.endswith(('-update', '-done')) and op.operands and op.operands[0] in arrives:
+                there, collective = arrives.pop(op.operands[0])
+                if op.kind.endswith('-update'):
+                    arrives[op.name] = there, collective
+                    continue
+                self.waits[collective] = max(0.0, there - now)
+                now = max(now, there)
+            elif op.kind in cost_lib.COLLECTIVES:
+                now = free = max(now, free) + sum(map(self.clock.move, self._cost(here, op).collectives))
+            else:
+                now += self._op(here, op)
+        return now
+
+    def _started(self, here: Computation, op: Op) -> Collective | None:
+        """The collective that an operation starts."""
+        if op.kind.removesuffix('-start') in cost_lib.COLLECTIVES and op.kind.endswith('-start'):
+            found = self._cost(here, op).collectives
+        elif op.kind == 'async-start':
+            (name,) = op.called('calls', 'called_computation')
+            inner = self.module.computations[name]
+            found = [one for inside in inner.ops for one in self._cost(inner, inside).collectives]
+        else:
+            found = []
+        return found[0] if found else None
+
+    def _op(self, here: Computation, op: Op) -> float:
+        if op.kind == 'while':
+            return (hlo.trip_count(self.module, here, op) or 1) * self.seconds(op.called('body')[0])
+        if op.kind == 'conditional':
+            branches = op.called('branch_computations', 'true_computation', 'false_computation')
+            pick = min if FURTHER_ROUNDS in op.source else max
+            return pick(map(self.seconds, branches))
+        if op.kind == 'call':
+            return sum(map(self.seconds, op.called('to_apply', 'calls')))
+        cost = self._cost(here, op)
+        kernels = sum(self.clock.kernel(kernel) * times for kernel, times in cost.kernels.items())
+        return kernels + sum(self.clock.work(*one) * times for one, times in cost.work.items())
+
+    def _cost(self, here: Computation, op: Op) -> cost_lib.Cost:
+        return cost_lib.of_op(self.module, here, op)
