@@ -188,6 +188,11 @@ def only(entry: str | tuple[str, ...] | None, names: Collection[str]) -> str | t
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
+def differs(x: jax.Array) -> frozenset[str]:
+    """The axes of a `shard_map` around over which `x` differs."""
+    return jax.typeof(x).manual_axis_type.varying
+
+
 def whole_rows(rules: tuple) -> tuple:
     """The rules of a program that reads tokens one by one: what split the length splits the batch instead."""
     table = dict(rules)

@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm_jax.nn.grouped import loop, varying
+
 # (parameters, rows [N, D] in order of their expert, rows of each expert int[e], expert of each row int[N]) -> [N, D].
 # What it gives for rows past the last expert's does not matter.
 Network = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-# Their name in a compiled program: plans take them to be none.
-FURTHER_ROUNDS = 'further_rounds'
+# (which round, what says where rows go, (parameters, tokens [T, D], weights [T, k])) -> int[N], of which token; rows.
+Round = Callable[[jax.Array | int, Any, tuple], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Dispatch:
         worst = n * T * min(k, e)
         C = self._rows(T * k, worst)
 
-        def one_round(i, params, x_TD, weights_Tk):
+        def one_round(i, routing, inputs):
+            (order_N, expert_N, ends_e, taken), (params, x_TD, weights_Tk) = routing, inputs
             slots_C = i * C + jnp.arange(C)
             choice_C = order_N[jnp.minimum(slots_C, order_N.size - 1)]
             sizes_of_round_e = jnp.diff(jnp.clip(ends_e - i * C, 0, C), prepend=0)
@@ -93,7 +96,8 @@ class Dispatch:
             return choice_C // k, y_CD * weights_Tk.reshape(-1)[choice_C][:, None]
 
         # No device waits for another within a round, so each goes by its own count.
-        y_TD = self._rounds(one_round, math.ceil(worst / C), -(-taken // C), params, x_TD, weights_Tk)
+        routing, inputs = (order_N, expert_N, ends_e, taken), (params, x_TD, weights_Tk)
+        y_TD = self._rounds(one_round, math.ceil(worst / C), -(-taken // C), routing, inputs)
         dropped = jnp.zeros_like(taken) if self.dropless else jnp.maximum(taken - C, 0)
         y_TD = jax.lax.psum_scatter(y_TD, self.axes, tiled=True) if n > 1 else y_TD
         return y_TD, dropped.astype(jnp.float32)
@@ -112,7 +116,8 @@ class Dispatch:
         worst = T * min(k, e)  # a token's choices differ, so no more of them than e go to one device
         C = self._rows(T * k / n, worst)
 
-        def one_round(i, params, x_TD, weights_Tk):
+        def one_round(i, routing, inputs):
+            (order_N, starts_n, going_n, ends_ne), (params, x_TD, weights_Tk) = routing, inputs
             slots_C = i * C + jnp.arange(C)
             choice_nC = order_N[jnp.minimum(starts_n[:, None] + slots_C, order_N.size - 1)]
             valid_nC = slots_C < going_n[:, None]
@@ -125,13 +130,15 @@ class Dispatch:
             expert_of_row_N = jnp.minimum(expert_N[arrival_N], e - 1)
             y_ND = network(params, rows_ND, jnp.bincount(expert_N, length=e), expert_of_row_N)
             y_ND = jnp.where((expert_N < e)[:, None], y_ND.at[back_N].get(unique_indices=True), 0)
-            y_nCD = exchange(y_ND.reshape(n, C, -1))
-            y_nCD *= jnp.where(valid_nC, weights_Tk.reshape(-1)[choice_nC], 0)[..., None]
+            # The weight of a row travels with it: else its gradient would want the results sent once more.
+            weights_nC = exchange(jnp.where(valid_nC, weights_Tk.reshape(-1)[choice_nC], 0))
+            y_nCD = exchange(y_ND.reshape(n, C, -1) * weights_nC[..., None])
             return (choice_nC // k).reshape(-1), y_nCD.reshape(n * C, -1)
 
         # All devices go through as many rounds as the fullest needs, since they wait for each other there.
         needed = jax.lax.pmax(-(-going_n.max() // C), self.token_axes)
-        y_TD = self._rounds(one_round, math.ceil(worst / C), needed, params, x_TD, weights_Tk)
+        routing, inputs = (order_N, starts_n, going_n, ends_ne), (params, x_TD, weights_Tk)
+        y_TD = self._rounds(one_round, math.ceil(worst / C), needed, routing, inputs)
         dropped = jnp.zeros_like(going_n) if self.dropless else jnp.maximum(going_n - C, 0)
         return y_TD, dropped.sum().astype(jnp.float32)
 
@@ -139,22 +146,45 @@ class Dispatch:
         """C: `capacity` times an even share, in multiples of 8, the rows of a TPU's register."""
         return min(worst, 8 * math.ceil(self.capacity * share / 8))
 
-    def _rounds(self, one_round, most, needed, params, x_TD, weights_Tk):
-        """Adds up the rounds: the first, and of the others as many as are needed."""
+    def _rounds(self, one_round: Round, most: int, needed: jax.Array, routing: Any, inputs: tuple) -> jax.Array:
+        """Adds up the rounds: the first, and of the others as many as are needed.
 
-        def add(y_TD, i, params, x_TD, weights_Tk):
-            token_N, y_ND = one_round(i, params, x_TD, weights_Tk)
+        The first is differentiated as any function. Of the others the backward pass keeps nothing: it goes
+        through them again, so that a round which is not needed costs neither memory nor time.
+        """
+        leaves, tree = jax.tree.flatten((routing, inputs))
+        routing, inputs = jax.tree.unflatten(tree, varying(*leaves))
+
+        def add(y_TD, i, routing, inputs):
+            token_N, y_ND = one_round(i, routing, inputs)
             return y_TD.at[token_N].add(y_ND)
 
-        y_TD = add(jnp.zeros_like(x_TD), 0, params, x_TD, weights_Tk)
+        def first(routing, inputs):
+            x_TD = inputs[1]
+            return add(jnp.zeros_like(x_TD), 0, routing, inputs)
+
         if most == 1 or not self.dropless:
-            return y_TD
+            return first(routing, inputs)
 
-        # Recomputed in the backward pass: a round that is not needed then costs no memory either.
-        @jax.checkpoint
-        def add_if_needed(y_TD, i, *inputs):
-            return jax.lax.cond(i < needed, add, lambda y_TD, *_: y_TD, y_TD, i, *inputs)
+        @jax.custom_vjp
+        def rounds(needed, routing, inputs):
+            return others(first(routing, inputs), needed, routing, inputs)
 
-        more = lambda y_TD, i: (add_if_needed(y_TD, i, params, x_TD, weights_Tk), None)
-        with jax.named_scope(FURTHER_ROUNDS):
-            return jax.lax.scan(more, y_TD, jnp.arange(1, most))[0]
+        def others(y_TD, needed, routing, inputs):
+            return loop(1, needed, 0, lambda i, y_TD: add(y_TD, i, routing, inputs), y_TD)
+
+        def forward(needed, routing, inputs):
+            y_TD, back = jax.vjp(lambda inputs: first(routing, inputs), inputs)
+            return others(y_TD, needed, routing, inputs), (needed, routing, inputs, back)
+
+        def backward(kept, d_TD):
+            needed, routing, inputs, back = kept
+
+            def turn(i, sums):
+                again = jax.vjp(lambda inputs: add(jnp.zeros_like(inputs[1]), i, routing, inputs), inputs)[1]
+                return jax.tree.map(jnp.add, sums, *again(d_TD))
+
+            return None, None, loop(1, needed, 0, turn, *back(d_TD))
+
+        rounds.defvjp(forward, backward)
+        return rounds(needed, routing, inputs)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax import mesh
 from llm_jax.parts import nearest
 from llm_jax.schema import ConfigError
 
@@ -56,7 +57,7 @@ def matmul(
     out_dtype = jnp.dtype(out_dtype or x_TI.dtype)
     if kind == 'default' and out_dtype == x_TI.dtype:
         return jnp.dot(x_TI, w_IO, out_sharding=out_sharding)
-    parts = _Parts(*(tuple(sorted(_differs(a))) for a in (x_TI, w_IO)), summed)
+    parts = _Parts(*(tuple(sorted(mesh.differs(a))) for a in (x_TI, w_IO)), summed)
     # What a device adds to the gradient of an operand that it has in common with others is summed by the cast.
     x_TI, w_IO = _cast(x_TI, parts.w), _cast(w_IO, parts.x)
     return KINDS[kind](x_TI, w_IO, out_dtype, out_sharding, parts)
@@ -76,14 +77,9 @@ class _Parts(NamedTuple):
     summed: tuple[str, ...]
 
 
-def _differs(x: jax.Array) -> frozenset[str]:
-    """The axes of a `shard_map` around over which `x` differs."""
-    return jax.typeof(x).manual_axis_type.varying
-
-
 def _cast(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """`x` as what may differ over some axes, too."""
-    more = tuple(axis for axis in axes if axis not in _differs(x))
+    more = tuple(axis for axis in axes if axis not in mesh.differs(x))
     return jax.lax.pcast(x, more, to='varying') if more else x
 
 

@@ -17,6 +17,7 @@ from llm_jax.init import describe
 from llm_jax.nn.dispatch import Dispatch
 from llm_jax.nn.einsum import Einsum, kernel, vector
 from llm_jax.nn.feed_forward import DENSE, Plain
+from llm_jax.nn.grouped import grouped_product
 from llm_jax.nn.product import activation_axes
 from llm_jax.parts import resolve_part
 from llm_jax.schema import ConfigError, Model, Moe
@@ -141,7 +142,7 @@ def mixture(
         ins, out = params
 
         def multiply(rows_ND, kernel_eDF, bias_eF=None, share=1):
-            y_NF = jax.lax.ragged_dot(rows_ND, kernel_eDF, sizes_e.astype(jnp.int32))
+            y_NF = grouped_product(rows_ND, kernel_eDF, sizes_e)
             return y_NF if bias_eF is None else y_NF + bias_eF[expert_N] / share
 
         # The bias of `down` is not split over d_ff: each of those devices adds its share.

@@ -11,7 +11,6 @@ import functools
 import math
 import re
 
-from llm_jax.nn.dispatch import FURTHER_ROUNDS
 from llm_jax.plan import hlo
 from llm_jax.plan.hlo import Computation, Module, Op
 
@@ -171,14 +170,13 @@ class _Walk:
         return flops
 
     def _branches(self, op: Op, times: int, overlapped: bool) -> None:
-        """Of the branches of a condition, the one with the most work counts; experts need no further rounds."""
+        """Of the branches of a condition, the one with the most work counts."""
         costs = []
         for name in op.called('branch_computations', 'true_computation', 'false_computation'):
             cost = Cost()
             _Walk(self.module, cost).computation(self.module.computations[name], times, overlapped=overlapped)
             costs.append(cost)
-        pick = min if FURTHER_ROUNDS in op.source else max
-        most = pick(costs, key=lambda cost: (cost.flops, cost.hbm_bytes))
+        most = max(costs, key=lambda cost: (cost.flops, cost.hbm_bytes))
         self.cost.work += most.work
         self.cost.hidden_bytes += most.hidden_bytes
         self.cost.host_bytes += most.host_bytes

@@ -11,6 +11,8 @@ import re
 
 import numpy as np
 
+from llm_jax.nn.grouped import ABOUT
+
 _BYTES = {
     'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
     'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16, 'token': 0, 'opaque': 0,
@@ -170,7 +172,10 @@ def trip_count(module: Module, caller: Computation, loop: Op) -> int | None:
 
     XLA writes it down where it knows it; else a loop that counts up to a constant has it in
     its condition (`counter < bound`), its start in what the loop is called with, and its step in the body.
+    A loop whose turns depend on data says in its name how many to expect (`nn.grouped.loop`).
     """
+    if about := re.search(ABOUT, loop.source):
+        return int(about[1])
     if known := re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.attributes):
         return int(known[1])
     condition = module.computations[loop.called('condition')[0]]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import dataclasses
 import functools
 
-from llm_jax.nn.dispatch import FURTHER_ROUNDS
 from llm_jax.plan import cost as cost_lib
 from llm_jax.plan import hlo
 from llm_jax.plan.cost import Collective
@@ -81,11 +80,11 @@ class _Walk:
 
     def _op(self, here: Computation, op: Op) -> float:
         if op.kind == 'while':
-            return (hlo.trip_count(self.module, here, op) or 1) * self.seconds(op.called('body')[0])
+            trips = hlo.trip_count(self.module, here, op)
+            return (1 if trips is None else trips) * self.seconds(op.called('body')[0])
         if op.kind == 'conditional':
             branches = op.called('branch_computations', 'true_computation', 'false_computation')
-            pick = min if FURTHER_ROUNDS in op.source else max
-            return pick(map(self.seconds, branches))
+            return max(map(self.seconds, branches))
         if op.kind == 'call':
             return sum(map(self.seconds, op.called('to_apply', 'calls')))
         cost = self._cost(here, op)

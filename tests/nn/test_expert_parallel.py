@@ -169,10 +169,10 @@ def test_only_tokens_travel_between_experts(axes):
     E, D, F, k = 8, 32, 96, 2
     tokens, n = 8 * L // 8 * axes.get('tensor', 1), axes['expert']
     C = min(tokens * min(k, E // n), 8 * math.ceil(1.5 * tokens * k / n / 8))
-    # Rows go and come back: forward and backward, in the first round and in the further ones, which the
-    # backward pass does again. And once the numbers of rows of each expert.
+    # Rows go and come back, in the first round and in the others: forward (2 each), backward (2 each), and once again
+    # for the backward pass of the others, which need them anew. Their weights go with them. Once the numbers of rows.
     assert {key: n for key, n in found.items() if key[0] == 'all-to-all'} == {
-        ('all-to-all', C * D): 10, ('all-to-all', E // n): 1,
+        ('all-to-all', C * D): 9, ('all-to-all', C): 5, ('all-to-all', E // n): 1,
     }  # fmt: skip
     held = E // n * D * F  # of each matrix, by the devices of fsdp and tensor together
     large = {key: n for key, n in found.items() if key[1] >= held // axes.get('tensor', 1) // axes.get('fsdp', 1)}
@@ -230,7 +230,7 @@ def test_gradients_through_further_rounds_equal_those_of_one():
 
 
 def test_the_tpu_compiler_takes_the_step(monkeypatch):
-    """A whole step for four chips that are not there: rows by all-to-all, further rounds under a condition."""
+    """A whole step for four chips that are not there: rows by all-to-all, further rounds in loops that seldom turn."""
     if 'LLM_JAX_LIBTPU' not in os.environ:
         pytest.skip('LLM_JAX_LIBTPU, the path of libtpu.so, is not set')
     for name, value in (
@@ -255,4 +255,4 @@ def test_the_tpu_compiler_takes_the_step(monkeypatch):
         step = make_train_step(model, config, optimizer, schedule, bos_id=BOS)
         text = jax.jit(step).lower(state, tokens).compile().as_text()
     assert re.search(r' all-to-all(-start)?\(', text)
-    assert ' conditional(' in text
+    assert 'about_0_turns/while' in text

@@ -24,8 +24,14 @@ def test_peak_memory_on_eight_devices():
     assert found['compiled'] == pytest.approx(found['measured'], rel=0.15)
 
 
-@pytest.mark.parametrize('shape', ['latent attention', 'window of 16', 'experts, 2 of 4'])
+@pytest.mark.parametrize('shape', ['latent attention', 'window of 16'])
 def test_flops_of_other_layers(shape):
     found = measured('flops', shape)
     assert found['analytic'] == pytest.approx(found['xla'], rel=0.02)
     assert found['text'] == pytest.approx(found['xla'], rel=0.02)
+
+
+def test_flops_of_experts():
+    """Each row meets its own experts alone, and rows that pad a turn are few."""
+    found = measured('flops', 'experts, 2 of 4')
+    assert found['text'] == pytest.approx(found['analytic'], rel=0.02)

@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 from llm_jax import config as config_lib
-from llm_jax.plan import hlo, planner, topology
+from llm_jax.plan import planner, topology
 from llm_jax.plan.compiled import compile_step
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
@@ -27,7 +27,7 @@ def compiled(request, tpu_compiler):
     machine = topology.parse_tpu(request.param)
     case = planner.case_of(config_lib.validate(config), machine, topology.tpu_devices(machine))
     result = compile_step(case)
-    return result, hlo.parse(result.program.as_text())
+    return result, result.module
 
 
 def ops(module):
@@ -62,3 +62,15 @@ def test_gathers_run_beside_products(compiled):
         if one.times > 1 and one.kind == 'all-gather':
             in_loop[one.overlapped] += one.bytes * one.times
     assert in_loop[True] / in_loop.total() > 0.75, in_loop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('slice_', 'gib', 'mfu'), [('v5p:4x4x4', 21.4, 0.75), ('v6e:8x8', 21.1, 0.55)])
+def test_llama3_8b_as_it_is_fits(tpu_compiler, slice_, gib, mfu):
+    """At full width: a minute or two of compiling each."""
+    config = config_lib.validate(config_lib.load_experiment(EXPERIMENTS / 'llama3_8b.py'))
+    machine = topology.parse_tpu(slice_)
+    outcome = planner.compiled(planner.case_of(config, machine, topology.tpu_devices(machine)))
+    assert outcome.memory.fits
+    assert outcome.memory.total / 2**30 == pytest.approx(gib, rel=0.05)
+    assert outcome.mfu == pytest.approx(mfu, rel=0.05)
