@@ -119,7 +119,7 @@ def cost(case: Case) -> Cost:
     add('all-gather', ('context',), (1 + again) * keys, (1 + again) * blocks, overlapped=True)
     add('reduce-scatter', ('context',), keys, blocks, overlapped=True)
     if model.feed_forward == 'moe':
-        ways = 4 + 2 * again
+        ways = 4 + again  # of what is computed again, rows go there, and nothing comes back
         n_bytes = ways * stream * model.moe.top_k * model.moe.capacity
         add('all-to-all', ('expert',), n_bytes, ways * blocks, overlapped=False)
     add('collective-permute', ('stage',), 2 * tokens * model.d_model * width, 2 * turns, overlapped=True)
