@@ -186,7 +186,7 @@ def route(moe: Moe, logits_BLE: jax.Array, balance_E: jax.Array | None) -> tuple
         B, L, E = ranked_BLE.shape
         grouped = ranked_BLE.reshape(B, L, moe.n_groups, -1)
         best = 2 if moe.group_score == 'top2' else 1
-        group_BLN = jax.lax.top_k(grouped, best)[0].sum(-1)
+        group_BLN = jax.lax.top_k(grouped, best)[0].sum(-1) if best > 1 else grouped.max(-1)
         _, kept = jax.lax.top_k(group_BLN, moe.top_groups)
         open_BLN = (kept[..., None] == jnp.arange(moe.n_groups)).any(-2)
         ranked_BLE = jnp.where(open_BLN[..., None], grouped, -jnp.inf).reshape(B, L, E)
