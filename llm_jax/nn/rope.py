@@ -132,7 +132,8 @@ def rotate(x_BLHK: jax.Array, cos_BLR: jax.Array, sin_BLR: jax.Array, *, interle
     width = 2 * cos.shape[-1]
     turned, rest = x_BLHK[..., :width].astype(jnp.float32), x_BLHK[..., width:]
     if interleaved:
-        first, second = turned[..., ::2], turned[..., 1::2]
+        # Not by strides, whose gradients are padded arrays of their own on TPU.
+        first, second = jnp.unstack(turned.reshape(*turned.shape[:-1], -1, 2), axis=-1)
     else:
         first, second = jnp.split(turned, 2, axis=-1)
     first, second = first * cos - second * sin, second * cos + first * sin
