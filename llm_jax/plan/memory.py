@@ -179,7 +179,7 @@ def _layer_work(case: Case) -> float:
     tokens = _rows(case) * config.data.seq_len / sizes['context']
     inner = 4 * model.n_heads * model.head_size
     if model.feed_forward == 'moe':
-        # Rows of experts are sorted, kept for their gradients, and made a second time in the branch of further rounds.
+        # Rows of experts are sorted, kept for their gradients, and have room once more in the loop of further rounds.
         moe = model.moe
         rows = moe.top_k * (moe.capacity * (1 + moe.dropless) if sizes['expert'] > 1 else 1)
         inner += rows * (9 * (moe.d_ff or model.ff_size) + 4 * model.d_model)

@@ -21,10 +21,11 @@ _NARROW = ('--config.optimizer.m_dtype=bfloat16', '--config.train.accumulation_d
             ('--config.train.grad_accumulation=16', '--config.train.gather_head_once=False'),
             11.98,
         ),
-        ('llama3_70b', 'v5p:8x8x8', (), 30.83),
-        ('gpt3_175b', 'v5p:8x8x8', (), 27.14),
-        ('gpt3_175b', 'v6e:16x16', ('--config.train.grad_accumulation=24', *_NARROW), 26.99),
-        ('mixtral_8x7b', 'v5p:4x4x4', (), 40.07),
+        ('llama3_70b', 'v5p:8x8x8', (), 32.8),
+        ('gpt3_175b', 'v5p:8x8x8', (), 27.0),
+        ('gpt3_175b', 'v6e:16x16', ('--config.train.grad_accumulation=24', *_NARROW), 26.7),
+        ('mixtral_8x7b', 'v5p:4x4x4', (), 32.7),
+        ('deepseek_moe', 'v5p:8x8x8', (), 32.9),
     ],
 )
 def test_memory_is_estimated_to_15_percent(experiment, slice_, overrides, compiled_gib):
