@@ -2,8 +2,9 @@
 
 `jax.lax.ragged_dot` is a kernel on TPU, for the result and for the gradient of the rows. The
 gradient of the matrices, and on CPU and GPU everything, XLA computes as if each row were in
-every group: with 20 groups 20 times the work. So here groups are gone through one after the other, each in as many
-*turns* of a fixed number of rows as it has; a turn that is not full is padded with rows that count nothing.
+every group: with 20 groups 20 times the work. So here groups are gone through one after the
+other, each in as many *turns* of a fixed number of rows as it has; a turn that is not full is
+padded with rows that count nothing.
 
 Shapes: N rows in order of their group, e groups, a matrix [D, F] for each, m rows of a turn.
 """
@@ -35,7 +36,8 @@ def grouped_product(rows_ND: jax.Array, kernel_eDF: jax.Array, sizes_e: jax.Arra
     Returns:
       dtype[N, F].
     """
-    return _product(*varying(rows_ND, kernel_eDF, jnp.asarray(sizes_e, jnp.int32)))
+    # Constants of NumPy cannot be indexed by what only the device knows.
+    return _product(*varying(jnp.asarray(rows_ND), jnp.asarray(kernel_eDF), jnp.asarray(sizes_e, jnp.int32)))
 
 
 @jax.custom_vjp
