@@ -314,7 +314,9 @@ def _to_or_from_host(here: Computation, op: Op) -> float:
         *(shape for name in op.operands if name in here.by_name for shape in here.by_name[name].shapes),
     ]
     crosses = any(shape.on_host for shape in shapes) and any(not shape.on_host and shape.dims for shape in shapes)
-    return min(shape.bytes for shape in shapes if len(shape.dims) > 1) if crosses else 0.0
+    # What moves is the smallest of the matrices; vectors among them, such as scales, do not, but may be moved alone.
+    arrays = [shape for shape in shapes if len(shape.dims) > 1] or [shape for shape in shapes if shape.dims]
+    return min(shape.bytes for shape in arrays) if crosses else 0.0
 
 
 def _dot_flops(here: Computation, op: Op) -> float:

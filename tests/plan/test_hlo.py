@@ -189,6 +189,17 @@ def test_what_goes_to_the_host_and_comes_back():
     assert analyse(NESTED).host_bytes == 2 * 2 * 32 * 32
 
 
+def test_a_vector_goes_to_the_host_alone():
+    text = """HloModule jit_step, is_scheduled=true, num_partitions=1
+
+ENTRY %main (x: f32[96]) -> f32[96] {
+  %x = f32[96]{0} parameter(0)
+  ROOT %out = f32[96]{0:S(5)} copy(%x)
+}
+"""
+    assert analyse(text).host_bytes == 4 * 96
+
+
 def conditional():
     """One of two branches multiplies; the other gives its operand back."""
     return """HloModule jit_step, is_scheduled=true, num_partitions=1
