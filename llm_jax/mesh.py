@@ -193,6 +193,12 @@ def differs(x: jax.Array) -> frozenset[str]:
     return jax.typeof(x).manual_axis_type.varying
 
 
+def vary(x: jax.Array, axes: Collection[str]) -> jax.Array:
+    """`x` as what may differ over some axes of a `shard_map` around, too: its gradient is summed over them here."""
+    more = tuple(sorted(set(axes) - differs(x)))
+    return jax.lax.pcast(x, more, to='varying') if more else x
+
+
 def whole_rows(rules: tuple) -> tuple:
     """The rules of a program that reads tokens one by one: what split the length splits the batch instead."""
     table = dict(rules)

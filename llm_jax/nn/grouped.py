@@ -102,12 +102,16 @@ class _Turns(NamedTuple):
 
     Attributes:
       sizes_e: rows of each group.
+      starts_e: the first of them.
+      counts_e: turns of each group.
       n_rows: N.
       size: m.
       even: how many turns a group has whose share of all rows is even.
     """
 
     sizes_e: jax.Array
+    starts_e: jax.Array
+    counts_e: jax.Array
     n_rows: int
     size: int
     even: int
@@ -119,15 +123,12 @@ class _Turns(NamedTuple):
         rows = min(share, max(least, min(share / parts, _MOST / parts)))
         unit = 8 if rows < 128 else 128  # rows of a register of a TPU, and of a tile of a GPU
         size = min(n_rows, unit * math.ceil(rows / unit))
-        return cls(sizes_e, n_rows, size, math.ceil(share / size))
-
-    @property
-    def counts_e(self) -> jax.Array:
-        return -(-self.sizes_e // self.size)
+        starts_e = jnp.cumsum(sizes_e) - sizes_e
+        return cls(sizes_e, starts_e, -(-sizes_e // size), n_rows, size, math.ceil(share / size))
 
     def at(self, group: jax.Array, turn: jax.Array | int) -> tuple[jax.Array, jax.Array, Callable]:
         """Where the slice of m rows starts that a turn's lie in; which of it are meant, bool[m, 1]; what slices."""
-        first = jnp.cumsum(self.sizes_e)[group] - self.sizes_e[group] + self.size * turn
+        first = self.starts_e[group] + self.size * turn
         end = first + jnp.minimum(self.size, self.sizes_e[group] - self.size * turn)
         start = jnp.minimum(first, self.n_rows - self.size)
         row = start + jnp.arange(self.size)
@@ -160,5 +161,4 @@ def varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     that does not turn equally often everywhere.
     """
     axes = frozenset().union(*map(mesh.differs, arrays))
-    missing = lambda x: tuple(sorted(axes - mesh.differs(x)))
-    return tuple(jax.lax.pcast(x, missing(x), to='varying') if missing(x) else x for x in arrays)
+    return tuple(mesh.vary(x, axes) for x in arrays)

@@ -59,7 +59,7 @@ def matmul(
         return jnp.dot(x_TI, w_IO, out_sharding=out_sharding)
     parts = _Parts(*(tuple(sorted(mesh.differs(a))) for a in (x_TI, w_IO)), summed)
     # What a device adds to the gradient of an operand that it has in common with others is summed by the cast.
-    x_TI, w_IO = _cast(x_TI, parts.w), _cast(w_IO, parts.x)
+    x_TI, w_IO = mesh.vary(x_TI, parts.w), mesh.vary(w_IO, parts.x)
     return KINDS[kind](x_TI, w_IO, out_dtype, out_sharding, parts)
 
 
@@ -75,12 +75,6 @@ class _Parts(NamedTuple):
     x: tuple[str, ...]
     w: tuple[str, ...]
     summed: tuple[str, ...]
-
-
-def _cast(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """`x` as what may differ over some axes, too."""
-    more = tuple(axis for axis in axes if axis not in mesh.differs(x))
-    return jax.lax.pcast(x, more, to='varying') if more else x
 
 
 def check_device(kind: str, device: jax.Device) -> None:

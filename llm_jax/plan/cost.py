@@ -155,7 +155,7 @@ class _Walk:
         elif op.kind == 'conditional':
             self._branches(op, times, overlapped)
         elif op.kind in ('call', 'async-start'):
-            for name in op.called('to_apply', 'calls', 'called_computations'):
+            for name in op.callees:
                 is_async = overlapped or op.kind == 'async-start'
                 self.computation(self.module.computations[name], times, overlapped=is_async)
         elif op.kind == 'custom-call':
@@ -172,7 +172,7 @@ class _Walk:
     def _branches(self, op: Op, times: int, overlapped: bool) -> None:
         """Of the branches of a condition, the one with the most work counts."""
         costs = []
-        for name in op.called('branch_computations', 'true_computation', 'false_computation'):
+        for name in op.branches:
             cost = Cost()
             _Walk(self.module, cost).computation(self.module.computations[name], times, overlapped=overlapped)
             costs.append(cost)

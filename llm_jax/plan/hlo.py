@@ -80,6 +80,16 @@ class Op:
         return found
 
     @property
+    def callees(self) -> list[str]:
+        """The computations that a call, or the start of one, goes through."""
+        return self.called('to_apply', 'calls', 'called_computations')
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations of which a conditional goes through one."""
+        return self.called('branch_computations', 'true_computation', 'false_computation')
+
+    @property
     def channel(self) -> str:
         match = re.search(r'channel_id=(\d+)', self.attributes)
         return match[1] if match else self.name

@@ -13,7 +13,7 @@ from llm_jax.plan.compiled import compile_step
 from llm_jax.plan.cost import Cost
 from llm_jax.plan.memory import ANALYTIC, COMPILED, Memory
 from llm_jax.plan.network import Network
-from llm_jax.plan.roofline import Roofline, roofline
+from llm_jax.plan.roofline import Roofline, rates, roofline
 from llm_jax.plan.topology import Machine
 from llm_jax.schema import Config, ConfigError
 
@@ -143,13 +143,12 @@ def _kernel_flops(case: Case, cost: Cost, kernel: str) -> float:
 
 def _clock(case: Case, cost: Cost) -> schedule.Clock:
     """What things take on the case's machine, at its peak rates."""
-    chip = case.machine.chip
-    flop_rate, byte_rate = chip.rate(case.config.model.dtype), chip.hbm_rate / chip.devices
+    flop_rate, byte_rate = rates(case)
     return schedule.Clock(
-        work=lambda flops, n_bytes: max(flops / flop_rate, n_bytes / byte_rate),
+        flop_rate, byte_rate,
         move=lambda collective: sum(case.network.seconds(collective)),
         kernel=lambda name: _kernel_flops(case, cost, name) / flop_rate,
-    )
+    )  # fmt: skip
 
 
 def number(text: str | None, flag: str) -> float | None:

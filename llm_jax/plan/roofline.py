@@ -93,7 +93,7 @@ def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
       bubble: share of the compute time that stages wait in addition.
     """
     chip = case.machine.chip
-    flop_rate, byte_rate = chip.rate(case.config.model.dtype), chip.hbm_rate / chip.devices
+    flop_rate, byte_rate = rates(case)
     traffic = sorted(add_up(cost.collectives, case.network, cost.waits), key=lambda t: -(t.ici + t.dcn))
     return Roofline(
         compute=cost.flops / flop_rate,
@@ -106,6 +106,12 @@ def roofline(case: Case, cost: Cost, *, bubble: float = 0.0) -> Roofline:
         bubble=bubble * cost.flops / flop_rate,
         traffic=tuple(traffic),
     )
+
+
+def rates(case: Case) -> tuple[float, float]:
+    """FLOPs and bytes of main memory a second, at the peak, of one device of the case's machine."""
+    chip = case.machine.chip
+    return chip.rate(case.config.model.dtype), chip.hbm_rate / chip.devices
 
 
 def add_up(collectives: list[Collective], network: Network, waits: dict[str, float]) -> list[Traffic]:

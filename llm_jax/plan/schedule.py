@@ -21,12 +21,14 @@ class Clock:
     """Seconds that things take on a machine.
 
     Attributes:
-      work: (FLOPs, bytes of main memory) of an operation -> seconds.
+      flop_rate: FLOPs a second.
+      byte_rate: bytes of main memory a second.
       move: of a collective.
       kernel: of a custom kernel that does not say its FLOPs, by its name.
     """
 
-    work: Callable[[float, float], float]
+    flop_rate: float
+    byte_rate: float
     move: Callable[[Collective], float]
     kernel: Callable[[str], float]
 
@@ -71,9 +73,8 @@ class _Walk:
         if op.kind.removesuffix('-start') in cost_lib.COLLECTIVES and op.kind.endswith('-start'):
             found = self._cost(here, op).collectives
         elif op.kind == 'async-start':
-            (name,) = op.called('calls', 'called_computation')
-            inner = self.module.computations[name]
-            found = [one for inside in inner.ops for one in self._cost(inner, inside).collectives]
+            inner = [self.module.computations[name] for name in op.callees]
+            found = [one for c in inner for inside in c.ops for one in self._cost(c, inside).collectives]
         else:
             found = []
         return found[0] if found else None
@@ -83,13 +84,12 @@ class _Walk:
             trips = hlo.trip_count(self.module, here, op)
             return (1 if trips is None else trips) * self.seconds(op.called('body')[0])
         if op.kind == 'conditional':
-            branches = op.called('branch_computations', 'true_computation', 'false_computation')
-            return max(map(self.seconds, branches))
+            return max(map(self.seconds, op.branches))
         if op.kind == 'call':
-            return sum(map(self.seconds, op.called('to_apply', 'calls')))
+            return sum(map(self.seconds, op.callees))
         cost = self._cost(here, op)
         kernels = sum(self.clock.kernel(kernel) * times for kernel, times in cost.kernels.items())
-        return kernels + sum(self.clock.work(*one) * times for one, times in cost.work.items())
+        return kernels + cost.seconds(self.clock.flop_rate, self.clock.byte_rate)
 
     def _cost(self, here: Computation, op: Op) -> cost_lib.Cost:
         return cost_lib.of_op(self.module, here, op)

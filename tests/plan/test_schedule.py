@@ -7,7 +7,8 @@ from llm_jax.plan.schedule import Clock, waits
 
 # A product of [8,8] by [8,8] takes a second, a collective as many as its first dimension says, a kernel ten.
 CLOCK = Clock(
-    work=lambda flops, n_bytes: flops / (2 * 8**3),
+    flop_rate=2 * 8**3,
+    byte_rate=float('inf'),
     move=lambda collective: collective.bytes / (8 * 4),
     kernel=lambda name: 10.0 if name == 'splash' else 0.0,
 )
