@@ -104,8 +104,9 @@ def _of_split_rows(
     in_spec = P(*tokens(gathers), *entries(used[:n_in]))
     out_spec = P(*tokens(scatters), *entries(used[n_in:]))
     if gathers or lies != used:
-        # What was gathered is gathered again in the backward pass: kept, it would be the whole model.
-        local = jax.checkpoint(local)
+        # What was gathered is gathered again in the backward pass: kept, it would be the whole model. In a loop over
+        # layers nothing is kept from one pass to the other, and a gather that recomputation repeats is one gather.
+        local = jax.checkpoint(local, prevent_cse=not config.scan)
     run = jax.shard_map(local, in_specs=(in_spec, P(*entries(lies))), out_specs=out_spec)
     return run(jax.sharding.reshard(x, in_spec), jax.sharding.reshard(w, P(*entries(lies))))
 

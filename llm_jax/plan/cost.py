@@ -154,10 +154,9 @@ class _Walk:
             flops = sum(self.op(inner, inside, times, overlapped, seen, in_fusion=True) for inside in inner.ops)
         elif op.kind == 'conditional':
             self._branches(op, times, overlapped)
-        elif op.kind in ('call', 'async-start'):
+        elif op.kind == 'call' or op.starts:
             for name in op.callees:
-                is_async = overlapped or op.kind == 'async-start'
-                self.computation(self.module.computations[name], times, overlapped=is_async)
+                self.computation(self.module.computations[name], times, overlapped=overlapped or op.starts)
         elif op.kind == 'custom-call':
             flops = self._custom(op, times)
         if not in_fusion:
@@ -225,7 +224,8 @@ class _Walk:
         """Main-memory traffic of one operation outside of fusions."""
         if (
             op.kind in _FREE
-            or op.kind in ('while', 'call', 'async-start', 'conditional')
+            or op.kind in ('while', 'call', 'conditional')
+            or op.starts
             or op.kind.endswith(('-done', '-update'))
         ):
             return 0.0

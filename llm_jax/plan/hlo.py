@@ -85,6 +85,11 @@ class Op:
         return self.called('to_apply', 'calls', 'called_computations')
 
     @property
+    def starts(self) -> bool:
+        """Whether it starts computations that run beside the others: a thread of the host, or a TPU's SparseCores."""
+        return self.kind.endswith('-start') and bool(self.callees)
+
+    @property
     def branches(self) -> list[str]:
         """The computations of which a conditional goes through one."""
         return self.called('branch_computations', 'true_computation', 'false_computation')

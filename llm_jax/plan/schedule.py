@@ -50,9 +50,17 @@ class _Walk:
         """Of one run of a computation."""
         here = self.module.computations[name]
         now = free = 0.0  # `free`: when the link is done with what it has been given
+        waking: dict[str, Collective] = {}
         arrives: dict[str, tuple[float, str]] = {}  # what is started -> when it is there, and the collective's name
         for op in here.ops:
             if started := self._started(here, op):
+                if op.operands:
+                    free = max(now, free) + self.clock.move(started)
+                    arrives[op.name] = free, started.name
+                else:  # a SparseCore is woken; it gets its operands, and begins, with the first update
+                    waking[op.name] = started
+            elif op.operands and op.operands[0] in waking:
+                started = waking.pop(op.operands[0])
                 free = max(now, free) + self.clock.move(started)
                 arrives[op.name] = free, started.name
             elif op.kind.endswith(('-update', '-done')) and op.operands and op.operands[0] in arrives:
@@ -72,7 +80,7 @@ class _Walk:
         """The collective that an operation starts."""
         if op.kind.removesuffix('-start') in cost_lib.COLLECTIVES and op.kind.endswith('-start'):
             found = self._cost(here, op).collectives
-        elif op.kind == 'async-start':
+        elif op.starts:
             inner = [self.module.computations[name] for name in op.callees]
             found = [one for c in inner for inside in c.ops for one in self._cost(c, inside).collectives]
         else:
