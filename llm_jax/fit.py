@@ -2,9 +2,9 @@
 
 import math
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.mesh import AXES, mesh_axes
-from llm_jax.schema import Config, ConfigError
 
 # Logical axes that some array has together: no mesh axis can split two of one array's.
 _TOGETHER = (

@@ -24,8 +24,8 @@ from typing import Any, TextIO
 import jax
 
 from llm_jax import config as config_lib
-from llm_jax import schema
-from llm_jax.schema import Config, ConfigError
+from llm_jax.config import schema
+from llm_jax.config.schema import Config, ConfigError
 
 # What a job that lost a process ends with: "temporary failure, try again" in sysexits.h.
 TRY_AGAIN = 75

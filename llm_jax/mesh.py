@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from llm_jax import schema
-from llm_jax.schema import ConfigError
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 
 # From the slowest links to the fastest: neighbours in the last axis are neighbours in the network.
 AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')

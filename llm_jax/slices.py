@@ -4,9 +4,9 @@ import dataclasses
 import math
 import re
 
+from llm_jax.config.parts import nearest
+from llm_jax.config.schema import ConfigError
 from llm_jax.metrics.specs import CHIPS, Chip
-from llm_jax.parts import nearest
-from llm_jax.schema import ConfigError
 
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.is_tpu)
 # What else a generation is called: by Google Cloud, by libtpu, by people.

@@ -5,9 +5,9 @@ import re
 import pytest
 from tiny import tiny_config
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.fit import check_fit
 from llm_jax.mesh import AXES
-from llm_jax.schema import ConfigError
 
 SIZES = dict.fromkeys(AXES, 1)
 

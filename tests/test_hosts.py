@@ -10,12 +10,14 @@ import time
 import pytest
 
 from llm_jax import config as config_lib
-from llm_jax import hosts, schema
+from llm_jax import hosts
+from llm_jax.config import schema
 
 # Each process runs this; what it does inside the job is an argument.
 SCRIPT = """
 import os, signal, sys, time
-from llm_jax import cli, config as config_lib, hosts
+from llm_jax.config import cli
+from llm_jax import config as config_lib, hosts
 
 def main(argv):
     import jax

@@ -2,8 +2,8 @@
 
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.launch.clouds import accelerator_type, machine_type
-from llm_jax.schema import ConfigError
 from llm_jax.slices import parse_slice
 
 

@@ -27,14 +27,15 @@ from rich.console import Console
 from rich.table import Table
 import sentencepiece
 
-from llm_jax import cli, schema, tokenizer
+from llm_jax import tokenizer
+from llm_jax.config import cli, schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import chain, decontaminate
 from llm_jax.corpus import schema as corpus_schema
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.engines import ExchangeStep, Progress, Step
 from llm_jax.corpus.engines.local import Local
 from llm_jax.data import pack
-from llm_jax.schema import ConfigError
 
 _TEXT_BYTES, _PEER_BYTES, _MEMORY_BYTES, _SHARD_BYTES = 8_000_000, 1_000_000, 4_000_000, 1_000_000
 _PAGES, _ROUNDS, _VOCAB, _SEQ_LEN = 60, 3, 8192, 512

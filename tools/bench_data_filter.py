@@ -25,10 +25,10 @@ import venv
 
 import zstandard
 
-from llm_jax import cli
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import c4, fineweb, gopher, repetition
-from llm_jax.schema import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEERS = ROOT / '.venv-peers-datatrove'

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llm_jax import schema
+from llm_jax.config import schema
 from llm_jax.data import pack, prepare, source, sources
 
 _BATCH, _SECONDS, _ROUNDS = 64, 1.0, 3

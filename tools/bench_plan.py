@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 
-from llm_jax import cli
 from llm_jax import config as config_lib
-from llm_jax.schema import ConfigError
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 
 FLOPS = {
     'multi-head, GELU': {'model.feed_forward': 'gelu', 'model.position': 'learned', 'model.norm': 'layernorm'},

@@ -12,9 +12,9 @@ import sys
 import time
 import venv
 
-from llm_jax import cli
 from llm_jax import config as config_lib
-from llm_jax.schema import Config, ConfigError, Model
+from llm_jax.config import cli
+from llm_jax.config.schema import Config, ConfigError, Model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PEERS = ROOT / '.venv-peers'

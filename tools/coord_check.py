@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:

@@ -11,10 +11,11 @@ import pathlib
 import subprocess
 import sys
 
-from llm_jax import cli, launch
+from llm_jax import launch
 from llm_jax import mesh as mesh_lib
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.fit import check_fit
-from llm_jax.schema import ConfigError
 from llm_jax.slices import parse_slice
 
 

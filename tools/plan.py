@@ -11,8 +11,9 @@ import os
 import shlex
 import sys
 
-from llm_jax import cli, models
 from llm_jax import config as config_lib
+from llm_jax import models
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:

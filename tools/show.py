@@ -9,8 +9,9 @@ import sys
 
 import rich.console
 
-from llm_jax import cli, models
 from llm_jax import config as config_lib
+from llm_jax import models
+from llm_jax.config import cli
 from llm_jax.report import show
 from llm_jax.report.model import summarise
 

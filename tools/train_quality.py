@@ -12,10 +12,10 @@ import dataclasses
 import itertools
 import sys
 
-from llm_jax import cli, schema
+from llm_jax.config import cli, schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import quality
 from llm_jax.data import sources
-from llm_jax.schema import ConfigError
 
 
 def main(argv: list[str]) -> None:

@@ -15,8 +15,8 @@ import os
 
 import ml_collections
 
+from llm_jax.config import ConfigError
 from llm_jax.corpus import schema
-from llm_jax.schema import ConfigError
 
 _PROSE = ('normalise', 'urls', 'language', 'gopher', 'repetition', 'fineweb', 'scrub')
 

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.batch import stage_of
 from llm_jax.corpus.chain import code_of
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules
-from llm_jax.schema import ConfigError, field
 
 # JAX, and what needs it, is imported where a model is loaded: other stages and their workers do without.
 

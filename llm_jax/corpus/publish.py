@@ -12,13 +12,13 @@ import zlib
 import sentencepiece
 
 from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import chain, manifest, mixing, shards, steps
 from llm_jax.corpus.read.source import Input
 from llm_jax.corpus.shards import Shard
 from llm_jax.corpus.steps import DONE, Group
 from llm_jax.corpus.storage import Store
 from llm_jax.data import pack, records, sources
-from llm_jax.schema import ConfigError
 from llm_jax.tokenizer import training
 
 if TYPE_CHECKING:

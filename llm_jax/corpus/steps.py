@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import shards
 from llm_jax.corpus.chain import Chain, label, make, text_bytes
 from llm_jax.corpus.document import Broken, Document, Dropped, Raw
@@ -36,7 +37,6 @@ from llm_jax.corpus.shards import Shard
 from llm_jax.corpus.storage import Store
 from llm_jax.corpus.tally import Tally
 from llm_jax.data import pack, records, sources
-from llm_jax.schema import ConfigError
 from llm_jax.tokenizer import training
 
 DONE = 'done.json'

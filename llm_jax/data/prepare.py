@@ -22,9 +22,10 @@ import jax
 import numpy as np
 import sentencepiece
 
-from llm_jax import schema, tokenizer
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import files, pack, records, sources, store
-from llm_jax.schema import ConfigError
 
 # Changes when the same inputs would give other files.
 _FORMAT = 1

@@ -16,7 +16,7 @@ from array_record.python import array_record_module
 from etils import epath
 import numpy as np
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 PADDING = -1
 # Of the data set, which file names begin with.

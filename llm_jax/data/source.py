@@ -12,8 +12,8 @@ import grain
 from grain.experimental import index_shuffle
 import numpy as np
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import prepare, records
-from llm_jax.schema import ConfigError
 
 # Positions after which the mixture repeats its pattern: weights are exact to 1 in 10,000.
 _PERIOD = 10_000

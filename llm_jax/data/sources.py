@@ -17,9 +17,9 @@ import json
 import re
 from typing import Any
 
-from llm_jax import parts, schema
+from llm_jax.config import parts, schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import datasets, files, stdlib
-from llm_jax.schema import ConfigError
 
 SPLITS = ('train', 'validation', 'test')
 

@@ -10,11 +10,11 @@ from matplotlib import axes, figure
 import numpy as np
 
 from llm_jax import runs
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.prepare import prepare
 from llm_jax.evals import texts
 from llm_jax.report.charts import INK, MAIN, SECOND, STYLE, Chart, svg
 from llm_jax.report.page import write_page
-from llm_jax.schema import Config, ConfigError
 from llm_jax.train.loop import train
 
 _SIZE = (4.9, 2.9)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import pack, sources
 from llm_jax.runs import Loaded
-from llm_jax.schema import ConfigError
 from llm_jax.train.losses import unpack
 
 

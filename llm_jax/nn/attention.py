@@ -11,6 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm_jax import init, mesh
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Model
 from llm_jax.nn import cache as cache_lib
 from llm_jax.nn import remat, rope
 from llm_jax.nn.attend import Scores, attend
@@ -18,8 +20,6 @@ from llm_jax.nn.attend.choose import choose_kernel
 from llm_jax.nn.einsum import Einsum, vector
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Model
 
 
 @flax.struct.dataclass

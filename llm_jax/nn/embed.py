@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
+from llm_jax.config.schema import Model
 from llm_jax.init import describe
 from llm_jax.nn.einsum import kernel
 from llm_jax.nn.product import product
-from llm_jax.schema import Model
 
 
 class Embed(nn.Module):

@@ -14,8 +14,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Model
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Model
 
 Policy = Callable[..., Any]
 

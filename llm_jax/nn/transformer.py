@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import mesh
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.nn import pipeline, remat, zigzag
 from llm_jax.nn.attention import Tokens
 from llm_jax.nn.block import BLOCKS, dropout
@@ -21,8 +23,6 @@ from llm_jax.nn.embed import Embed
 from llm_jax.nn.moe import STATS
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
-from llm_jax.parts import resolve_part
-from llm_jax.schema import ConfigError, Model
 
 
 class Transformer(nn.Module):

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.config.schema import Config
 from llm_jax.nn.transformer import Transformer, build, parameters_of
-from llm_jax.schema import Config
 from llm_jax.train.losses import unpack
 from llm_jax.train.optimizer import make_optimizer
 from llm_jax.train.state import init_state

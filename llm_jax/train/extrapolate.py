@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.config.schema import Config, ConfigError, with_fields
 from llm_jax.data.prepare import Prepared
 from llm_jax.nn.transformer import Transformer, build
-from llm_jax.schema import Config, ConfigError, with_fields
 from llm_jax.train.losses import unpack
 from llm_jax.train.trial import Trial
 

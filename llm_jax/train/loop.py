@@ -11,6 +11,7 @@ import numpy as np
 from llm_jax import hosts, runs
 from llm_jax import mesh as mesh_lib
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.prepare import prepare, vocab_size
 from llm_jax.data.source import TrainRows, loader
 from llm_jax.generate.samplers import Sampler
@@ -18,7 +19,6 @@ from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
-from llm_jax.schema import Config, ConfigError
 from llm_jax.train import records, reproducible, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from llm_jax.schema import Config
+from llm_jax.config.schema import Config
 from llm_jax.train.step import make_loss
 from llm_jax.train.trial import Trial
 from llm_jax.train.widths import MUP, STANDARD, slope, widened

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.config.schema import Config
 from llm_jax.nn.transformer import build, init_params, parameters_of
-from llm_jax.schema import Config
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.setup import Steps
 from llm_jax.train.state import init_state

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.schema import Config, ConfigError, Model, Mup, with_fields
 from llm_jax.data.prepare import Prepared
 from llm_jax.data.source import TrainRows
-from llm_jax.schema import Config, ConfigError, Model, Mup, with_fields
 
 STANDARD, MUP = 'standard', 'muP'
 # What grows with d_model besides it, as names of fields of `model`.

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import build as build_lib
 from llm_jax.corpus.dedup import exact, near
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.exchange import run_in_memory
 from llm_jax.data import sources
-from llm_jax.schema import ConfigError
 
 FILES = {'a1': building.texts(80, 1), 'a2': building.texts(40, 2), 'b': building.texts(60, 3)}
 

@@ -11,11 +11,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from llm_jax import config as config_lib
-from llm_jax import schema, tokenizer
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.build import build
 from llm_jax.corpus.engines.local import Local
 from llm_jax.data import prepare, source, store
-from llm_jax.schema import ConfigError
 
 
 @pytest.fixture(scope='module', params=['best_fit', 'concat'])

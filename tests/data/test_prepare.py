@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from llm_jax import schema, tokenizer
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import files, prepare, records, sources, store
-from llm_jax.schema import ConfigError
 
 
 def write_corpus(directory, names='ab', documents=60):
@@ -222,7 +223,7 @@ def test_rows_are_found_after_a_move(config, tmp_path):
 
 CHILD = """
 import sys, time, pathlib
-from llm_jax import schema
+from llm_jax.config import schema
 from llm_jax.data import prepare
 sys.path.insert(0, {tests!r})
 from test_prepare import make_config

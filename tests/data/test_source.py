@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import prepare, records, source
-from llm_jax.schema import ConfigError
 
 L = 7
 SIZES = {'a': 50, 'b': 23}

@@ -12,9 +12,9 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import sources
-from llm_jax.schema import ConfigError
 
 
 def opened(spec, **fields):

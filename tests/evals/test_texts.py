@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax import cli, schema, tokenizer
 from llm_jax import config as config_lib
+from llm_jax import tokenizer
+from llm_jax.config import cli, schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.evals import compare, texts
 from llm_jax.nn.transformer import build, init_params
 from llm_jax.runs import Loaded
-from llm_jax.schema import ConfigError
 
 DOCUMENTS = ['def f(x):\n    return x + 1\n', 'Nothing else is here, but this.', 'naïve ☃ 中文\n']
 

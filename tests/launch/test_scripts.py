@@ -129,7 +129,8 @@ def test_tpu_vm_from_upload_to_training(stand_ins, tmp_path):
     ]  # fmt: skip
     assert verbs(calls, 'create', 'ssh', 'delete') == ['create', 'ssh', 'delete']  # given back at the end
     assert not (tmp_path / 'home/llm_jax/.git').exists()
-    assert (tmp_path / 'home/llm_jax/llm_jax/schema.py').read_bytes() == (ROOT / 'llm_jax/schema.py').read_bytes()
+    copied = tmp_path / 'home/llm_jax/llm_jax/config/schema.py'
+    assert copied.read_bytes() == (ROOT / 'llm_jax/config/schema.py').read_bytes()
 
 
 def test_preempted_slices_are_asked_for_again(stand_ins):

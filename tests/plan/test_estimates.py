@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from llm_jax import cli
+from llm_jax.config import cli
 from llm_jax.plan import memory, planner, topology
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.data.prepare import prepare
-from llm_jax.schema import ConfigError
 from llm_jax.train import extrapolation_page
 from llm_jax.train.extrapolate import POSITIONS, SCALINGS, extrapolate, longer_rows, perplexities
 

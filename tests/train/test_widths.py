@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import BOS, GPT2, LLAMA, L, V, tiny_config
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.train import coord_check
 from llm_jax.train.coord_check import LIMIT, CoordCheck, check
 from llm_jax.train.transfer import Transfer, sweep

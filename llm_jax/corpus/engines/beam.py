@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.engines import ExchangeStep, Progress, Step
 from llm_jax.corpus.engines.local import RANGE_BYTES
 from llm_jax.corpus.exchange import ADDRESSED, in_order
-from llm_jax.schema import ConfigError
 
 try:
     import apache_beam as beam
@@ -28,7 +28,7 @@ except ImportError as error:
 
 # An exchange may emit some times as much as the documents have text.
 _RECORDS_PER_TEXT = 4
-_ERROR = 'llm_jax.schema.ConfigError: '
+_ERROR = 'llm_jax.config.schema.ConfigError: '
 
 
 class Beam:

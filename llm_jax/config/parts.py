@@ -10,7 +10,7 @@ import re
 import sys
 import types
 
-from llm_jax.schema import ConfigError, Part
+from llm_jax.config.schema import ConfigError, Part
 
 
 def resolve_part(field: str, value: Part, known: Mapping[str, Callable]) -> Callable:

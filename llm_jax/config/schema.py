@@ -1,6 +1,6 @@
 """Every field of an experiment's configuration: its default, its type, its meaning.
 
-`config.py` turns an experiment file into these frozen dataclasses.
+`load.py` turns an experiment file into these frozen dataclasses.
 """
 
 from collections.abc import Callable, Iterable

@@ -20,8 +20,8 @@ from typing import Any
 
 import ml_collections
 
-from llm_jax import parts
-from llm_jax.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model
+from llm_jax.config import parts
+from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model
 
 # --- From an experiment file to a ConfigDict -------------------------------------------
 

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 
 from llm_jax import config as config_lib
-from llm_jax.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

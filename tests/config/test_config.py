@@ -5,9 +5,9 @@ import re
 import pytest
 
 from llm_jax import config as config_lib
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.nn.norms import RMSNorm
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Config, ConfigError
 
 DEFAULT = config_lib.validate(config_lib.default())
 
