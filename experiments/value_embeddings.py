@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from llm_jax import config as config_lib
-from llm_jax import mesh
+from llm_jax.dist import mesh
 from llm_jax.nn.attention import Attention, Tokens
 from llm_jax.nn.embed import Embed
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llm_jax.nn.grouped import grouped_product
+from llm_jax.ops.grouped import grouped_product
 
 _ROUNDS = 5
 # (rows, experts, in, out)

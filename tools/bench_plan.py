@@ -138,7 +138,7 @@ def seconds(shape: str) -> dict:
 
 def worked(shape: str) -> str:
     """A row of the table in docs/plan.md: slice and mesh, memory, step, MFU, time to compile."""
-    from llm_jax import mesh as mesh_lib
+    from llm_jax.dist import mesh as mesh_lib
     from llm_jax.metrics import format as fmt
     from llm_jax.plan import facts, planner, topology
 
@@ -160,7 +160,7 @@ def worked(shape: str) -> str:
 def _mesh(config, n: int):
     import jax
 
-    from llm_jax import mesh as mesh_lib
+    from llm_jax.dist import mesh as mesh_lib
 
     return mesh_lib.make_mesh(dataclasses.replace(config.mesh), jax.devices()[:n])
 

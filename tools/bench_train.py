@@ -66,8 +66,8 @@ class Ours:
         import jax
         import numpy as np
 
-        from llm_jax import mesh as mesh_lib
         from llm_jax import metrics
+        from llm_jax.dist import mesh as mesh_lib
         from llm_jax.nn.transformer import weights_of
         from llm_jax.train import setup
 

@@ -12,11 +12,11 @@ import subprocess
 import sys
 
 from llm_jax import launch
-from llm_jax import mesh as mesh_lib
 from llm_jax.config import cli
 from llm_jax.config.schema import ConfigError
-from llm_jax.fit import check_fit
-from llm_jax.slices import parse_slice
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
+from llm_jax.dist.slices import parse_slice
 
 
 def main(argv: list[str]) -> None:

@@ -262,7 +262,7 @@ def _fingerprint(loaded: Any, parts: pathlib.Path) -> str:
     sha = hashlib.sha256(model.encode())
     sha.update(parts.read_bytes() if parts.is_file() else b'')
     sha.update(f'{loaded.tokenizer.fingerprint} {loaded.config.data.seq_len} {jax.__version__}'.encode())
-    sha.update(' '.join(map(code_of, ('llm_jax.nn', 'llm_jax.corpus.perplexity'))).encode())
+    sha.update(' '.join(map(code_of, ('llm_jax.nn', 'llm_jax.ops', 'llm_jax.corpus.perplexity'))).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params):
         sha.update(jax.tree_util.keystr(path).encode())
         sha.update(np.ascontiguousarray(leaf).view(np.uint8).data)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config.schema import Model
-from llm_jax.nn import remat
 from llm_jax.nn.einsum import vector
+from llm_jax.ops import remat
 
 
 class _Norm(nn.Module):

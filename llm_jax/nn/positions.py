@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import mesh
 from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.nn import rope as rope_lib
 from llm_jax.nn.embed import Embed
 

@@ -10,7 +10,7 @@ import collections
 import jax.numpy as jnp
 
 from llm_jax.config.schema import Model
-from llm_jax.nn.pipeline import Schedule
+from llm_jax.ops.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
 from llm_jax.plan.memory import (

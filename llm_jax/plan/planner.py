@@ -6,8 +6,8 @@ import dataclasses
 
 import jax
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan import analytic, memory, schedule, topology
 from llm_jax.plan.cases import Case, abstract_mesh, make_case
 from llm_jax.plan.compiled import compile_step

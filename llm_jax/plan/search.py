@@ -6,8 +6,8 @@ import math
 
 import jax
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan import analytic, candidates, memory, planner, topology
 from llm_jax.plan.candidates import HEAD_ONCE, Changes, changed
 from llm_jax.plan.cases import Case

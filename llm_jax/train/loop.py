@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import hosts, runs
-from llm_jax import mesh as mesh_lib
+from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.prepare import prepare, vocab_size
 from llm_jax.data.source import TrainRows, loader
+from llm_jax.dist import hosts
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.samplers import Sampler
 from llm_jax.generate.text import complete
 from llm_jax.metrics import Console

@@ -18,8 +18,8 @@ import optax
 
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
+from llm_jax.dist.mesh import mesh_axes
 from llm_jax.init import Weight, is_weight
-from llm_jax.mesh import mesh_axes
 
 Rule = Callable[[schema.Optimizer, Any], optax.GradientTransformation]
 

@@ -15,9 +15,9 @@ from etils import epath
 import jax
 import numpy as np
 
-from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.data.prepare import Prepared
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import (
     Console,
     JsonlWriter,

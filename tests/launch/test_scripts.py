@@ -11,8 +11,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 import pytest
 import yaml
 
+from llm_jax.dist.slices import parse_slice
 from llm_jax.launch import Cluster, Job, gke_script, jobset, slurm_script, tpu_vm_script, xpk_script
-from llm_jax.slices import parse_slice
 
 ROOT = pathlib.Path(__file__).parents[2]
 JOB = Job('gpt2_124m', 'experiments/gpt2_124m.py', ('--config.data.sources={"a$b": "text:`x`"}',),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small import config
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics.chips import PEAK_FLOPS
 from llm_jax.metrics.specs import CHIPS
 from llm_jax.plan import planner, topology

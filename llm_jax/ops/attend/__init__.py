@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from llm_jax import mesh
-from llm_jax.nn.attend import blocks, cudnn, splash, xla
-from llm_jax.nn.attend.scores import PLAIN, Scores
+from llm_jax.dist import mesh
+from llm_jax.ops.attend import blocks, cudnn, splash, xla
+from llm_jax.ops.attend.scores import PLAIN, Scores
 
 __all__ = ['PLAIN', 'Scores', 'attend']
 

@@ -4,7 +4,7 @@ import math
 
 from llm_jax.config import schema
 from llm_jax.config.schema import Config, ConfigError
-from llm_jax.mesh import AXES, mesh_axes
+from llm_jax.dist.mesh import AXES, mesh_axes
 
 # Logical axes that some array has together: no mesh axis can split two of one array's.
 _TOGETHER = (
@@ -94,7 +94,7 @@ def _latents(model: schema.Model) -> list[tuple[str, int, str]]:
 
 
 def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
-    """Checks that layers and micro-batches can be split over the stages (nn/pipeline.py)."""
+    """Checks that layers and micro-batches can be split over the stages (ops/pipeline.py)."""
     model, rules, stages = config.model, dict(config.model.rules), sizes['stage']
     if rules['layers'] not in (None, 'stage'):
         raise ConfigError(f"mesh.rules.layers = {rules['layers']!r}: layers are split over 'stage', or None")

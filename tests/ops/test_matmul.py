@@ -9,7 +9,7 @@ import pytest
 from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_training
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.nn.matmul import check_device, matmul
+from llm_jax.ops.matmul import check_device, matmul
 
 T, I, O = 24, 64, 40  # noqa: E741
 

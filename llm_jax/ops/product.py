@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from llm_jax import mesh
 from llm_jax.config.schema import Model
-from llm_jax.nn.matmul import matmul
+from llm_jax.dist import mesh
+from llm_jax.ops.matmul import matmul
 
 # Sides of weights that are split over the devices of the batch; what they are multiplied with is not.
 _WEIGHTS_ALONE = ('d_model', 'rank')

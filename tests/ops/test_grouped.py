@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.nn.grouped import grouped_product, loop
+from llm_jax.ops.grouped import grouped_product, loop
 from llm_jax.plan.cost import analyse
 
 SIZES = {

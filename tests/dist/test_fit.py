@@ -6,8 +6,8 @@ import pytest
 from tiny import tiny_config
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.fit import check_fit
-from llm_jax.mesh import AXES
+from llm_jax.dist.fit import check_fit
+from llm_jax.dist.mesh import AXES
 
 SIZES = dict.fromkeys(AXES, 1)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tiny import LLAMA, on_mesh, tiny_config
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.config.schema import ConfigError
-from llm_jax.nn import zigzag
-from llm_jax.nn.attend import Scores, attend, splash
-from llm_jax.nn.attend.choose import choose_kernel, kernels
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.ops import zigzag
+from llm_jax.ops.attend import Scores, attend, splash
+from llm_jax.ops.attend.choose import choose_kernel, kernels
 
 RULES = tiny_config().model.rules
 

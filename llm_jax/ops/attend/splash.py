@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as library
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from llm_jax.nn.attend.scores import Scores
+from llm_jax.ops.attend.scores import Scores
 
 # Queries, and keys, of a block are a multiple of LANES; larger ones are faster, as far as
 # they fit into on-chip memory.

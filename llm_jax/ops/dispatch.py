@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.nn.grouped import loop, varying
+from llm_jax.ops.grouped import loop, varying
 
 # (parameters, rows [N, D] in order of their expert, rows of each expert int[e], expert of each row int[N]) -> [N, D].
 # What it gives for rows past the last expert's does not matter.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.nn.attend import scores as scores_lib
-from llm_jax.nn.attend.scores import Scores, capped, matmul
+from llm_jax.ops.attend import scores as scores_lib
+from llm_jax.ops.attend.scores import Scores, capped, matmul
 
 # Queries are taken in slices: with causal masking the keys after a slice are never
 # multiplied, which saves nearly half of the work. At most so many slices, of at least

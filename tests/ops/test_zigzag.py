@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from tiny import on_mesh, tiny_config
 
-from llm_jax.nn import zigzag
+from llm_jax.ops import zigzag
 
 RULES = tiny_config().model.rules
 

@@ -1,7 +1,7 @@
 """Which kernel computes attention where, and why."""
 
 from llm_jax.config.schema import ConfigError, Model
-from llm_jax.nn.attend import splash
+from llm_jax.ops.attend import splash
 
 # A kernel, the platform that has it, and what that is called.
 PLATFORMS = {'splash': ('tpu', 'TPU'), 'cudnn': ('cuda', 'NVIDIA GPU')}

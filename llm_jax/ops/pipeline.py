@@ -33,8 +33,8 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from llm_jax import mesh
 from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh
 
 # The name of what the forward pass keeps: the weights as they lie in the loop, and what entered each iteration.
 _KEPT = 'pipeline'

@@ -14,7 +14,7 @@ that somebody asks for by position are put back.
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.dist import mesh
 
 
 def split(x: jax.Array, rules: tuple) -> jax.Array:

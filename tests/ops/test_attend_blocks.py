@@ -7,10 +7,10 @@ import pytest
 import reference
 from tiny import on_mesh, tiny_config
 
-from llm_jax import mesh as mesh_lib
-from llm_jax.nn import zigzag
-from llm_jax.nn.attend import Scores, attend, blocks
-from llm_jax.nn.attend.blocks import Split, schedule
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.ops import zigzag
+from llm_jax.ops.attend import Scores, attend, blocks
+from llm_jax.ops.attend.blocks import Split, schedule
 
 RULES = tiny_config().model.rules
 L, H, K, V = 32, 4, 8, 6

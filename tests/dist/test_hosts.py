@@ -10,14 +10,15 @@ import time
 import pytest
 
 from llm_jax import config as config_lib
-from llm_jax import hosts
+from llm_jax.dist import hosts
 from llm_jax.config import schema
 
 # Each process runs this; what it does inside the job is an argument.
 SCRIPT = """
 import os, signal, sys, time
 from llm_jax.config import cli
-from llm_jax import config as config_lib, hosts
+from llm_jax import config as config_lib
+from llm_jax.dist import hosts
 
 def main(argv):
     import jax
@@ -43,7 +44,7 @@ def job(*actions: str, n: int = 3, devices=lambda i: 2, overrides=lambda i: ()) 
         environment = {
             **os.environ,
             'JAX_PLATFORMS': 'cpu',
-            'PYTHONPATH': str(pathlib.Path(__file__).resolve().parents[1]),
+            'PYTHONPATH': str(pathlib.Path(__file__).resolve().parents[2]),
             'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices(i)}',
             'JAX_COORDINATOR_ADDRESS': address,
             'JAX_NUM_PROCESSES': str(n),
@@ -125,7 +126,7 @@ def test_a_host_that_nobody_joins_says_which_address_and_how_long(index):
         address = f'localhost:{server.getsockname()[1]}'
     environment = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index)}
     fields = ('--config.mesh.distributed=True', '--config.mesh.start_timeout=2')
-    root = str(pathlib.Path(__file__).resolve().parents[1])
+    root = str(pathlib.Path(__file__).resolve().parents[2])
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': root, **environment}
     command = [sys.executable, '-c', SCRIPT, 'pass', *fields]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

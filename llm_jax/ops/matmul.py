@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from llm_jax import mesh
 from llm_jax.config.parts import nearest
 from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh
 
 # More mantissa for values, more range for gradients (Micikevicius et al. 2022, arXiv:2209.05433, §3).
 _VALUES, _GRADIENTS = jnp.float8_e4m3fn, jnp.float8_e5m2

@@ -4,7 +4,7 @@ import pytest
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.launch.clouds import accelerator_type, machine_type
-from llm_jax.slices import parse_slice
+from llm_jax.dist.slices import parse_slice
 
 
 @pytest.mark.parametrize(

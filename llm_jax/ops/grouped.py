@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.dist import mesh
 
 # A turn has a fourth of an even share of the rows, or half of one where results add to a sum in memory: more rows are
 # more padding. But at least so many that the matrix is read, or the sum read and written, while they are multiplied

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.nn.attend.scores import MASKED, Scores, capped, masked, matmul
+from llm_jax.ops.attend.scores import MASKED, Scores, capped, masked, matmul
 
 # Most queries, and keys, of a block.
 MAX_BLOCK = 512

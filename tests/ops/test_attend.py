@@ -7,8 +7,8 @@ import pytest
 import reference
 
 from llm_jax.config.schema import DEFAULT_RULES
-from llm_jax.nn.attend import Scores, attend
-from llm_jax.nn.attend import xla as attend_lib
+from llm_jax.ops.attend import Scores, attend
+from llm_jax.ops.attend import xla as attend_lib
 
 RULES = tuple(DEFAULT_RULES.items())
 SEGMENTS = np.array([[0] * 5 + [1] * 1 + [2] * 10, [0] * 16])

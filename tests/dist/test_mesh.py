@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import VARIANTS, on_mesh, tiny_config, tiny_model
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.config.schema import ConfigError, Mesh
 from llm_jax.nn.transformer import init_params
 

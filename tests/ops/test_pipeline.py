@@ -23,12 +23,12 @@ from tiny import (
     tiny_training,
 )
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.engine import generate
-from llm_jax.nn import pipeline
 from llm_jax.nn.transformer import init_params, layer_params
+from llm_jax.ops import pipeline
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_loss, make_train_step
 
