@@ -7,11 +7,11 @@ import matplotlib
 from matplotlib import axes, figure
 import numpy as np
 
+from llm_jax.lab.coord_check import LIMIT, CoordCheck
+from llm_jax.lab.transfer import Transfer
+from llm_jax.lab.widths import MUP, STANDARD
 from llm_jax.report.charts import INK, MAIN, SECOND, STYLE, Chart, svg
 from llm_jax.report.page import write_page
-from llm_jax.train.coord_check import LIMIT, CoordCheck
-from llm_jax.train.transfer import Transfer
-from llm_jax.train.widths import MUP, STANDARD
 
 _SIZE = (4.9, 2.9)
 _COLORS = {STANDARD: SECOND, MUP: MAIN}

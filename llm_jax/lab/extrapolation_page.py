@@ -4,9 +4,9 @@ from etils import epath
 import matplotlib
 from matplotlib import figure
 
+from llm_jax.lab.extrapolate import POSITIONS, Extrapolation
 from llm_jax.report.charts import INK, STYLE, Chart, svg
 from llm_jax.report.page import write_page
-from llm_jax.train.extrapolate import POSITIONS, Extrapolation
 
 _SIZE = (4.9, 3.2)
 

@@ -9,8 +9,8 @@ from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.data.prepare import prepare
-from llm_jax.train import extrapolation_page
-from llm_jax.train.extrapolate import POSITIONS, SCALINGS, extrapolate, longer_rows, perplexities
+from llm_jax.lab import extrapolation_page
+from llm_jax.lab.extrapolate import POSITIONS, SCALINGS, extrapolate, longer_rows, perplexities
 
 ENDS = [8, 16, 32]
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from llm_jax.config.schema import Config
+from llm_jax.lab.trial import Trial
+from llm_jax.lab.widths import MUP, STANDARD, slope, widened
 from llm_jax.train.step import make_loss
-from llm_jax.train.trial import Trial
-from llm_jax.train.widths import MUP, STANDARD, slope, widened
 
 
 @dataclasses.dataclass(frozen=True)

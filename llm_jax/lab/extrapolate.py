@@ -10,9 +10,9 @@ import numpy as np
 
 from llm_jax.config.schema import Config, ConfigError, with_fields
 from llm_jax.data.prepare import Prepared
+from llm_jax.lab.trial import Trial
 from llm_jax.nn.transformer import Transformer, build
 from llm_jax.train.losses import unpack
-from llm_jax.train.trial import Trial
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'alibi', 'rope')
 # Ways to use a model with rotary positions beyond its length without training it again.

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config.schema import Config
+from llm_jax.lab.widths import MUP, STANDARD, slope, widened
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.train.losses import unpack
 from llm_jax.train.optimizer import make_optimizer
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
-from llm_jax.train.widths import MUP, STANDARD, slope, widened
 
 # A slope from which on muP counts as broken.
 LIMIT = 0.25

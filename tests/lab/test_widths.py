@@ -8,11 +8,11 @@ import pytest
 from tiny import BOS, GPT2, LLAMA, L, V, tiny_config
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.train import coord_check
-from llm_jax.train.coord_check import LIMIT, CoordCheck, check
-from llm_jax.train.transfer import Transfer, sweep
-from llm_jax.train.widths import MUP, STANDARD, slope, widened
-from llm_jax.train.widths_page import coord_check_table, transfer_table, write_coord_check, write_transfer
+from llm_jax.lab import coord_check
+from llm_jax.lab.coord_check import LIMIT, CoordCheck, check
+from llm_jax.lab.transfer import Transfer, sweep
+from llm_jax.lab.widths import MUP, STANDARD, slope, widened
+from llm_jax.lab.widths_page import coord_check_table, transfer_table, write_coord_check, write_transfer
 
 
 def tokens(n):
