@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax.config import schema
-from llm_jax.data import pack, prepare, source, sources
+from llm_jax.data import batches as batches_lib
+from llm_jax.data import pack, prepare
+from llm_jax.data.documents import open_sources
 
 _BATCH, _SECONDS, _ROUNDS = 64, 1.0, 3
 
@@ -37,7 +39,7 @@ def main() -> None:
 
 def read_speeds(prepared: prepare.Prepared, path: pathlib.Path) -> tuple[float, float]:
     """(tokens per CPU second of training batches, of the same gather from a memory map), in millions."""
-    rows = source.TrainRows(prepared, {}, seed=0, batch_size=_BATCH)
+    rows = batches_lib.TrainRows(prepared, {}, seed=0, batch_size=_BATCH)
     (stored,) = prepared.rows('train').values()
     np.save(path, stored.read(np.arange(len(stored))).astype(np.uint16))
     memory = np.load(path, mmap_mode='r')
@@ -52,7 +54,7 @@ def read_speeds(prepared: prepare.Prepared, path: pathlib.Path) -> tuple[float, 
 def prepare_speeds(prepared: prepare.Prepared, config: schema.Data) -> tuple[float, float]:
     """(bytes per CPU second of encoding and packing, of encoding alone), in millions."""
     tok = prepared.tokenizer
-    ((stdlib,), _) = sources.open_sources(config)
+    ((stdlib,), _) = open_sources(config)
     texts = list(stdlib.documents('test'))
 
     def encode() -> Iterator[list[int]]:

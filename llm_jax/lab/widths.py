@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from llm_jax.config.schema import Config, ConfigError, Model, Mup, with_fields
+from llm_jax.data.batches import TrainRows
 from llm_jax.data.prepare import Prepared
-from llm_jax.data.source import TrainRows
 
 STANDARD, MUP = 'standard', 'muP'
 # What grows with d_model besides it, as names of fields of `model`.

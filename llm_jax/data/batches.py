@@ -13,7 +13,7 @@ from grain.experimental import index_shuffle
 import numpy as np
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.data import prepare, records
+from llm_jax.data import array_record, prepare
 
 # Positions after which the mixture repeats its pattern: weights are exact to 1 in 10,000.
 _PERIOD = 10_000
@@ -234,7 +234,7 @@ def eval_batches(
     total = int(ends[-1]) if len(ends) else 0
     wanted = min(total, max_batches * batch_size) if max_batches else total
     for start in range(0, wanted, batch_size):
-        batch = np.full((len(share), prepared.manifest['seq_len'] + 1), records.PADDING, np.int32)
+        batch = np.full((len(share), prepared.manifest['seq_len'] + 1), array_record.PADDING, np.int32)
         places = np.flatnonzero(start + share < wanted)
         indices = (start + share[places]) * total // wanted
         sources = np.searchsorted(ends, indices, side='right')
