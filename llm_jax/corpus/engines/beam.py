@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ConfigError(
         f'the Beam engine needs apache-beam ({error}): start it with ./tools/run prepare_data ... --engine beam, '
-        'which sets up an environment for it, or install requirements-beam.txt'
+        'which sets up an environment for it, or install tools/requirements/beam.txt'
     ) from error
 
 # An exchange may emit some times as much as the documents have text.

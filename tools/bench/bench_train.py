@@ -16,7 +16,7 @@ from llm_jax import config as config_lib
 from llm_jax.config import cli
 from llm_jax.config.schema import Config, ConfigError, Model
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ROOT / '.venv-peers'
 # Steps of each side that are not timed. The first compiles; and on CPU the heap still grows, by a
 # step's memory at a time, in some of the first ten, which costs several seconds in page faults.
@@ -173,10 +173,10 @@ def start_peers(kind: str, config: Config, threads: int) -> list[Peer]:
     }  # fmt: skip
     environment = dict(os.environ)
     if kind == 'linen':
-        command = [sys.executable, ROOT / 'tools/peers/nanodo_linen.py']
+        command = [sys.executable, ROOT / 'tools/bench/peers/nanodo_linen.py']
     else:
         shape |= {'n_kv_heads': model.kv_heads, 'threads': threads, 'family': name}
-        command = [torch_python(), ROOT / 'tools/peers/transformers_torch.py']
+        command = [torch_python(), ROOT / 'tools/bench/peers/transformers_torch.py']
         environment.pop('PYTHONPATH', None)
     command += [f'--{key}={value}' for key, value in shape.items()]
     plain = {key: value for key, value in environment.items() if key not in MALLOC}
@@ -193,7 +193,7 @@ def torch_python() -> pathlib.Path:
     if not (PEERS / '.installed').exists():
         print(f'setting up {PEERS} with torch (once)', file=sys.stderr)
         venv.create(PEERS, with_pip=True, clear=True)
-        requirements = ROOT / 'requirements-parity.txt'
+        requirements = ROOT / 'tools/requirements/parity.txt'
         subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', requirements], check=True)
         (PEERS / '.installed').touch()
     return python

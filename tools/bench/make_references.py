@@ -4,14 +4,14 @@ import pathlib
 import sys
 import tempfile
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main(directory: pathlib.Path) -> None:
     """Writes DIR/<case>.npz: tokens int32[B, L] and logits float32[B, L, V].
 
     The weights are not in it: `tests/families.py` draws them again from their names and
-    shapes. Needs the packages of requirements-parity.txt.
+    shapes. Needs the packages of tools/requirements/parity.txt.
     """
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
     from families import CASES, CONTEXT, V, write_weights

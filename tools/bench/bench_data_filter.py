@@ -30,7 +30,7 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import c4, fineweb, gopher, repetition
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ROOT / '.venv-peers-datatrove'
 GROUPS = {'gopher': gopher, 'repetition': repetition, 'c4': c4, 'fineweb': fineweb}
 
@@ -91,7 +91,7 @@ def start_peer(python: str, directory: str) -> subprocess.Popen:
             subprocess.run([python, '-m', 'pip', 'install', '-q', *packages], check=True)
             (PEERS / '.installed').touch()
     environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    command = [python, ROOT / 'tools/peers/datatrove_filters.py', directory]
+    command = [python, ROOT / 'tools/bench/peers/datatrove_filters.py', directory]
     peer = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     if not (name := peer.stdout.readline().strip()):
         raise ConfigError('the peer did not start; see its message above')

@@ -6,7 +6,7 @@ FILE has one document per line, its text under "text". MB/s are of UTF-8 text pe
 of one core, all rounds of an exchange together; the index is what is stored at once on the
 way, sorted by key. Memory is the peak of a process that takes shards of the texts one
 by one and keeps records on disk: once of FILE, once of ten times as much, with other words.
-PYTHON is an interpreter with datatrove, datasketch and rensa (tools/peers/minhash.py).
+PYTHON is an interpreter with datatrove, datasketch and rensa (tools/bench/peers/minhash.py).
 """
 
 import argparse
