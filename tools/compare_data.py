@@ -1,4 +1,4 @@
-"""Which corpus makes the better model: compare_data experiments/ablation.py CORPUS CORPUS ... --held_out NAME=SOURCE"""
+"""Which corpus makes the better model: compare_data experiments/lab/ablation.py CORPUS ... --held_out NAME=SOURCE"""
 
 import argparse
 import pathlib

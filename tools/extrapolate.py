@@ -1,4 +1,4 @@
-"""Perplexity beyond the training length, for each kind of position: extrapolate experiments/extrapolation.py"""
+"""Perplexity beyond the training length, for each kind of position: extrapolate experiments/lab/extrapolation.py"""
 
 import argparse
 import pathlib

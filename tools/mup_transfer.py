@@ -1,4 +1,4 @@
-"""Best learning rate against width, without muP and with it: mup_transfer experiments/mup_transfer.py"""
+"""Best learning rate against width, without muP and with it: mup_transfer experiments/lab/mup_transfer.py"""
 
 import argparse
 import pathlib

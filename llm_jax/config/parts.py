@@ -72,10 +72,18 @@ def _import_file_at(path: str) -> types.ModuleType:
 
 def import_file(path: pathlib.Path) -> types.ModuleType:
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob('*.py')], 1)
-        hint = f' Did you mean {path.parent / near[0]}?' if near else ''
+        near = _nearest_file(path)
+        hint = f' Did you mean {near}?' if near else ''
         raise ConfigError(f'there is no file {path}.{hint}')
     return _import_file_at(str(path.resolve()))
+
+
+def _nearest_file(path: pathlib.Path) -> pathlib.Path | None:
+    """The Python file with the nearest name, in the directory of `path`, in `experiments`, or one level below them."""
+    places = dict.fromkeys((path.parent, pathlib.Path('experiments')))
+    files = [file for place in places for pattern in ('*.py', '*/*.py') for file in sorted(place.glob(pattern))]
+    near = difflib.get_close_matches(path.name, [file.name for file in files], 1)
+    return next((file for file in files if file.name == near[0]), None) if near else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -161,6 +161,20 @@ def test_a_missing_file_is_named_with_its_nearest(experiment, tmp_path):
         config_lib.load_experiment(tmp_path / 'shakespear.py')
 
 
+def test_a_missing_file_is_found_one_directory_down(tmp_path, monkeypatch):
+    below = tmp_path / 'experiments' / 'pretrain'
+    below.mkdir(parents=True)
+    (below / 'gpt2_124m.py').touch()
+    (tmp_path / 'experiments' / 'gpt2_12m.py').touch()
+    monkeypatch.chdir(tmp_path)
+    for given in ('experiments/gpt2_124m.py', 'gpt2_124m.py', 'experiments/lab/gpt2_124m.py', 'gpt2_124M.py'):
+        message = f'there is no file {given}. Did you mean experiments/pretrain/gpt2_124m.py?'
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            config_lib.load_experiment(given)
+    with pytest.raises(ConfigError, match=r'there is no file shakespeare\.py\.$'):
+        config_lib.load_experiment('shakespeare.py')
+
+
 def test_a_file_without_get_config(tmp_path):
     (tmp_path / 'empty.py').write_text('')
     with pytest.raises(ConfigError, match='empty.py defines no get_config'):

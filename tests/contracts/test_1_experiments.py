@@ -19,7 +19,7 @@ from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
-FILES = sorted(EXPERIMENTS.glob('*.py'))
+FILES = sorted(file for file in EXPERIMENTS.rglob('*.py') if file.parent.name != 'data')  # those make corpora
 
 
 def lower(config, n_devices):

@@ -1,6 +1,6 @@
 """A 10M-parameter Llama that tells stories (Eldan & Li 2023, arXiv:2305.07759).
 
-  ./tools/run train experiments/tinystories_10m.py --config.data.sources='jsonl:stories/train*.jsonl.gz'
+  ./tools/run train experiments/pretrain/tinystories_10m.py --config.data.sources='jsonl:stories/train*.jsonl.gz'
 
 The sources are JSONL with a story in each line's "text", Parquet files ('parquet:...'),
 or anything else that data.sources reads. On one GPU an epoch of the whole TinyStories

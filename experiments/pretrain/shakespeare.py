@@ -1,7 +1,7 @@
 """A small GPT on the works of Shakespeare, the classic first experiment.
 
-  ./tools/run train experiments/shakespeare.py                                    (from TFDS, downloaded once)
-  ./tools/run train experiments/shakespeare.py --config.data.sources=text:input.txt     (from a text file)
+  ./tools/run train experiments/pretrain/shakespeare.py                                    (from TFDS, downloaded once)
+  ./tools/run train experiments/pretrain/shakespeare.py --config.data.sources=text:input.txt     (from a text file)
 
 A single file is one document: it is cut at line ends into pieces of 4,000 characters,
 of which a hash holds out every tenth for validation and as many for the final test.

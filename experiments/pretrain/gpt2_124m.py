@@ -1,6 +1,6 @@
 """GPT-2 124M: the model of Radford et al. 2019, on text of your own.
 
-  ./tools/run train experiments/gpt2_124m.py \
+  ./tools/run train experiments/pretrain/gpt2_124m.py \
       --config.data.sources='parquet:gs://my-bucket/fineweb/*.parquet' --config.data.cache_dir=gs://my-bucket/cache
 
 Expected: 10 B tokens of clean web text bring the validation loss to about 3.3 nats per

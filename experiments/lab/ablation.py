@@ -1,6 +1,6 @@
 """A small Llama for comparing corpora: the same tokens of each, one after the other.
 
-  ./tools/run compare_data experiments/ablation.py corpora/ONE corpora/OTHER --held_out wiki=text:FILE
+  ./tools/run compare_data experiments/lab/ablation.py corpora/ONE corpora/OTHER --held_out wiki=text:FILE
 
 See experiments/data/ablation_raw.py for three corpora to compare.
 """

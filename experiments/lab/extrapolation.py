@@ -1,6 +1,6 @@
 """Which positions let a model read on beyond the length that it was trained at?
 
-  ./tools/run extrapolate experiments/extrapolation.py
+  ./tools/run extrapolate experiments/lab/extrapolation.py
 
 Expected: about ten minutes on two CPU cores. All read equally well within 64 tokens. Beyond, learned positions
 fail at once, rotary ones soon after, unless their frequencies are scaled; ALiBi goes on

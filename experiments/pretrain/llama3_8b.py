@@ -1,6 +1,6 @@
 """Llama 3 8B (arXiv:2407.21783) on 15 T tokens at a context of 8192.
 
-./tools/run plan experiments/llama3_8b.py --topology v5p:4x4x8 --price 4.2
+./tools/run plan experiments/pretrain/llama3_8b.py --topology v5p:4x4x8 --price 4.2
 
 That plan, compiled, on fsdp 128 with 4 micro-batches:
 

@@ -1,7 +1,7 @@
 """Does the best learning rate of a narrow model hold for a wide one? With muP it should.
 
-  ./tools/run mup_transfer experiments/mup_transfer.py
-  ./tools/run coord_check experiments/mup_transfer.py
+  ./tools/run mup_transfer experiments/lab/mup_transfer.py
+  ./tools/run coord_check experiments/lab/mup_transfer.py
 
 Expected: about five minutes on one CPU core for the first, two for the second. In the
 standard parametrisation the best rate falls by about a third with every doubling of the

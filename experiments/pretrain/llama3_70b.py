@@ -1,6 +1,6 @@
 """Llama 3 70B (arXiv:2407.21783) on 15 T tokens at a context of 8192.
 
-./tools/run plan experiments/llama3_70b.py --topology v5p:8x8x8
+./tools/run plan experiments/pretrain/llama3_70b.py --topology v5p:8x8x8
 
 That plan, compiled, on fsdp 128 × tensor 4 with 2 micro-batches:
 

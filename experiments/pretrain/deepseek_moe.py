@@ -1,12 +1,12 @@
 """DeepSeek-V2 (arXiv:2405.04434): 236 B parameters, 21 B of them for each token, over a v5p pod.
 
-  ./tools/run train experiments/deepseek_moe.py \
+  ./tools/run train experiments/pretrain/deepseek_moe.py \
       --config.data.sources='parquet:gs://my-bucket/web/*.parquet' --config.data.cache_dir=gs://my-bucket/cache
 
 Latent attention; 160 narrow experts, of which a token goes to six, and two that all go to;
 load balanced by a bias (arXiv:2408.15664) instead of V2's loss.
 
-  ./tools/run plan experiments/deepseek_moe.py --topology v5p:8x8x8
+  ./tools/run plan experiments/pretrain/deepseek_moe.py --topology v5p:8x8x8
 
 That plan, compiled (in 3 to 4 minutes), on fsdp 64 × expert 8 (20 experts on each device) with 4 micro-batches of one
 row of 4096 tokens a chip:

@@ -1,6 +1,6 @@
 """A part of one's own: values that are also looked up from the token, in the quickstart's model.
 
-  ./tools/run train experiments/value_embeddings.py
+  ./tools/run train experiments/pretrain/value_embeddings.py
 
 Each layer has a second embedding, of the width of its values, and adds it to them (a trick of
 the GPT-2 speedruns; "Value Residual Learning", Zhou et al. 2024, arXiv:2410.17897, has the

@@ -1,7 +1,7 @@
 """Llama 3.1 8B trained on at a context of 131,072 tokens: each row is shared by the 16 devices of `mesh.context`.
 
-  ./tools/run plan experiments/long_context_128k.py --topology v5p:4x4x8
-  ./tools/run train experiments/long_context_128k.py --config.init_from=runs/llama3_8b
+  ./tools/run plan experiments/pretrain/long_context_128k.py --topology v5p:4x4x8
+  ./tools/run train experiments/pretrain/long_context_128k.py --config.init_from=runs/llama3_8b
 
 That plan, compiled (in 117 s), on fsdp 8 x context 16:
 

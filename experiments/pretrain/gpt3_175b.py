@@ -1,8 +1,8 @@
 """GPT-3 175B (Brown et al. 2020, arXiv:2005.14165): 96 layers of width 12,288, on a pod of 512 chips (v5p:8x8x8).
 
-  ./tools/run train experiments/gpt3_175b.py --config.data.sources='corpus:gs://my-bucket/corpus'
+  ./tools/run train experiments/pretrain/gpt3_175b.py --config.data.sources='corpus:gs://my-bucket/corpus'
 
-Plans, compiled in 1 to 2 minutes each (./tools/run plan experiments/gpt3_175b.py --topology ...):
+Plans, compiled in 1 to 2 minutes each (./tools/run plan experiments/pretrain/gpt3_175b.py --topology ...):
 
   v5p:8x8x8    27.0 of 95.7 GiB a chip; 27.5 s a step at the roofline, bound by compute, 52 % MFU at most
   v6e:16x16    26.7 of 31.2 GiB; 34.5 s, 42 %, with --config.mesh.fsdp=128 --config.mesh.tensor=2

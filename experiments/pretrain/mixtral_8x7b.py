@@ -1,9 +1,9 @@
 """Mixtral 8x7B (arXiv:2401.04088): 47 B parameters, 13 B of them for each token, over 64 chips.
 
-  ./tools/run train experiments/mixtral_8x7b.py \
+  ./tools/run train experiments/pretrain/mixtral_8x7b.py \
       --config.data.sources='parquet:gs://my-bucket/web/*.parquet' --config.data.cache_dir=gs://my-bucket/cache
 
-  ./tools/run plan experiments/mixtral_8x7b.py --topology v5p:4x4x4
+  ./tools/run plan experiments/pretrain/mixtral_8x7b.py --topology v5p:4x4x4
 
 That plan, compiled, on fsdp 16 × expert 4 (two experts on each device) with 4 micro-batches of two rows a chip:
 
