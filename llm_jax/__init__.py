@@ -7,7 +7,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'load':  # on first use: `import llm_jax.schema` should not have to import JAX
+    if name == 'load':  # on first use: `import llm_jax.config.schema` should not have to import JAX
         from llm_jax.runs import load
 
         return load

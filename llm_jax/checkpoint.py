@@ -13,8 +13,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import orbax.checkpoint as ocp
 
-from llm_jax import schema
-from llm_jax.schema import ConfigError
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 
 # A checkpoint's items are named trees, e.g. {'params': ..., 'train': ...}.
 Items = dict[str, Any]

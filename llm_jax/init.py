@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Model
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Model
 
 # Logical axes that grow with the width of the model. All grow as d_model does, but heads:
 # model.mup.base_head tells whether their width or their number does.

@@ -17,9 +17,9 @@ import jax
 
 from llm_jax import config as config_lib
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf
 from llm_jax.nn.transformer import Transformer, build, init_params
-from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer, find
 
 # The experiment's own copy in the run directory; 'experiment.py:Name' names a part in it.

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from llm_jax.schema import Model
+from llm_jax.config.schema import Model
 
 
 def layer_norm(x, eps, scale=1.0, bias=0.0):

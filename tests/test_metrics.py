@@ -13,10 +13,10 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from llm_jax import metrics
+from llm_jax.config.schema import ConfigError, Model, Moe
 from llm_jax.metrics import format as fmt
 from llm_jax.metrics import writers
 from llm_jax.nn.transformer import build, init_params, weights_of
-from llm_jax.schema import ConfigError, Model, Moe
 
 # --- Parameters and FLOPs --------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from llm_jax import config, report, schema
+from llm_jax import config, report
+from llm_jax.config import schema
 from llm_jax.metrics import JsonlWriter
 from llm_jax.report import charts, facts
 from llm_jax.report.run import read_run

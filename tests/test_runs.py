@@ -12,8 +12,8 @@ import pytest
 import llm_jax
 from llm_jax import config as config_lib
 from llm_jax import runs, tokenizer
+from llm_jax.config.schema import ConfigError
 from llm_jax.metrics import read_jsonl
-from llm_jax.schema import ConfigError
 from llm_jax.train.loop import train
 
 EXPERIMENT = '''

@@ -8,10 +8,10 @@ import pytest
 import rich.console
 from tiny import LLAMA, VARIANTS, on_mesh, random_params, tiny_config, tiny_model
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.nn.transformer import init_params
 from llm_jax.report import show
 from llm_jax.report.model import summarise
-from llm_jax.schema import ConfigError
 
 
 @pytest.mark.parametrize('name', ['window', 'mla', 'moe, groups, shared', 'first layers dense'])

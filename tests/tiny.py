@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import config as config_lib
-from llm_jax import mesh as mesh_lib
-from llm_jax.fit import check_fit
+from llm_jax.config.schema import Config
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
-from llm_jax.schema import Config
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import State
 from llm_jax.train.step import jit_train_step, make_train_step

@@ -1,10 +1,10 @@
-"""Which corpus makes the better model: compare_data experiments/ablation.py CORPUS CORPUS ... --held_out NAME=SOURCE"""
+"""Which corpus makes the better model: compare_data experiments/lab/ablation.py CORPUS ... --held_out NAME=SOURCE"""
 
 import argparse
 import pathlib
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
@@ -23,15 +23,18 @@ def main(argv: list[str]) -> None:
     config = cli.experiment(args.experiment, config_arguments)
     specs = cli.named(args.held_out, '--held_out')
 
-    from llm_jax.evals import compare, texts  # imports JAX: a mistake in the arguments comes first, and at once
+    from llm_jax.evals import texts
+    from llm_jax.lab import compare_data  # imports JAX: a mistake in the arguments comes first, and at once
 
     directory = pathlib.Path(args.workdir or f'runs/{config.name}')
-    result = compare.compare(
+    result = compare_data.compare(
         config, args.corpora, texts.read_texts(specs, args.max_bytes), directory, seeds=args.seeds,
         progress=lambda text: print(text, flush=True),
     )  # fmt: skip
-    page = compare.write(result, directory, name=config.name, command=' '.join(['./tools/run compare_data', *argv]))
-    cli.print_table('bits per byte', compare.table(result))
+    page = compare_data.write(
+        result, directory, name=config.name, command=' '.join(['./tools/run compare_data', *argv])
+    )
+    cli.print_table('bits per byte', compare_data.table(result))
     print(f'wrote {page}')
 
 

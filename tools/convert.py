@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from llm_jax import cli
-from llm_jax.schema import ConfigError
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 
 _FORMS = 'hf:DIR (Hugging Face), llama2c:FILE (only --from), or a run directory'
 

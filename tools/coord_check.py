@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
@@ -19,9 +19,9 @@ def main(argv: list[str]) -> None:
     known, rest = parser.parse_known_args(argv)
     config = cli.experiment(known.experiment, rest)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.train import widths_page as report
-    from llm_jax.train.coord_check import check
-    from llm_jax.train.widths import training_batches
+    from llm_jax.lab import widths_page as report
+    from llm_jax.lab.coord_check import check
+    from llm_jax.lab.widths import training_batches
 
     prepared = prepare(config.data, config.seed)
     result = check(

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:

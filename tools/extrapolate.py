@@ -1,10 +1,10 @@
-"""Perplexity beyond the training length, for each kind of position: extrapolate experiments/extrapolation.py"""
+"""Perplexity beyond the training length, for each kind of position: extrapolate experiments/lab/extrapolation.py"""
 
 import argparse
 import pathlib
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
@@ -17,10 +17,10 @@ def main(argv: list[str]) -> None:
     known, rest = parser.parse_known_args(argv)
     config = cli.experiment(known.experiment, rest)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.train import extrapolation_page as page
-    from llm_jax.train.extrapolate import extrapolate, longer_rows
+    from llm_jax.lab import extrapolation_page as page
+    from llm_jax.lab.extrapolate import extrapolate, longer_rows
+    from llm_jax.lab.widths import training_batches
     from llm_jax.train.setup import Steps
-    from llm_jax.train.widths import training_batches
 
     prepared = prepare(config.data, config.seed)
     lengths = sorted(known.lengths or [config.data.seq_len * n for n in (1, 2, 4, 8)])

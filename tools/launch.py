@@ -1,9 +1,9 @@
 """Print, or with --yes run, the script that trains an experiment on TPUs or on a Slurm cluster.
 
-./tools/run launch experiments/llama3_8b.py --tpu v5p-128 --spot              # Cloud TPU VMs
-./tools/run launch experiments/llama3_8b.py --tpu v6e:16x16 --gke my-cluster  # a JobSet on Kubernetes
-./tools/run launch experiments/llama3_8b.py --tpu v6e:16x16 --xpk my-cluster  # the same through XPK
-./tools/run launch experiments/llama3_8b.py --slurm --nodes 4                 # GPUs
+./tools/run launch experiments/pretrain/llama3_8b.py --tpu v5p-128 --spot              # Cloud TPU VMs
+./tools/run launch experiments/pretrain/llama3_8b.py --tpu v6e:16x16 --gke my-cluster  # a JobSet on Kubernetes
+./tools/run launch experiments/pretrain/llama3_8b.py --tpu v6e:16x16 --xpk my-cluster  # the same through XPK
+./tools/run launch experiments/pretrain/llama3_8b.py --slurm --nodes 4                 # GPUs
 """
 
 import argparse
@@ -11,16 +11,17 @@ import pathlib
 import subprocess
 import sys
 
-from llm_jax import cli, launch
-from llm_jax import mesh as mesh_lib
-from llm_jax.fit import check_fit
-from llm_jax.schema import ConfigError
-from llm_jax.slices import parse_slice
+from llm_jax import launch
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
+from llm_jax.dist.slices import parse_slice
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='launch', description=__doc__.partition('\n')[0], allow_abbrev=False)
-    parser.add_argument('experiment', help='the experiment file, e.g. experiments/llama3_8b.py')
+    parser.add_argument('experiment', help='the experiment file, e.g. experiments/pretrain/llama3_8b.py')
     parser.add_argument('--tpu', help='a slice, as v5e-16 or v5p:4x4x8')
     parser.add_argument('--slices', type=int, default=1, help='how many slices; mesh.data must be a multiple')
     parser.add_argument('--project', default='', help='Google Cloud project; default $PROJECT when the script runs')

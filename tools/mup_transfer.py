@@ -1,10 +1,10 @@
-"""Best learning rate against width, without muP and with it: mup_transfer experiments/mup_transfer.py"""
+"""Best learning rate against width, without muP and with it: mup_transfer experiments/lab/mup_transfer.py"""
 
 import argparse
 import pathlib
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
@@ -18,10 +18,10 @@ def main(argv: list[str]) -> None:
     known, rest = parser.parse_known_args(argv)
     config = cli.experiment(known.experiment, rest)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.train import widths_page as report
+    from llm_jax.lab import widths_page as report
+    from llm_jax.lab.transfer import sweep
+    from llm_jax.lab.widths import training_batches
     from llm_jax.train.setup import Steps
-    from llm_jax.train.transfer import sweep
-    from llm_jax.train.widths import training_batches
 
     prepared = prepare(config.data, config.seed)
     steps = Steps.of(config, prepared.count('train')).total

@@ -1,9 +1,9 @@
 """Whether an experiment fits a TPU slice or GPUs that one does not have, how fast it goes there, what it costs.
 
-./tools/run plan experiments/llama3_8b.py --topology v5p:4x4x4 --price 4.2
-./tools/run plan experiments/llama3_70b.py --topology v5p:8x8x8 --slices 4 --search
-./tools/run plan experiments/llama3_8b.py --gpu h100 --devices 64 --tokens 15e12
-./tools/run plan experiments/llama3_8b.py --gpu b200 --devices 64 --analytic
+./tools/run plan experiments/pretrain/llama3_8b.py --topology v5p:4x4x4 --price 4.2
+./tools/run plan experiments/pretrain/llama3_70b.py --topology v5p:8x8x8 --slices 4 --search
+./tools/run plan experiments/pretrain/llama3_8b.py --gpu h100 --devices 64 --tokens 15e12
+./tools/run plan experiments/pretrain/llama3_8b.py --gpu b200 --devices 64 --analytic
 """
 
 import argparse
@@ -11,8 +11,9 @@ import os
 import shlex
 import sys
 
-from llm_jax import cli, models
 from llm_jax import config as config_lib
+from llm_jax import models
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:

@@ -9,11 +9,11 @@ Apache Beam, such as --runner=DataflowRunner --project=... --temp_location=gs://
 import argparse
 import sys
 
-from llm_jax import cli
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import schema
 from llm_jax.corpus.engines import Engine
 from llm_jax.corpus.engines.local import Local, default_workers
-from llm_jax.schema import ConfigError
 
 
 def main(argv: list[str]) -> None:

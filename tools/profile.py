@@ -7,7 +7,7 @@ import sys
 # `import profile` of the standard library must not find this file.
 sys.path = [path for path in sys.path if os.path.abspath(path or '.') != os.path.dirname(os.path.abspath(__file__))]
 
-from llm_jax import cli  # noqa: E402
+from llm_jax.config import cli  # noqa: E402
 
 
 def main(argv: list[str]) -> None:

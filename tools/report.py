@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from llm_jax import report
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 
 def main() -> int:

@@ -5,8 +5,8 @@ import pathlib
 import sys
 import time
 
-from llm_jax import cli
-from llm_jax.schema import ConfigError
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 
 
 def main(argv: list[str]) -> None:

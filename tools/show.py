@@ -1,6 +1,6 @@
 """Print an experiment or a published model as a tree with shapes, counts, costs and sharding.
 
-./tools/run show experiments/gpt2_124m.py --devices 8
+./tools/run show experiments/pretrain/gpt2_124m.py --devices 8
 ./tools/run show llama:3.1-8b --devices 8 --config.mesh.tensor=2
 """
 
@@ -9,8 +9,9 @@ import sys
 
 import rich.console
 
-from llm_jax import cli, models
 from llm_jax import config as config_lib
+from llm_jax import models
+from llm_jax.config import cli
 from llm_jax.report import show
 from llm_jax.report.model import summarise
 

@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from llm_jax import cli
+from llm_jax.config import cli
 from llm_jax.train import restart
 
 

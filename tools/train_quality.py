@@ -12,10 +12,10 @@ import dataclasses
 import itertools
 import sys
 
-from llm_jax import cli, schema
+from llm_jax.config import cli, schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import quality
-from llm_jax.data import sources
-from llm_jax.schema import ConfigError
+from llm_jax.data.documents import open_sources
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         if not source:
             return []
         data = schema.Data(sources={'all': source}, text_field=a.text_field, validation_fraction=0.0, test_fraction=0.0)
-        ((opened,), _) = sources.open_sources(data)
+        ((opened,), _) = open_sources(data)
         return quality.sample(opened.documents('train'), a.limit, a.seed)
 
     pairs = [quality.read_labelled(pattern, a.text_field, a.label_field) for pattern in a.labelled]

@@ -3,7 +3,7 @@
   ./tools/run prepare_data experiments/data/ablation_deduplicated.py
   ./tools/run prepare_data experiments/data/ablation_filtered.py
   ./tools/run prepare_data experiments/data/ablation_raw.py
-  ./tools/run compare_data experiments/ablation.py corpora/ablation_raw corpora/ablation_filtered \
+  ./tools/run compare_data experiments/lab/ablation.py corpora/ablation_raw corpora/ablation_filtered \
       corpora/ablation_deduplicated --held_out wikitext2=text:test.txt.gz --held_out stories=jsonl:valid.jsonl.gz
 
 with LLM_JAX_DATA as for mixed.py. All three read the same records in the same proportions and have the tokens of one

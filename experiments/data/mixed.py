@@ -1,7 +1,7 @@
 """Books, web pages, Wikipedia, children's stories and code: raw files to packed rows in one corpus.
 
   LLM_JAX_DATA=DIR ./tools/run prepare_data experiments/data/mixed.py
-  ./tools/run train experiments/tinystories_10m.py --config.data.sources=corpus:corpora/mixed
+  ./tools/run train experiments/pretrain/tinystories_10m.py --config.data.sources=corpus:corpora/mixed
 
 LLM_JAX_DATA names a directory with books/*.tar.zst (Project Gutenberg), web/*.jsonl.zst and
 web/warc/*.warc.gz (pages), wikipedia/*.jsonl.zst (extracts) and tinystories/*.jsonl.gz; each source
@@ -15,8 +15,8 @@ import os
 
 import ml_collections
 
+from llm_jax.config import ConfigError
 from llm_jax.corpus import schema
-from llm_jax.schema import ConfigError
 
 _PROSE = ('normalise', 'urls', 'language', 'gopher', 'repetition', 'fineweb', 'scrub')
 

@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 from llm_jax import config as config_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import chain, manifest, publish, steps
 from llm_jax.corpus.engines import Engine
 from llm_jax.corpus.progress import Console
@@ -33,7 +34,6 @@ from llm_jax.corpus.shards import Shard
 from llm_jax.corpus.steps import DONE, Group, Recipe, Unit
 from llm_jax.corpus.storage import Store
 from llm_jax.corpus.tally import total
-from llm_jax.schema import ConfigError
 
 # Text in one file of documents or rows. More shards are put together than one worker holds, but rows are packed of all.
 GROUP_BYTES = 64_000_000

@@ -13,12 +13,12 @@ import time
 from typing import Any
 
 from llm_jax import config as config_lib
-from llm_jax import parts
+from llm_jax.config import parts
+from llm_jax.config.schema import ConfigError, Part
 from llm_jax.corpus.batch import through
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.exchange import Exchange
 from llm_jax.corpus.tally import Tally
-from llm_jax.schema import ConfigError, Part
 
 # What a stage is given at a time, at most.
 _BATCH_DOCUMENTS = 256

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
-from llm_jax import parts
-from llm_jax.schema import ConfigError
+from llm_jax.config import parts
+from llm_jax.config.schema import ConfigError
 
 _AMOUNT = re.compile(r'\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(epochs?|tokens?)\s*', re.IGNORECASE)
 # Where tokens have to be compared with text before there is a tokenizer.

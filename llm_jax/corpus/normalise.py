@@ -27,8 +27,8 @@ import unicodedata
 
 from ftfy.badness import is_bad
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Document, Dropped, Stage
-from llm_jax.schema import field
 
 _CODE = ('code', 'notebook')
 

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.batch import stage_of
 from llm_jax.corpus.chain import code_of
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules
-from llm_jax.schema import ConfigError, field
 
 # JAX, and what needs it, is imported where a model is loaded: other stages and their workers do without.
 
@@ -262,7 +262,7 @@ def _fingerprint(loaded: Any, parts: pathlib.Path) -> str:
     sha = hashlib.sha256(model.encode())
     sha.update(parts.read_bytes() if parts.is_file() else b'')
     sha.update(f'{loaded.tokenizer.fingerprint} {loaded.config.data.seq_len} {jax.__version__}'.encode())
-    sha.update(' '.join(map(code_of, ('llm_jax.nn', 'llm_jax.corpus.perplexity'))).encode())
+    sha.update(' '.join(map(code_of, ('llm_jax.nn', 'llm_jax.ops', 'llm_jax.corpus.perplexity'))).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params):
         sha.update(jax.tree_util.keystr(path).encode())
         sha.update(np.ascontiguousarray(leaf).view(np.uint8).data)

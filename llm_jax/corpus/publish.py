@@ -12,13 +12,14 @@ import zlib
 import sentencepiece
 
 from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import chain, manifest, mixing, shards, steps
 from llm_jax.corpus.read.source import Input
 from llm_jax.corpus.shards import Shard
 from llm_jax.corpus.steps import DONE, Group
 from llm_jax.corpus.storage import Store
-from llm_jax.data import pack, records, sources
-from llm_jax.schema import ConfigError
+from llm_jax.data import array_record, pack
+from llm_jax.data.documents import SPLITS, split_of
 from llm_jax.tokenizer import training
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def publish(run: Run, out: Store, final: Sequence[Shard], inputs: Mapping[str, S
         'inputs': manifest.inputs_of(inputs),
         'sources': {source: funnel.counts(source) for source in run.config.sources},
     }
-    held = {split: _sum(groups, [one['splits'][split] for one in done]) for split in sources.SPLITS}
+    held = {split: _sum(groups, [one['splits'][split] for one in done]) for split in SPLITS}
     out.remove('manifest.json')
     result['documents'] = _link(run, out, 'documents', steps.DOCUMENTS, groups, done, steps.document_features())
     train_bytes = {source: held['train'].get(source, (0, 0))[1] for source in run.config.sources}
@@ -104,17 +105,17 @@ def _link(
     partial = f'.{directory}.partial'
     out.remove(partial)
     files: dict[str, dict[str, Any]] = {source: {} for source in run.config.sources}
-    sizes: dict[str, dict[str, list]] = {source: {s: [] for s in sources.SPLITS} for source in run.config.sources}
+    sizes: dict[str, dict[str, list]] = {source: {s: [] for s in SPLITS} for source in run.config.sources}
     for group, one in zip(groups, done, strict=True):
         for split, file in one['files'].items():
             found = sizes[group.source][split]
-            file_name = records.file_name(name, split, len(found))
+            file_name = array_record.file_name(name, split, len(found))
             found.append((file['records'], file['bytes']))
             run.store.copy_to(f'{group.directory}/{split}', out, f'{partial}/{group.source}/{file_name}')
             files[group.source][file_name] = file
     for source in run.config.sources:
         with tempfile.TemporaryDirectory() as local:
-            records.write_info(local, name, features, sizes[source], f'{run.config.name}: {source}')
+            array_record.write_info(local, name, features, sizes[source], f'{run.config.name}: {source}')
             for file_name in sorted(os.listdir(local)):
                 out.take(f'{partial}/{source}/{file_name}', os.path.join(local, file_name))
     out.replace(partial, directory)
@@ -206,14 +207,14 @@ def _rows(
     """Packs everything; gives what the manifest says of rows, and of the mixture."""
     config = run.config
     packing, splits = dataclasses.asdict(config.packing), dataclasses.asdict(config.splits)
-    code = [chain.code_of(f'llm_jax.{name}') for name in ('corpus.steps', 'data.pack', 'data.records')]
+    code = [chain.code_of(f'llm_jax.{name}') for name in ('corpus.steps', 'data.pack', 'data.array_record')]
     groups = run.groups('rows', final, tok.fingerprint, packing, splits, code)
     done = run.step('rows', steps.Rows(run.recipe, tokenizer_dir), groups)
     dtype = pack.row_dtype(tok.vocab_size)
-    features = records.row_features(config.packing.seq_len, dtype)
-    files = _link(run, out, 'rows', records.NAME, groups, done, features)
+    features = array_record.row_features(config.packing.seq_len, dtype)
+    files = _link(run, out, 'rows', array_record.NAME, groups, done, features)
     counts: dict[str, Counts] = {}
-    for split in sources.SPLITS:
+    for split in SPLITS:
         for group, one in zip(groups, done, strict=True):
             entry = counts.setdefault(split, {}).setdefault(group.source, {})
             for name, count in one['splits'][split].items():
@@ -273,7 +274,7 @@ def _gzip(run: Run, final: Sequence[Shard], held: Mapping) -> dict[str, Any]:
         if done >= left:
             break
         for document in shards.read(run.store, shard):
-            if sources.split_of(document.cluster or document.text, splits.validation, splits.test) == 'validation':
+            if split_of(document.cluster or document.text, splits.validation, splits.test) == 'validation':
                 data = document.text.encode()[: left - done]
                 size += len(compressor.compress(data))
                 done += len(data)

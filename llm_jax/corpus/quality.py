@@ -24,12 +24,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.batch import stage_of
 from llm_jax.corpus.dedup.words import find_words, hash_spans, in_blocks
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules
 from llm_jax.data import files
-from llm_jax.schema import ConfigError, field
 
 _QUANTILES = 1001
 _SOLVER = {'maxiter': 500, 'ftol': 1e-8, 'gtol': 1e-6}

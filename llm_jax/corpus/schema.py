@@ -11,7 +11,8 @@ from typing import Any
 import ml_collections
 
 from llm_jax import config as config_lib
-from llm_jax import parts, schema
+from llm_jax.config import parts, schema
+from llm_jax.config.schema import ConfigError, Part, field, section
 from llm_jax.corpus import mixing
 from llm_jax.corpus.chain import label
 from llm_jax.corpus.decontaminate import Decontaminate
@@ -31,7 +32,6 @@ from llm_jax.corpus.quality import Quality
 from llm_jax.corpus.read.source import Source
 from llm_jax.corpus.registry import EXCHANGES, STAGES
 from llm_jax.corpus.scrub import Scrub
-from llm_jax.schema import ConfigError, Part, field, section
 from llm_jax.tokenizer import training
 
 METHODS = ('best_fit', 'concat')

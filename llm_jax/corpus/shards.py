@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.storage import Store
-from llm_jax.schema import ConfigError
 
 _LEVEL = 3
 _TEXTS = ('id', 'source', 'where', 'text', 'kind', 'language', 'licence', 'title', 'cluster')

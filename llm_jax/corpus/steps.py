@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import shards
 from llm_jax.corpus.chain import Chain, label, make, text_bytes
 from llm_jax.corpus.document import Broken, Document, Dropped, Raw
@@ -35,8 +36,8 @@ from llm_jax.corpus.schema import Corpus
 from llm_jax.corpus.shards import Shard
 from llm_jax.corpus.storage import Store
 from llm_jax.corpus.tally import Tally
-from llm_jax.data import pack, records, sources
-from llm_jax.schema import ConfigError
+from llm_jax.data import array_record, pack
+from llm_jax.data.documents import SPLITS, split_of
 from llm_jax.tokenizer import training
 
 DONE = 'done.json'
@@ -223,9 +224,9 @@ class Publish:
     def __call__(self, group: Group) -> None:
         store, config = self.recipe.store, self.recipe.config
         store.remove(group.directory)  # what a killed run left
-        tally, serialise = Tally(config.seed), records.serialiser(document_features())
-        counts = {split: [0, 0] for split in sources.SPLITS}
-        writers: dict[str, records.FileWriter] = {}
+        tally, serialise = Tally(config.seed), array_record.serialiser(document_features())
+        counts = {split: [0, 0] for split in SPLITS}
+        writers: dict[str, array_record.FileWriter] = {}
         with _local_directory(store, group.directory) as local:
             for document, split in _split(self.recipe, group):
                 n_bytes = text_bytes(document, 'the stages')
@@ -233,7 +234,7 @@ class Publish:
                 counts[split][0] += 1
                 counts[split][1] += n_bytes
                 if split not in writers:
-                    writers[split] = records.FileWriter(os.path.join(local, split), 'group_size:1')
+                    writers[split] = array_record.FileWriter(os.path.join(local, split), 'group_size:1')
                 writers[split].add(serialise(_example(document)))
             files = {}
             for split, writer in sorted(writers.items()):
@@ -271,7 +272,7 @@ def _split(recipe: Recipe, group: Group) -> Iterator[tuple[Document, str]]:
     splits = recipe.config.splits
     for shard in group.shards:
         for document in shards.read(recipe.store, shard):
-            yield document, sources.split_of(document.cluster or document.text, splits.validation, splits.test)
+            yield document, split_of(document.cluster or document.text, splits.validation, splits.test)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,8 +314,8 @@ class Rows:
         store, packing = self.recipe.store, self.recipe.config.packing
         store.remove(group.directory)
         tok = load_tokenizer(self.tokenizer)
-        counts = {split: {'documents': 0, 'bytes': 0, 'tokens': 0} for split in sources.SPLITS}
-        documents: dict[str, list[np.ndarray]] = {split: [] for split in sources.SPLITS}
+        counts = {split: {'documents': 0, 'bytes': 0, 'tokens': 0} for split in SPLITS}
+        documents: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         dtype = pack.row_dtype(tok.vocab_size)
         for batch in _batches(_split(self.recipe, group)):
             texts = [document.text for document, _ in batch]
@@ -334,7 +335,7 @@ class Rows:
                     rows = pack.pack(tokens, **how, keep_tail=split != 'train')
                 filled: list[int] = []
                 path = os.path.join(local, split)
-                size = records.write_rows(path, _noted(rows, filled), seq_len=packing.seq_len, dtype=dtype)
+                size = array_record.write_rows(path, _noted(rows, filled), seq_len=packing.seq_len, dtype=dtype)
                 if filled:
                     files[split] = _taken(store, group.directory, split, local, size)
                 results[split] = counts[split] | {'rows': len(filled), 'filled': sum(filled)}

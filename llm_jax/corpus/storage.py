@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import files
-from llm_jax.schema import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import json
 import re
 from typing import Any
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import files
-from llm_jax.schema import ConfigError
 
 
 def open_builder(where: str, field: str) -> tuple[Any, str]:

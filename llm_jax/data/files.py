@@ -12,7 +12,7 @@ import zlib
 import fsspec
 import zstandard
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 _BLOCK_BYTES = 1 << 20
 # Files of long-range mode (`zstd --long=31`) need a window this large.

@@ -22,9 +22,11 @@ import jax
 import numpy as np
 import sentencepiece
 
-from llm_jax import schema, tokenizer
-from llm_jax.data import files, pack, records, sources, store
-from llm_jax.schema import ConfigError
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
+from llm_jax.data import array_record, files, pack, store
+from llm_jax.data.documents import SPLITS, Source, open_sources
 
 # Changes when the same inputs would give other files.
 _FORMAT = 1
@@ -52,10 +54,10 @@ class Prepared:
     tokenizer: tokenizer.Tokenizer
     manifest: dict[str, Any]
 
-    def rows(self, split: str) -> dict[str, records.Rows]:
+    def rows(self, split: str) -> dict[str, array_record.Rows]:
         """Opens the rows of 'train', 'validation' or 'test': name of the source -> rows, in order of the names."""
         entries = sorted(self.manifest['splits'][split].items())
-        return {name: records.Rows(self.directory / e['directory'], split) for name, e in entries if e['rows']}
+        return {name: array_record.Rows(self.directory / e['directory'], split) for name, e in entries if e['rows']}
 
     def count(self, split: str, what: str = 'rows') -> int:
         """How many 'documents', 'bytes', 'tokens' or 'rows' a split has over all sources."""
@@ -170,7 +172,7 @@ class _Part:
     """One split of one source, and the directory of its rows."""
 
     split: str
-    source: sources.Source
+    source: Source
     directory: str
 
     def documents(self) -> Iterator[str]:
@@ -178,9 +180,9 @@ class _Part:
 
 
 def _parts(config: schema.Data) -> list[_Part]:
-    main, held_out = sources.open_sources(config)
+    main, held_out = open_sources(config)
     directory = lambda i, source: f'{i:02d}-{re.sub("[^A-Za-z0-9_]", "_", source.name)}'
-    splits = ('train', 'test') if held_out else sources.SPLITS
+    splits = ('train', 'test') if held_out else SPLITS
     parts = [_Part(split, s, directory(i, s)) for i, s in enumerate(main) for split in splits]
     return parts + [_Part('validation', s, directory(i, s)) for i, s in enumerate(held_out, len(main))]
 
@@ -260,7 +262,7 @@ def _write(
 ) -> None:
     """Fills the directory of rows, one document batch in memory at a time."""
     gzip, digest = _Gzip(_GZIP_BYTES), hashlib.sha256()
-    splits: dict[str, dict[str, dict]] = {split: {} for split in sources.SPLITS}
+    splits: dict[str, dict[str, dict]] = {split: {} for split in SPLITS}
     for subdirectory in dict.fromkeys(part.directory for part in parts):
         here = [part for part in parts if part.directory == subdirectory]
         counts = {part.split: _Counts() for part in here}
@@ -277,7 +279,7 @@ def _write(
 
         dtype = pack.row_dtype(tok.vocab_size)
         streams = {part.split: rows(part, counts[part.split]) for part in here}
-        records.write(directory / subdirectory, streams, seq_len=config.seq_len, dtype=dtype)
+        array_record.write(directory / subdirectory, streams, seq_len=config.seq_len, dtype=dtype)
         for part in here:
             entry = dataclasses.asdict(counts[part.split]) | {'directory': subdirectory}
             splits[part.split][part.source.name] = entry

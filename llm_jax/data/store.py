@@ -9,7 +9,7 @@ import shutil
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from llm_jax import schema
+from llm_jax.config import schema
 from llm_jax.data import files
 
 # In a cloud bucket this object is written last: with it, the directory is complete.

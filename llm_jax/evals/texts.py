@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import schema
-from llm_jax.data import pack, sources
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
+from llm_jax.data import pack
+from llm_jax.data.documents import open_sources
 from llm_jax.runs import Loaded
-from llm_jax.schema import ConfigError
 from llm_jax.train.losses import unpack
 
 
@@ -42,7 +43,7 @@ def read_texts(specs: Mapping[str, str], max_bytes: int) -> dict[str, list[str]]
     Raises:
       ConfigError: a source that is not there, or that has no text.
     """
-    opened, _ = sources.open_sources(schema.Data(sources=dict(specs), validation_fraction=0.0, test_fraction=0.0))
+    opened, _ = open_sources(schema.Data(sources=dict(specs), validation_fraction=0.0, test_fraction=0.0))
     found = {}
     for source in opened:
         texts: list[str] = []

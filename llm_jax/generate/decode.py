@@ -12,12 +12,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.nn.attention import ATTENTIONS
 from llm_jax.nn.block import BLOCKS
 from llm_jax.nn.transformer import Transformer, layer_params, place
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Model
 
 
 @flax.struct.dataclass

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import mesh
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh
 from llm_jax.generate import decode
 from llm_jax.generate.samplers import Sampler
 from llm_jax.nn.transformer import Transformer
-from llm_jax.schema import ConfigError
 
 # Tokens decoded per dispatch. More would hide the host better, but stream less smoothly.
 BLOCK = 16

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 # The bits of float32 infinity.
 INFINITY = 0x7F800000

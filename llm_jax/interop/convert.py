@@ -7,8 +7,8 @@ from etils import epath
 
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf, llama2c
-from llm_jax.schema import Config, ConfigError
 from llm_jax.tokenizer import Tokenizer, find
 
 

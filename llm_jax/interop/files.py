@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.models.layouts import Shape
-from llm_jax.schema import ConfigError
 
 INDEX = 'model.safetensors.index.json'
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from llm_jax import config as config_lib
 from llm_jax import models
+from llm_jax.config.schema import Config, ConfigError, Model
 from llm_jax.interop import files, tensors
 from llm_jax.interop.same import differences
 from llm_jax.models.hf_config import original_len
-from llm_jax.schema import Config, ConfigError, Model
 
 # Largest file that is written, unless one tensor is larger.
 MAX_BYTES = 5_000_000_000

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf, tensors
 from llm_jax.models import llama
 from llm_jax.models.layouts import Shape
-from llm_jax.schema import Config, ConfigError
 
 _HEADER = ('dim', 'hidden_dim', 'n_layers', 'n_heads', 'n_kv_heads', 'vocab_size', 'seq_len')
 

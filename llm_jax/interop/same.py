@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
+from llm_jax.config.schema import Mla, Model, Moe, Mup, Rope
 from llm_jax.models.hf_config import original_len
-from llm_jax.schema import Mla, Model, Moe, Mup, Rope
 
 # Fields of training, of how it is computed, and of how layers are written down.
 _FREE = {

@@ -9,9 +9,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 import numpy as np
 
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.models.layouts import Layout, Row, Shape, check_shape, paths
 from llm_jax.nn.transformer import Transformer, init_params, place
-from llm_jax.schema import ConfigError, Model
 
 # What reads a checkpoint: the tensor's name and a slice of each of its dimensions -> that piece.
 Fetch = Callable[[str, tuple[slice, ...]], np.ndarray]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from llm_jax.slices import Slice
+from llm_jax.dist.slices import Slice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
+from llm_jax.dist.slices import Slice
 from llm_jax.launch.clouds import accelerator_type, machine_type, names
 from llm_jax.launch.job import TPU_PACKAGES, Job, heredoc, script
-from llm_jax.slices import Slice
 
 # An image with the Python that the requirements are pinned for.
 IMAGE = 'python:3.12'

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import dataclasses
 import shlex
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 # Beside requirements.txt: what reads and writes gs://.
 TPU_PACKAGES = 'jax[tpu] gcsfs'

@@ -4,8 +4,8 @@ import dataclasses
 import re
 import shlex
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.launch.job import Job, at_least, script
-from llm_jax.schema import ConfigError
 
 # Seconds before the time limit at which processes are told: time to write a checkpoint.
 NOTICE = 300

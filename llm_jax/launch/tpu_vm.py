@@ -1,9 +1,9 @@
 """Cloud TPU VMs: a slice is created, used and given back by one script."""
 
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist.slices import Slice
 from llm_jax.launch.clouds import accelerator_type, names
 from llm_jax.launch.job import TPU_PACKAGES, Job, heredoc, script
-from llm_jax.schema import ConfigError
-from llm_jax.slices import Slice
 
 
 def tpu_vm_script(job: Job, tpu: Slice, *, queued: bool = False) -> str:

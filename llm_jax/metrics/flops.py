@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.schema import Model
+from llm_jax.config.schema import Model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from etils import epath
 import jax
 from jax.profiler import ProfileData
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 # 'fusion.12.remat.3' is one of many 'fusion': the compiler's numbers say nothing to a reader.
 _NUMBER = re.compile(r'(\.\d+|\.remat\d*|\.clone)+$')

@@ -12,7 +12,7 @@ from etils import epath
 import tensorboardX
 from tensorboardX import record_writer
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 _NON_FINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 _REMOTE_INTERVAL = 30.0  # seconds between rewrites of a remote file

@@ -18,6 +18,8 @@ from typing import Any
 import ml_collections
 
 from llm_jax import config as config_lib
+from llm_jax.config.parts import nearest
+from llm_jax.config.schema import ConfigError
 from llm_jax.models import (
     deepseek_v2,
     deepseek_v3,
@@ -36,8 +38,6 @@ from llm_jax.models import (
     qwen3,
     qwen3_moe,
 )
-from llm_jax.parts import nearest
-from llm_jax.schema import ConfigError
 
 FAMILIES: dict[str, types.ModuleType] = {
     'gpt2': gpt2,

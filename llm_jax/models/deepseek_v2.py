@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import deepseek_v3
 from llm_jax.models.deepseek_v3 import MLA, STYLE, YARN
 from llm_jax.models.hf_config import Keys
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'deepseek_v2', 'DeepseekV2ForCausalLM'
 

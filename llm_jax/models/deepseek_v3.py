@@ -7,11 +7,11 @@ a loss. The extra layer that predicts a second token is passed over.
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama
 from llm_jax.models.hf_config import GATED, Keys, activation, rope, rope_to_hf, sizes, sizes_to_hf
 from llm_jax.models.layouts import from_heads, joined, linear, vector
 from llm_jax.models.qwen3_moe import EXPERTS
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'deepseek_v3', 'DeepseekV3ForCausalLM'
 

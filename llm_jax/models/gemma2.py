@@ -7,6 +7,7 @@ a sliding window.
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama
 from llm_jax.models.hf_config import (
     GATED,
@@ -20,7 +21,6 @@ from llm_jax.models.hf_config import (
     windows,
 )  # fmt: skip
 from llm_jax.models.layouts import vector
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'gemma2', 'Gemma2ForCausalLM'
 

@@ -6,10 +6,10 @@ sliding window and the short base of their own for each one that sees everything
 
 from typing import Any
 
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.models import gemma2, qwen3
 from llm_jax.models.gemma2 import GLOBAL, LOCAL
 from llm_jax.models.hf_config import Keys, pattern, rope, rope_to_hf, windows
-from llm_jax.schema import ConfigError, Model
 
 MODEL_TYPE, ARCHITECTURE = 'gemma3_text', 'Gemma3ForCausalLM'
 

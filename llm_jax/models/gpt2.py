@@ -7,9 +7,9 @@ queries, keys and values in one matrix.
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models.hf_config import PLAIN, Keys, activation
 from llm_jax.models.layouts import conv1d, conv1d_from_heads, joined, linear, same, vector
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'gpt2', 'GPT2LMHeadModel'
 

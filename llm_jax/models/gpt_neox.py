@@ -7,9 +7,9 @@ a head together.
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models.hf_config import PLAIN, Keys, activation, rope, rope_to_hf
 from llm_jax.models.layouts import from_heads, joined, linear, same, vector
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'gpt_neox', 'GPTNeoXForCausalLM'
 

@@ -7,10 +7,10 @@ clipped SwiGLU; attention sinks; biases everywhere; every second layer sees a wi
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama
 from llm_jax.models.hf_config import Keys, pattern, rope, rope_to_hf, sizes, sizes_to_hf, windows
 from llm_jax.models.layouts import alternating, linear, same, vector
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'gpt_oss', 'GptOssForCausalLM'
 

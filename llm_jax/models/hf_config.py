@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_jax.schema import ConfigError, Model
+from llm_jax.config.schema import ConfigError, Model
 
 # Keys that say nothing about the logits of a forward pass without dropout.
 HARMLESS = {

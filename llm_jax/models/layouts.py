@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 Shape = tuple[int, ...]
 Row = tuple[str | tuple[str, ...], str, 'Layout']

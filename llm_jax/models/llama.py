@@ -6,9 +6,9 @@ larger ones and from Llama 3 on, whose 3.1 stretches the rotary positions to 128
 
 from typing import Any
 
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.models.hf_config import GATED, Keys, activation, rope, rope_to_hf, sizes, sizes_to_hf
 from llm_jax.models.layouts import from_heads, linear, same, vector
-from llm_jax.schema import ConfigError, Model
 
 MODEL_TYPE, ARCHITECTURE = 'llama', 'LlamaForCausalLM'
 

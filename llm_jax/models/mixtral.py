@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama
 from llm_jax.models.hf_config import GATED, Keys, activation, rope, rope_to_hf, sizes, sizes_to_hf
 from llm_jax.models.layouts import linear
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'mixtral', 'MixtralForCausalLM'
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama
 from llm_jax.models.hf_config import (
     GATED,
@@ -14,7 +15,6 @@ from llm_jax.models.hf_config import (
     sizes_to_hf,
 )  # fmt: skip
 from llm_jax.models.layouts import from_heads, joined, linear, vector
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'phi3', 'Phi3ForCausalLM'
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama, qwen2
 from llm_jax.models.hf_config import Keys
 from llm_jax.models.layouts import vector
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'qwen3', 'Qwen3ForCausalLM'
 

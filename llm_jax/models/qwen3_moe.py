@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from llm_jax.config.schema import Model
 from llm_jax.models import llama, qwen3
 from llm_jax.models.hf_config import GATED, Keys, activation, pattern, rope, rope_to_hf, sizes, sizes_to_hf
 from llm_jax.models.layouts import linear
-from llm_jax.schema import Model
 
 MODEL_TYPE, ARCHITECTURE = 'qwen3_moe', 'Qwen3MoeForCausalLM'
 

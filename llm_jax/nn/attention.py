@@ -10,16 +10,18 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from llm_jax import init, mesh
+from llm_jax import init
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.nn import cache as cache_lib
-from llm_jax.nn import remat, rope
-from llm_jax.nn.attend import Scores, attend
-from llm_jax.nn.attend.choose import choose_kernel
+from llm_jax.nn import rope
 from llm_jax.nn.einsum import Einsum, vector
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Model
+from llm_jax.ops import remat
+from llm_jax.ops.attend import Scores, attend
+from llm_jax.ops.attend.choose import choose_kernel
 
 
 @flax.struct.dataclass

@@ -7,13 +7,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.nn.attention import ATTENTIONS, Tokens
 from llm_jax.nn.feed_forward import DENSE
 from llm_jax.nn.moe import MixtureOfExperts
 from llm_jax.nn.norms import NORMS
-from llm_jax.parts import resolve_part
-from llm_jax.schema import Model
 
 FEED_FORWARDS = {**DENSE, 'moe': MixtureOfExperts}
 

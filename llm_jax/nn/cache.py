@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.dist import mesh
 
 
 def write(

@@ -5,10 +5,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.init import Weight, describe, initializer
-from llm_jax.nn.product import activation_axes, product
-from llm_jax.schema import Model
+from llm_jax.ops.product import activation_axes, product
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> jax.Array:

@@ -6,11 +6,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import kernel
-from llm_jax.nn.product import product
-from llm_jax.schema import Model
+from llm_jax.ops.product import product
 
 
 class Embed(nn.Module):

@@ -8,9 +8,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.nn import remat
+from llm_jax.config.schema import Model
 from llm_jax.nn.einsum import Einsum
-from llm_jax.schema import Model
+from llm_jax.ops import remat
 
 gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 gelu_exact = functools.partial(jax.nn.gelu, approximate=False)

@@ -12,15 +12,15 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import ConfigError, Model, Moe
+from llm_jax.dist import mesh
 from llm_jax.init import describe
-from llm_jax.nn.dispatch import Dispatch
 from llm_jax.nn.einsum import Einsum, kernel, vector
 from llm_jax.nn.feed_forward import DENSE, Plain
-from llm_jax.nn.grouped import grouped_product
-from llm_jax.nn.product import activation_axes
-from llm_jax.parts import resolve_part
-from llm_jax.schema import ConfigError, Model, Moe
+from llm_jax.ops.dispatch import Dispatch
+from llm_jax.ops.grouped import grouped_product
+from llm_jax.ops.product import activation_axes
 
 # Collection of what routers report, one dict of scalars or [E] vectors per layer.
 STATS = 'router'

@@ -4,9 +4,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.nn import remat
+from llm_jax.config.schema import Model
 from llm_jax.nn.einsum import vector
-from llm_jax.schema import Model
+from llm_jax.ops import remat
 
 
 class _Norm(nn.Module):

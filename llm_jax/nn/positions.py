@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import mesh
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
 from llm_jax.nn import rope as rope_lib
 from llm_jax.nn.embed import Embed
-from llm_jax.schema import Model
 
 
 class NoPosition(nn.Module):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.parts import nearest
-from llm_jax.schema import ConfigError, Rope
+from llm_jax.config.parts import nearest
+from llm_jax.config.schema import ConfigError, Rope
 
 
 def angles(rope: Rope, positions_BL: jax.Array, width: int, max_seq_len: int) -> tuple[jax.Array, jax.Array]:

@@ -12,8 +12,9 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
-from llm_jax.nn import pipeline, remat, zigzag
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import ConfigError, Model
+from llm_jax.dist import mesh
 from llm_jax.nn.attention import Tokens
 from llm_jax.nn.block import BLOCKS, dropout
 from llm_jax.nn.einsum import Einsum
@@ -21,8 +22,7 @@ from llm_jax.nn.embed import Embed
 from llm_jax.nn.moe import STATS
 from llm_jax.nn.norms import NORMS
 from llm_jax.nn.positions import POSITIONS
-from llm_jax.parts import resolve_part
-from llm_jax.schema import ConfigError, Model
+from llm_jax.ops import pipeline, remat, zigzag
 
 
 class Transformer(nn.Module):

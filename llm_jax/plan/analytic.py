@@ -9,7 +9,8 @@ import collections
 
 import jax.numpy as jnp
 
-from llm_jax.nn.pipeline import Schedule
+from llm_jax.config.schema import Model
+from llm_jax.ops.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
 from llm_jax.plan.memory import (
@@ -22,7 +23,6 @@ from llm_jax.plan.memory import (
     state_parts,
     stream_shards,
 )
-from llm_jax.schema import Model
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
 _AGAIN = {'none': 0.0, 'attention': 0.0, 'dots': 0.0, 'offload': 0.0, 'full': 1.0}

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 import dataclasses
 import math
 
-from llm_jax import mesh as mesh_lib
 from llm_jax.config import freeze_rules
-from llm_jax.fit import check_fit
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
 from llm_jax.plan.topology import Machine
-from llm_jax.schema import Config, ConfigError
 
 # Field -> value.
 Changes = dict[str, object]

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import Config
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import Counts, count, flops_per_token
 from llm_jax.nn.transformer import weights_of
 from llm_jax.plan.network import Network
 from llm_jax.plan.topology import Machine
-from llm_jax.schema import Config
 from llm_jax.train import setup
 
 # Durations in epochs need the number of rows, which only prepared data has.

@@ -8,12 +8,12 @@ import rich.box
 import rich.console
 import rich.table
 
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.plan import facts, page, planner, topology
 from llm_jax.plan import search as search_lib
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.facts import Table, gib
 from llm_jax.plan.planner import Outcome
-from llm_jax.schema import Config, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.plan.candidates import short
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from llm_jax.nn.grouped import ABOUT
+from llm_jax.ops.grouped import ABOUT
 
 _BYTES = {
     'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,

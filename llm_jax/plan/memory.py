@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
-from llm_jax.schema import Model
 from llm_jax.train import offload
 from llm_jax.train.losses import chunk_length
 from llm_jax.train.step import make_loss

@@ -6,7 +6,8 @@ import dataclasses
 
 import jax
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan import analytic, memory, schedule, topology
 from llm_jax.plan.cases import Case, abstract_mesh, make_case
 from llm_jax.plan.compiled import compile_step
@@ -15,7 +16,6 @@ from llm_jax.plan.memory import ANALYTIC, COMPILED, Memory
 from llm_jax.plan.network import Network
 from llm_jax.plan.roofline import Roofline, rates, roofline
 from llm_jax.plan.topology import Machine
-from llm_jax.schema import Config, ConfigError
 
 # Products of L × L that a run of a kernel computes: splash attention on TPU, cuDNN's on GPU.
 ATTENTION_PRODUCTS = {

@@ -6,7 +6,8 @@ import math
 
 import jax
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan import analytic, candidates, memory, planner, topology
 from llm_jax.plan.candidates import HEAD_ONCE, Changes, changed
 from llm_jax.plan.cases import Case
@@ -15,7 +16,6 @@ from llm_jax.plan.cost import Cost
 from llm_jax.plan.planner import Outcome
 from llm_jax.plan.roofline import Roofline, roofline
 from llm_jax.plan.topology import Machine
-from llm_jax.schema import Config, ConfigError
 
 # So many that fit are estimated, and at most so many times as many that do not.
 _ENOUGH, _PATIENCE = 24, 3

@@ -12,11 +12,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 import numpy as np
 
-from llm_jax import mesh as mesh_lib
-from llm_jax.fit import check_fit
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
+from llm_jax.dist.slices import parse_slice
 from llm_jax.metrics.specs import CHIPS, Chip
-from llm_jax.schema import Config, ConfigError
-from llm_jax.slices import parse_slice
 
 GPUS = tuple(name for name, chip in CHIPS.items() if not chip.is_tpu)
 # How libtpu spells what differs from our names, and the options of a generation: one

@@ -6,10 +6,10 @@ import shlex
 from typing import Any, NamedTuple
 
 from llm_jax import config as config_lib
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import Config
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.report.run import Run, timestamp
-from llm_jax.schema import Config
 
 _STATUS = {
     'finished': 'finished',

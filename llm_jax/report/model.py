@@ -5,13 +5,13 @@ import math
 
 import jax
 
-from llm_jax import mesh as mesh_lib
-from llm_jax.fit import check_fit
+from llm_jax.config.schema import Config, Model
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
 from llm_jax.generate import decode
 from llm_jax.init import is_weight
 from llm_jax.metrics import Counts, count, flops_per_token
 from llm_jax.nn.transformer import build, init_params, weights_of
-from llm_jax.schema import Config, Model
 
 
 @dataclasses.dataclass(frozen=True)

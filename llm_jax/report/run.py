@@ -24,8 +24,8 @@ from typing import Any
 
 from etils import epath
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.metrics import read_jsonl
-from llm_jax.schema import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

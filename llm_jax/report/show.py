@@ -9,10 +9,10 @@ import rich.table
 import rich.tree
 
 from llm_jax import config as config_lib
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import Config
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.report.model import Parameter, Summary
-from llm_jax.schema import Config
 
 
 def config_table(config: Config) -> rich.table.Table:

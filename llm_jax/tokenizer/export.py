@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 # SentencePiece writes a space as this character inside its pieces.
 SPACE = '\u2581'

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 # Text that a tokenizer changes if it normalises, folds or drops anything.
 _PROBE = ' \tA  \u00c5\u0041\u030a\ufb01\u2581\r\n\n<0x41>\0\ufeff\U0001f642 a '

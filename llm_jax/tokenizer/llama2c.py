@@ -4,7 +4,7 @@ import re
 import struct
 from typing import Any
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer.export import SPACE
 
 _BYTE = re.compile('<0x[0-9A-F]{2}>')

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 import tokenizers
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer import llama2c
 from llm_jax.tokenizer.interface import Tokenizer
 from llm_jax.tokenizer.sentence_piece import FILE_NAME, SentencePieceTokenizer

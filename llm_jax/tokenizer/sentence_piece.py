@@ -18,7 +18,7 @@ import os
 from etils import epath
 import sentencepiece
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer import export
 from llm_jax.tokenizer.export import SPACE
 from llm_jax.tokenizer.interface import Spelled

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer import export
 from llm_jax.tokenizer.interface import Spelled
 

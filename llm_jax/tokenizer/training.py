@@ -9,8 +9,8 @@ import re
 
 import sentencepiece
 
-from llm_jax import parts, schema
-from llm_jax.schema import ConfigError
+from llm_jax.config import parts, schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer.export import SPACE
 from llm_jax.tokenizer.sentence_piece import OWN_PIECES, SentencePieceTokenizer
 

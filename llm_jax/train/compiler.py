@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError
 
 # Where a step moves data between devices; docs/performance.md says what each is worth. By default a TPU writes a
 # weight that is split over a whole slice into zeros and sums these: twice the bytes, and nothing else runs meanwhile.

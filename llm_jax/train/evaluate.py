@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm_jax.data.batches import eval_batches
 from llm_jax.data.prepare import Prepared
-from llm_jax.data.source import eval_batches
 from llm_jax.train.setup import Plan
 
 

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import hosts, runs
-from llm_jax import mesh as mesh_lib
+from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.data.batches import TrainRows, loader
 from llm_jax.data.prepare import prepare, vocab_size
-from llm_jax.data.source import TrainRows, loader
+from llm_jax.dist import hosts
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.samplers import Sampler
 from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
-from llm_jax.schema import Config, ConfigError
-from llm_jax.train import records, reproducible, setup
+from llm_jax.train import reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt
 from llm_jax.train.step import make_eval_step
@@ -59,7 +60,7 @@ def train(
       ConfigError: what the user can put right.
       NonFiniteLossError: the loss or the gradient became NaN or infinite.
     """
-    clock = records.Clock(began)
+    clock = run_log.Clock(began)
     clock.lap('import')
     if config.train.reproducible:
         reproducible.before_devices()
@@ -68,7 +69,7 @@ def train(
 
 
 def _train(
-    config: Config, run_dir: epath.Path, clock: records.Clock, experiment: str | None, profile: tuple[int, int] | None
+    config: Config, run_dir: epath.Path, clock: run_log.Clock, experiment: str | None, profile: tuple[int, int] | None
 ) -> Result:
     setup.keep_compiled(config.train.compile_cache)
     clock.lap('start')
@@ -78,7 +79,7 @@ def _train(
     setup.plan(config, mesh, rows=10**9, vocab_size=_expected_vocab(config), bos_id=0)
 
     with Console(0, enabled=is_main) as console:
-        prepared = prepare(config.data, config.seed, progress=records.preparation_progress(console))
+        prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
     tokenizer = prepared.tokenizer
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
@@ -110,7 +111,7 @@ def _train(
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
-        record = records.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)
+        record = run_log.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)
 
         def evaluated(step: int, params: Any) -> dict[str, float]:
             held_out = {'val': ('validation', config.train.eval_batches)}

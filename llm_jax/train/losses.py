@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax import mesh
+from llm_jax.dist import mesh
 
 # (head parameters, features [B, l, D]) -> logits float32[B, l, V]
 Head = Callable[[Any, jax.Array], jax.Array]

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 import optax
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 HOST = 'pinned_host'
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.parts import resolve_part
+from llm_jax.config.schema import ConfigError
 from llm_jax.init import Weight, is_weight
-from llm_jax.parts import resolve_part
-from llm_jax.schema import ConfigError
 from llm_jax.train import offload
 from llm_jax.train.optimizers import RULES
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import optax
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist.mesh import mesh_axes
 from llm_jax.init import Weight, is_weight
-from llm_jax.mesh import mesh_axes
-from llm_jax.schema import ConfigError
 
 Rule = Callable[[schema.Optimizer, Any], optax.GradientTransformation]
 

@@ -3,11 +3,11 @@
 from etils import epath
 import jax
 
-from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.data.batches import TrainRows
 from llm_jax.data.prepare import prepare
-from llm_jax.data.source import TrainRows
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics.profile import Op, Profiler, top_ops
 from llm_jax.train import setup
 

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from llm_jax import mesh as mesh_lib
-from llm_jax.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh as mesh_lib
 
 SHARDS = 8
 

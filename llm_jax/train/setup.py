@@ -12,15 +12,15 @@ import numpy as np
 import optax
 
 from llm_jax import config as config_lib
-from llm_jax import mesh as mesh_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.prepare import Prepared
-from llm_jax.fit import check_fit
-from llm_jax.nn import matmul
-from llm_jax.nn.attend.choose import kernels
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, parameters_of
-from llm_jax.schema import Config, ConfigError
+from llm_jax.ops import matmul
+from llm_jax.ops.attend.choose import kernels
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib

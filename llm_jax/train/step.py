@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax import mesh
-from llm_jax.nn import zigzag
+from llm_jax.config.schema import Config, ConfigError
+from llm_jax.dist import mesh
 from llm_jax.nn.moe import STATS, rebalanced, router_losses
 from llm_jax.nn.transformer import Transformer
-from llm_jax.schema import Config, ConfigError
+from llm_jax.ops import zigzag
 from llm_jax.train import reproducible
 from llm_jax.train.losses import Rows, chunk_length, cross_entropy, unpack
 from llm_jax.train.state import State

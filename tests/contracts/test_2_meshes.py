@@ -21,8 +21,8 @@ from tiny import (
     tiny_training,
 )
 
-from llm_jax.mesh import current
-from llm_jax.nn.attend import Scores, attend
+from llm_jax.dist.mesh import current
+from llm_jax.ops.attend import Scores, attend
 from llm_jax.train.step import make_eval_step, make_loss
 
 MESHES = [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]

@@ -17,7 +17,7 @@ from tiny import (
     tiny_training,
 )
 
-from llm_jax.fit import check_fit
+from llm_jax.dist.fit import check_fit
 from llm_jax.train.step import make_loss
 
 # A large eps keeps Adam from blowing rounding errors of near-zero gradients up.

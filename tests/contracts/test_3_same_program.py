@@ -1,7 +1,7 @@
 """Contract 3: what only changes how the step is computed does not change the step.
 
 Scanned = unrolled, remat = plain, chunked = full. (Accumulation = the large batch:
-tests/train/test_step.py; sliced queries = whole ones: tests/nn/test_attend.py.)
+tests/train/test_step.py; sliced queries = whole ones: tests/ops/test_attend.py.)
 """
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import LLAMA, packed_tokens, tiny_config, tiny_training
 
-from llm_jax.nn.remat import POLICIES
+from llm_jax.ops.remat import POLICIES
 
 # With dropout: what is recomputed draws the same masks again.
 FAMILY = LLAMA | {

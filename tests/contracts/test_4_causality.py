@@ -7,7 +7,7 @@ import pytest
 from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
 from tiny import VARIANTS as PARTS
 
-from llm_jax.nn.attend import xla as attend
+from llm_jax.ops.attend import xla as attend
 from llm_jax.train.losses import unpack
 
 # Every attention and every position part, with both kinds of block.

@@ -8,7 +8,7 @@ import pytest
 from tiny import LLAMA, VARIANTS, L, V, on_mesh, place, place_params, random_params, tiny_config, tiny_model
 
 from llm_jax.generate import decode
-from llm_jax.nn.attend import xla as attend
+from llm_jax.ops.attend import xla as attend
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope')
 ATTENTIONS = ({'attention': 'mha', 'n_kv_heads': 0}, {'attention': 'gqa'}, {'attention': 'mqa', 'n_kv_heads': 0})

@@ -7,7 +7,7 @@ from jobs import PLAIN, finish, losses, parameters, start, start_several, wait_f
 import numpy as np
 import pytest
 
-from llm_jax import hosts
+from llm_jax.dist import hosts
 
 STEPS = 20
 FIELDS = (*PLAIN, f'--config.train.duration={STEPS}', '--config.schedule.warmup=2', '--config.checkpoint.every=4')

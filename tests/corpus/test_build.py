@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import build as build_lib
 from llm_jax.corpus.dedup import exact, near
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.exchange import run_in_memory
-from llm_jax.data import sources
-from llm_jax.schema import ConfigError
+from llm_jax.data.documents import SPLITS
 
 FILES = {'a1': building.texts(80, 1), 'a2': building.texts(40, 2), 'b': building.texts(60, 3)}
 
@@ -63,7 +63,7 @@ def test_documents_are_what_the_stages_make(directory):
     assert sum(map(len, shards)) < sum(map(len, FILES.values())) - 20  # something was found
     for source in 'ab':
         expected = [one for shard in shards for one in shard if one.source == source]
-        found = [one for split in sources.SPLITS for one in published(config.out, source, split)]
+        found = [one for split in SPLITS for one in published(config.out, source, split)]
         assert sorted(one['text'] for one in found) == sorted(one.text for one in expected)
         assert len({one['id'] for one in found}) == len(found)
         assert all(json.loads(one['signals'])['shout.length'] == len(one['text']) for one in found)
@@ -90,9 +90,7 @@ def test_clusters_are_on_one_side_of_the_split(directory):
     config = building.config(directory, near__threshold=0.999, near__cluster_threshold=0.6)
     build(config)
     split_of = {}
-    found = [
-        (split, one) for source in 'ab' for split in sources.SPLITS for one in published(config.out, source, split)
-    ]
+    found = [(split, one) for source in 'ab' for split in SPLITS for one in published(config.out, source, split)]
     for split, one in found:
         if one['cluster']:
             assert split_of.setdefault(one['cluster'], split) == split
@@ -206,7 +204,7 @@ def test_stages_can_be_left_out_and_differ_by_source(directory):
     manifest = build(config)
     assert [row['stage'] for row in manifest['sources']['a']['stages']] == ['read', 'extract', 'normalise']
     assert [row['stage'] for row in manifest['sources']['b']['stages']] == ['read', 'extract']
-    found = [one['text'] for split in sources.SPLITS for one in published(config.out, 'b', split)]
+    found = [one['text'] for split in SPLITS for one in published(config.out, 'b', split)]
     assert sorted(found) == sorted(FILES['b'])
 
 

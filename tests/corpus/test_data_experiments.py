@@ -5,9 +5,9 @@ import pathlib
 import pytest
 
 from llm_jax import config as config_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import schema
 from llm_jax.corpus.read.source import open_source
-from llm_jax.schema import ConfigError
 
 FILES = sorted((pathlib.Path(__file__).parents[2] / 'experiments' / 'data').glob('*.py'))
 

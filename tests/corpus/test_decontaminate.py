@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.batch import through
 from llm_jax.corpus.decontaminate import Decontaminate, benchmarks, common_words, find, index, make
 from llm_jax.corpus.document import Document, Dropped
-from llm_jax.schema import ConfigError
 
 rng = random.Random(0)
 VOCABULARY = [''.join(rng.choice('abcdefghijklmnoprstuvw') for _ in range(rng.randint(2, 9))) for _ in range(3000)]

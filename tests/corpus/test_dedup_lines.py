@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.dedup import EXCHANGES, Lines
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import run_in_memory
-from llm_jax.schema import ConfigError
 
 NOTICE = 'Sign in to your account to read more'
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import zstandard
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.dedup import EXCHANGES, Near, sketch
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import run_in_memory
-from llm_jax.schema import ConfigError
 
 # Editions differ by whole prefaces, and story collections share some stories: many short bands find J = .14 for sure.
 BOOKS = Near(bands=256, rows=2, threshold=0.7, cluster_threshold=0.1)

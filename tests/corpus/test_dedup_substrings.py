@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.dedup import EXCHANGES, Substrings, substrings, words
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import run_in_memory
-from llm_jax.schema import ConfigError
 
 
 def documents(texts, kind='text'):

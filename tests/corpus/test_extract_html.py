@@ -10,11 +10,11 @@ from resiliparse.extract.html2text import extract_plain_text
 import trafilatura
 import zstandard
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document, Dropped, Raw
 from llm_jax.corpus.extract import EXTRACTORS, Extract, blocks, network
 from llm_jax.corpus.extract.facts import facts, spdx
 from llm_jax.corpus.extract.html import METHODS
-from llm_jax.schema import ConfigError
 from tests import awkward
 
 _PROSE = [

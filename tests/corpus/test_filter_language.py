@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.filter import language
-from llm_jax.schema import ConfigError
 
 # Translations in the script and variety that most people write, by their name in the UDHR collection.
 TRANSLATIONS = (

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.filter import urls
-from llm_jax.schema import ConfigError
 
 
 def reason(url: str, **options) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import mixing
-from llm_jax.schema import ConfigError
 
 HAVE = {'a': 1000.0, 'b': 3000.0, 'c': 0.0}
 

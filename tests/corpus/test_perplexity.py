@@ -12,6 +12,7 @@ import pytest
 
 import llm_jax
 from llm_jax import config as config_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import build as build_lib
 from llm_jax.corpus import chain, perplexity
 from llm_jax.corpus.batch import through
@@ -20,7 +21,6 @@ from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.perplexity import Options, make, windows
 from llm_jax.corpus.registry import STAGES
 from llm_jax.nn.transformer import Transformer
-from llm_jax.schema import ConfigError
 from llm_jax.train.loop import train
 
 WINDOW = 32

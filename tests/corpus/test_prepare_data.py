@@ -72,4 +72,4 @@ def test_beam_that_is_missing_is_told(experiment):
         '--runner=X',
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and 'requirements-beam.txt' in done.stderr and done.stderr.count('\n') == 1
+    assert done.returncode == 2 and 'tools/requirements/beam.txt' in done.stderr and done.stderr.count('\n') == 1

@@ -14,6 +14,7 @@ import building
 import numpy as np
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import build as build_lib
 from llm_jax.corpus import chain, quality
 from llm_jax.corpus.batch import through
@@ -21,7 +22,6 @@ from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.quality import Quality, Training, auc, features, load, make, train
 from llm_jax.corpus.registry import STAGES
-from llm_jax.schema import ConfigError
 
 SMALL = Training(bits=12, folds=4)
 # fmt: off

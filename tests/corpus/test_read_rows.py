@@ -11,10 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import unit, wikipedia
 from llm_jax.corpus.read.source import Skipped, Source, open_source
-from llm_jax.schema import ConfigError
 
 
 def read(path, **options):

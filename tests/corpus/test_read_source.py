@@ -9,10 +9,10 @@ import fsspec
 import pytest
 
 from llm_jax import config
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Raw
 from llm_jax.corpus.read import python, unit
 from llm_jax.corpus.read.source import Source, open_source
-from llm_jax.schema import ConfigError
 
 
 def read(**options):
@@ -140,10 +140,10 @@ def test_standard_library():
 
 
 def test_standard_library_is_the_same_as_in_training(monkeypatch):
-    from llm_jax import schema
-    from llm_jax.data import sources
+    from llm_jax.config import schema
+    from llm_jax.data.documents import open_sources
 
-    ((theirs,), _) = sources.open_sources(schema.Data(validation_fraction=0.0, test_fraction=0.0))
+    ((theirs,), _) = open_sources(schema.Data(validation_fraction=0.0, test_fraction=0.0))
     assert texts(read(path='stdlib')) == [t for t in theirs.documents('train') if t.strip()]
 
 

@@ -6,10 +6,10 @@ import building
 import pytest
 
 from llm_jax import config as config_lib
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import chain, schema
 from llm_jax.corpus.dedup import EXCHANGES as DEDUP
 from llm_jax.corpus.registry import EXCHANGES, STAGES
-from llm_jax.schema import ConfigError
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 

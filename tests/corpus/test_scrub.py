@@ -12,13 +12,13 @@ import sysconfig
 from awkward import AWKWARD, cases
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import scrub
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.scrub import Scrub, find_all, make
 from llm_jax.corpus.scrub.contacts import ip_addresses
 from llm_jax.corpus.scrub.numbers import passes_luhn
 from llm_jax.corpus.scrub.secrets import entropy
-from llm_jax.schema import ConfigError
 
 
 def document(text: str, kind: str = 'text', **fields) -> Document:

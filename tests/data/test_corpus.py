@@ -11,11 +11,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from llm_jax import config as config_lib
-from llm_jax import schema, tokenizer
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.build import build
 from llm_jax.corpus.engines.local import Local
-from llm_jax.data import prepare, source, store
-from llm_jax.schema import ConfigError
+from llm_jax.data import batches as batches_lib
+from llm_jax.data import prepare, store
 
 
 @pytest.fixture(scope='module', params=['best_fit', 'concat'])
@@ -69,7 +71,7 @@ def test_the_mixture_is_that_of_the_corpus(corpus):
     config, manifest = corpus
     prepared = prepare.prepare(data_config(config), seed=0)
     rows = {name: entry['rows'] for name, entry in manifest['rows']['splits']['train'].items()}
-    train = source.TrainRows(prepared, {}, 0, 16)
+    train = batches_lib.TrainRows(prepared, {}, 0, 16)
     everything = np.concatenate([prepared.rows('train')[name].read(range(rows[name])) for name in ('a', 'b')])
     place = {row.tobytes(): i < rows['a'] for i, row in enumerate(everything)}
     drawn = [place[row.tobytes()] for step in range(200) for row in train[step]]
@@ -79,7 +81,7 @@ def test_the_mixture_is_that_of_the_corpus(corpus):
     assert entry['a']['epochs'] == 1 and entry['b']['epochs'] == 3
     assert entry['a']['weight'] == pytest.approx(expected, abs=1e-5)
     # Weights of the experiment stand above it.
-    other = source.TrainRows(prepared, {'a': 1, 'b': 0}, 0, 16)
+    other = batches_lib.TrainRows(prepared, {'a': 1, 'b': 0}, 0, 16)
     assert all(place[row.tobytes()] for row in other.read(0, 20).reshape(-1, 33))
 
 

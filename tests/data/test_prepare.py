@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from llm_jax import schema, tokenizer
-from llm_jax.data import files, prepare, records, sources, store
-from llm_jax.schema import ConfigError
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
+from llm_jax.data import array_record, files, prepare, store
+from llm_jax.data.documents import SPLITS, open_sources
 
 
 def write_corpus(directory, names='ab', documents=60):
@@ -52,11 +54,11 @@ def config(tmp_path):
 
 
 def documents_of(config, split):
-    main, held = sources.open_sources(config)
+    main, held = open_sources(config)
     return {s.name: list(s.documents(split)) for s in main + held}
 
 
-@pytest.mark.parametrize('split', sources.SPLITS)
+@pytest.mark.parametrize('split', SPLITS)
 def test_rows_hold_the_documents(config, split):
     prepared = prepare.prepare(config, seed=0)
     tok = prepared.tokenizer
@@ -99,7 +101,7 @@ def test_gzip_is_capped():
 
 def test_tfds_reads_the_rows(config):
     prepared = prepare.prepare(config, seed=0)
-    for split in sources.SPLITS:
+    for split in SPLITS:
         entry = prepared.manifest['splits'][split]['a']
         builder = tfds.builder_from_directory(str(prepared.directory / entry['directory']))
         examples = builder.as_data_source(split=split)
@@ -192,15 +194,15 @@ def test_validation_sources(tmp_path):
 
 @pytest.mark.parametrize('dtype, top', [(np.uint16, 1 << 16), (np.uint32, 1 << 20)])
 def test_rows_of_several_shards(tmp_path, monkeypatch, dtype, top):
-    monkeypatch.setattr(records, '_SHARD_BYTES', 7 * 9 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(array_record, '_SHARD_BYTES', 7 * 9 * np.dtype(dtype).itemsize)
     tokens = np.random.default_rng(0).integers(0, top, (40, 9)).astype(dtype)
     tokens[5] = tokens[6] = 0
     lengths = np.full(40, 9)
     lengths[[0, 17, 39]] = [2, 5, 8]  # also in the first row, whose layout is the pattern
     rows = ((t, n) for t, n in zip(tokens, lengths, strict=True))
-    records.write(tmp_path, {'validation': rows, 'test': iter(())}, seq_len=8, dtype=dtype)
+    array_record.write(tmp_path, {'validation': rows, 'test': iter(())}, seq_len=8, dtype=dtype)
     assert len(list(tmp_path.glob('*validation*'))) == 6 and not list(tmp_path.glob('*test*'))
-    stored = records.Rows(tmp_path, 'validation')
+    stored = array_record.Rows(tmp_path, 'validation')
     expected = np.where(np.arange(9) < lengths[:, None], tokens.astype(np.int64), -1)
     order = np.random.default_rng(1).integers(0, 40, 300)
     assert len(stored) == 40 and (stored.read(order) == expected[order]).all()
@@ -222,7 +224,7 @@ def test_rows_are_found_after_a_move(config, tmp_path):
 
 CHILD = """
 import sys, time, pathlib
-from llm_jax import schema
+from llm_jax.config import schema
 from llm_jax.data import prepare
 sys.path.insert(0, {tests!r})
 from test_prepare import make_config

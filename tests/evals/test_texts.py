@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax import cli, schema, tokenizer
 from llm_jax import config as config_lib
-from llm_jax.evals import compare, texts
+from llm_jax import tokenizer
+from llm_jax.config import cli, schema
+from llm_jax.config.schema import ConfigError
+from llm_jax.evals import texts
 from llm_jax.nn.transformer import build, init_params
 from llm_jax.runs import Loaded
-from llm_jax.schema import ConfigError
 
 DOCUMENTS = ['def f(x):\n    return x + 1\n', 'Nothing else is here, but this.', 'naïve ☃ 中文\n']
 
@@ -87,15 +88,6 @@ def test_names_on_the_command_line(arguments, error):
     assert cli.named(['wiki=text:a=b'], '--text') == {'wiki': 'text:a=b'}
     with pytest.raises(ConfigError, match=error):
         cli.named(arguments, '--text')
-
-
-def test_means_and_standard_errors_of_a_comparison(tmp_path):
-    values = np.array([[[1.0, 2.0, 3.0]], [[1.5, 1.5, 1.5]]])
-    result = compare.Comparison(['raw', 'clean'], ['wiki'], 1000, values)
-    assert compare.table(result) == [['corpus', 'wiki'], ['raw', '2.0000 ± 0.5774'], ['clean', '1.5000 ± 0.0000']]
-    page = compare.write(result, tmp_path, name='x', command='compare_data')
-    assert '2.0000 ± 0.5774' in page.read_text() and '<svg' in page.read_text()
-    assert json.loads((tmp_path / 'compare_data.json').read_text())['bits_per_byte'] == values.tolist()
 
 
 def test_the_tool_wants_a_text():

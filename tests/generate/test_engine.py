@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny import GPT2, LLAMA, V, on_mesh, place_params, random_params, tiny_config, tiny_model
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate import engine
 from llm_jax.generate.engine import bucket, generate, stream
 from llm_jax.generate.samplers import Sampler
-from llm_jax.schema import ConfigError
 
 GREEDY = Sampler(0)
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 7, 30, 31, 32, 33, 34, 2, 3], [40, 41]]

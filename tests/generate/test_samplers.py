@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate.samplers import Sampler
-from llm_jax.schema import ConfigError
 
 V = 12
 LOGITS = np.random.default_rng(0).normal(scale=2.0, size=V).astype(np.float32)

@@ -14,12 +14,13 @@ from safetensors.numpy import load_file, save_file
 from tiny import on_mesh, tiny_config, tiny_model
 
 import llm_jax
-from llm_jax import cli, runs
 from llm_jax import config as config_lib
+from llm_jax import runs
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate import engine
 from llm_jax.interop import convert, files, hf, tensors
 from llm_jax.nn.transformer import Transformer, init_params
-from llm_jax.schema import ConfigError
 from llm_jax.train.loop import train
 
 LLAMA = CASES['llama.grouped_llama3_rope']

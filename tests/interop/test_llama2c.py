@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate import engine
 from llm_jax.generate.samplers import Sampler
 from llm_jax.interop import convert, llama2c
 from llm_jax.nn.transformer import Transformer
-from llm_jax.schema import ConfigError
 
 BOS, LONGEST = 1, 512
 

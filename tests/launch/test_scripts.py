@@ -11,13 +11,13 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 import pytest
 import yaml
 
+from llm_jax.dist.slices import parse_slice
 from llm_jax.launch import Cluster, Job, gke_script, jobset, slurm_script, tpu_vm_script, xpk_script
-from llm_jax.slices import parse_slice
 
 ROOT = pathlib.Path(__file__).parents[2]
-JOB = Job('gpt2_124m', 'experiments/gpt2_124m.py', ('--config.data.sources={"a$b": "text:`x`"}',),
+JOB = Job('gpt2_124m', 'experiments/pretrain/gpt2_124m.py', ('--config.data.sources={"a$b": "text:`x`"}',),
           'my-project', 'us-west4-a', 'gs://bucket/', restarts=3)  # fmt: skip
-SPOT = Job('gpt2_124m', 'experiments/gpt2_124m.py', (), 'p', 'z-a', 'gs://b', spot=True, restarts=3, slices=2)
+SPOT = Job('gpt2_124m', 'experiments/pretrain/gpt2_124m.py', (), 'p', 'z-a', 'gs://b', spot=True, restarts=3, slices=2)
 V5E = parse_slice('v5e-16')
 SCRIPTS = {
     'one slice': tpu_vm_script(JOB, V5E),
@@ -118,7 +118,7 @@ def test_tpu_vm_from_upload_to_training(stand_ins, tmp_path):
     assert code == 0, errors
     (train,) = [call for call in calls if call[0] == 'python']
     assert train[1:] == [
-        str(tmp_path / 'home/llm_jax/tools/train.py'), 'experiments/gpt2_124m.py',
+        str(tmp_path / 'home/llm_jax/tools/train.py'), 'experiments/pretrain/gpt2_124m.py',
         '--workdir', 'gs://bucket/runs/gpt2_124m', '--config.data.cache_dir=gs://bucket/cache',
         '--config.mesh.distributed=True', '--config.data.sources={"a$b": "text:`x`"}',
     ]  # fmt: skip
@@ -129,7 +129,8 @@ def test_tpu_vm_from_upload_to_training(stand_ins, tmp_path):
     ]  # fmt: skip
     assert verbs(calls, 'create', 'ssh', 'delete') == ['create', 'ssh', 'delete']  # given back at the end
     assert not (tmp_path / 'home/llm_jax/.git').exists()
-    assert (tmp_path / 'home/llm_jax/llm_jax/schema.py').read_bytes() == (ROOT / 'llm_jax/schema.py').read_bytes()
+    copied = tmp_path / 'home/llm_jax/llm_jax/config/schema.py'
+    assert copied.read_bytes() == (ROOT / 'llm_jax/config/schema.py').read_bytes()
 
 
 def test_preempted_slices_are_asked_for_again(stand_ins):
@@ -224,6 +225,6 @@ def test_slurm_queues_again_until_it_is_finished(exit_code, status, requeued, st
     assert (['scontrol', 'requeue', '17'] in calls) == requeued
     (srun,) = [call for call in calls if call[0] == 'srun']
     assert srun[1:] == [
-        '--kill-on-bad-exit=1', '--gpus-per-node=8', './tools/run', 'train', 'experiments/gpt2_124m.py',
+        '--kill-on-bad-exit=1', '--gpus-per-node=8', './tools/run', 'train', 'experiments/pretrain/gpt2_124m.py',
         '--config.mesh.distributed=True', '--config.data.sources={"a$b": "text:`x`"}',
     ]  # fmt: skip

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def launch(*arguments):
-    command = [sys.executable, 'tools/launch.py', 'experiments/gpt2_124m.py', *arguments]
+    command = [sys.executable, 'tools/launch.py', 'experiments/pretrain/gpt2_124m.py', *arguments]
     environment = {'PYTHONPATH': str(ROOT), 'PATH': '/usr/bin:/bin', 'JAX_PLATFORMS': 'cpu'}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

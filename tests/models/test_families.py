@@ -1,4 +1,4 @@
-"""Every family against recorded logits of transformers (tools/make_references.py); needs neither it nor torch."""
+"""Every family against recorded logits of transformers (tools/bench/make_references.py); needs neither it nor torch."""
 
 import pathlib
 

@@ -7,8 +7,8 @@ import pytest
 
 from llm_jax import config as config_lib
 from llm_jax import models
+from llm_jax.config.schema import ConfigError
 from llm_jax.interop import hf, tensors
-from llm_jax.schema import ConfigError
 
 PRESETS = [f'{family}:{size}' for family, module in models.FAMILIES.items() for size in module.SIZES]
 # Parameters, as their authors or checkpoints count them.

@@ -15,12 +15,12 @@ import pytest
 import reference
 from tiny import BOS, LLAMA, L, packed_tokens, place, tiny_config, tiny_model, tiny_training
 
-from llm_jax import mesh as mesh_lib
-from llm_jax.fit import check_fit
+from llm_jax.config.schema import ConfigError, Mesh
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
 from llm_jax.nn.feed_forward import DENSE
 from llm_jax.nn.moe import mixture
 from llm_jax.nn.transformer import init_params, parameters_of
-from llm_jax.schema import ConfigError, Mesh
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step

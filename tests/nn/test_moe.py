@@ -5,8 +5,8 @@ import pytest
 import reference
 from tiny import packed_tokens, tiny_config, tiny_training
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.nn.moe import STATS, MixtureOfExperts, rebalanced, route, router_losses
-from llm_jax.schema import ConfigError
 
 CASES = {
     'mixtral': {'score': 'softmax_top'},

@@ -8,10 +8,10 @@ import pytest
 import reference
 from tiny import GPT2, LLAMA, L, V, random_params, tiny_config, tiny_model
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate import decode
 from llm_jax.nn.block import dropout
 from llm_jax.nn.transformer import Transformer, build, init_params
-from llm_jax.schema import ConfigError
 
 OTHERS = {
     'sinusoidal, mqa, geglu, parallel': {

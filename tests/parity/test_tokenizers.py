@@ -3,8 +3,9 @@
 from awkward import AWKWARD, TEXTS, byte_level_bpe, cases, sentencepiece_model, unzipped
 import pytest
 
-from llm_jax import schema, tokenizer
-from llm_jax.schema import ConfigError
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 
 transformers = pytest.importorskip('transformers')
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small import config
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan.cases import make_case
 from llm_jax.plan.compiled import compile_step
 from llm_jax.plan.cost import analyse

@@ -5,7 +5,7 @@ import shlex
 
 from small import config
 
-from llm_jax import cli
+from llm_jax.config import cli
 from llm_jax.plan import candidates, facts, planner, search, topology
 from llm_jax.plan.candidates import changed
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit

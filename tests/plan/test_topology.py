@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from small import config
 
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics.chips import PEAK_FLOPS
 from llm_jax.metrics.specs import CHIPS
 from llm_jax.plan import planner, topology
 from llm_jax.plan.cost import Collective
 from llm_jax.plan.network import Network
-from llm_jax.schema import ConfigError
 
 
 def network(machine, **sizes):

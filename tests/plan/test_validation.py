@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-TOOL = pathlib.Path(__file__).parents[2] / 'tools' / 'bench_plan.py'
+TOOL = pathlib.Path(__file__).parents[2] / 'tools' / 'bench' / 'bench_plan.py'
 
 
 def measured(part, shape):

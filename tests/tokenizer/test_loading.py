@@ -7,8 +7,9 @@ import struct
 from awkward import byte_level_bpe, cases, sentencepiece_model, unzipped, write_pair
 import pytest
 
-from llm_jax import schema, tokenizer
-from llm_jax.schema import ConfigError
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer import llama2c
 
 NAMES = [('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe'), ('gpt2_encoder.json', 'gpt2_vocab.bpe')]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from llm_jax import schema, tokenizer
-from llm_jax.schema import ConfigError
+from llm_jax import tokenizer
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer import training
 
 

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from llm_jax import tokenizer
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,8 @@ from awkward import TEXTS, cases, sentencepiece_model
 import pytest
 import sentencepiece
 
-from llm_jax import schema, tokenizer
+from llm_jax import tokenizer
+from llm_jax.config import schema
 from llm_jax.tokenizer import words
 from llm_jax.tokenizer.export import SPACE
 from llm_jax.tokenizer.sentence_piece import SentencePieceTokenizer

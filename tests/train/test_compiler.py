@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from llm_jax import config as config_lib
-from llm_jax import mesh as mesh_lib
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan import topology
-from llm_jax.schema import ConfigError
 from llm_jax.train import compiler, setup
 
 

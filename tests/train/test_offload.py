@@ -9,7 +9,7 @@ import pytest
 from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_training
 
 from llm_jax.checkpoint import Checkpoints
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.train import offload, setup
 
 FAMILY = LLAMA | {'optimizer__learning_rate': 0.01}

@@ -8,9 +8,9 @@ import optax
 import pytest
 from tiny import GPT2, LLAMA, random_params, tiny_config, tiny_model
 
-from llm_jax import schema
+from llm_jax.config import schema
+from llm_jax.config.schema import ConfigError
 from llm_jax.init import Weight
-from llm_jax.schema import ConfigError
 from llm_jax.train.optimizer import SCHEDULES, Span, decay_mask, make_optimizer, make_schedule
 
 PEAK, TOTAL, WARMUP, DECAY, FLOOR = 2e-3, 100, 10, 20, 0.1

@@ -7,7 +7,7 @@ import optax
 import pytest
 from tiny import LLAMA, on_mesh, place_params, random_params, tiny_config, tiny_model
 
-from llm_jax import schema
+from llm_jax.config import schema
 from llm_jax.init import Weight
 from llm_jax.nn.transformer import parameters_of
 from llm_jax.train.optimizer import make_optimizer

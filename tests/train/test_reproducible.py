@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import GPT2, LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_training
 
-from llm_jax.schema import ConfigError
+from llm_jax.config.schema import ConfigError
 from llm_jax.train import reproducible
 
 # (data, fsdp, tensor): 1, 2, 4 and 8 devices, in both axes. None: without a mesh.

@@ -12,7 +12,7 @@ from llm_jax import config as config_lib
 from llm_jax.plan import planner, topology
 from llm_jax.plan.compiled import compile_step
 
-EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments' / 'pretrain'
 LENGTH = 640  # no other size of the narrow model
 NARROW = {'vocab_size': 2048, 'd_model': 512, 'n_layers': 4, 'n_heads': 4, 'n_kv_heads': 2, 'd_ff': 1024}
 

@@ -14,12 +14,12 @@ import dataclasses
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.batch import stage_of
 from llm_jax.corpus.decontaminate import index as index_lib
 from llm_jax.corpus.decontaminate.index import Index
 from llm_jax.corpus.dedup.words import Words, find_words, in_blocks
 from llm_jax.corpus.document import Document, Dropped, Stage
-from llm_jax.schema import ConfigError, field
 
 # Share of the seeds of a piece that have to be there for it to be compared. At 10 % of words lost,
 # 66 % of runs of 4 are left on average.

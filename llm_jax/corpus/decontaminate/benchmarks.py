@@ -17,8 +17,8 @@ from typing import Any
 
 from pyarrow import parquet
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.data import files
-from llm_jax.schema import ConfigError
 
 # The texts of an item, by the fields that it has; the first entry whose fields are all there. A text
 # is some fields joined; of a field marked with '*', a list, each value makes a text of its own. What

@@ -12,10 +12,10 @@ import hashlib
 
 import numpy as np
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.dedup import names, words
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import KEYED, Round
-from llm_jax.schema import field
 
 # Kinds of documents in which every sign has a meaning.
 _CODE = ('code', 'notebook')

@@ -13,10 +13,10 @@ import dataclasses
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.dedup import words
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import ADDRESSED, KEYED, Round
-from llm_jax.schema import ConfigError, field
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,10 @@ import hashlib
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.dedup import names, sketch, unite, words
 from llm_jax.corpus.document import Document, Dropped
 from llm_jax.corpus.exchange import ADDRESSED, KEYED, Round
-from llm_jax.schema import ConfigError, field
 
 
 @dataclasses.dataclass(frozen=True)

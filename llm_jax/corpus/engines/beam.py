@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.engines import ExchangeStep, Progress, Step
 from llm_jax.corpus.engines.local import RANGE_BYTES
 from llm_jax.corpus.exchange import ADDRESSED, in_order
-from llm_jax.schema import ConfigError
 
 try:
     import apache_beam as beam
@@ -23,12 +23,12 @@ try:
 except ImportError as error:
     raise ConfigError(
         f'the Beam engine needs apache-beam ({error}): start it with ./tools/run prepare_data ... --engine beam, '
-        'which sets up an environment for it, or install requirements-beam.txt'
+        'which sets up an environment for it, or install tools/requirements/beam.txt'
     ) from error
 
 # An exchange may emit some times as much as the documents have text.
 _RECORDS_PER_TEXT = 4
-_ERROR = 'llm_jax.schema.ConfigError: '
+_ERROR = 'llm_jax.config.schema.ConfigError: '
 
 
 class Beam:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.engines import ExchangeStep, Progress, Step
 from llm_jax.corpus.exchange import ADDRESSED, in_order
 from llm_jax.corpus.storage import Store
-from llm_jax.schema import ConfigError
 
 # Records of one range of keys, which one worker sorts: with what resolving them needs, some 5 times this.
 RANGE_BYTES = 64 << 20

@@ -6,7 +6,7 @@ import re
 from lxml import etree
 import numpy as np
 
-from llm_jax import parts
+from llm_jax.config import parts
 from llm_jax.corpus.document import Document, Dropped, Raw
 from llm_jax.corpus.extract import blocks, network
 from llm_jax.corpus.extract.common import document, dropped, text_of

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from llm_jax.schema import Part, field, section
+from llm_jax.config.schema import Part, field, section
 
 
 @dataclasses.dataclass(frozen=True)

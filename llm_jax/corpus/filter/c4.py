@@ -14,9 +14,9 @@ blank line stays between paragraphs between which one stood.
 import dataclasses
 import re
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules, signals
-from llm_jax.schema import field
 
 POLICY = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies', 'use of cookies', 'use cookies')
 _CITATION = re.compile(r'\[\d*\]|\[edit\]|\[citation needed\]')

@@ -11,9 +11,9 @@ modules of SciPy. And only a file of some length is asked for comments at all.
 import dataclasses
 import re
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import comments, rules, signals
-from llm_jax.schema import field
 
 # Base64, or hexadecimal digits, over one or more lines; and bytes or characters spelt out.
 _BASE64 = re.compile(r'(?:(?<![A-Za-z0-9+/])(?=[A-Za-z+/]{0,40}\d)[A-Za-z0-9+/]{60,}={0,2}[\'"]?\s*\\?)+')

@@ -12,9 +12,9 @@ whose main content people have marked (WCXB), 1% costs 14% of the articles and 5
 
 import dataclasses
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Stage
 from llm_jax.corpus.filter import rules, signals
-from llm_jax.schema import field
 
 # Code points with the property Sentence_Terminal of Unicode 17.
 _SENTENCE_TERMINAL = (

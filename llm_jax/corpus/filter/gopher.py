@@ -12,9 +12,9 @@ import dataclasses
 
 import numpy as np
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules, signals
-from llm_jax.schema import field
 
 STOP_WORDS = ('the', 'be', 'to', 'of', 'and', 'that', 'have', 'with')
 _BULLETS = ('•', '-')

@@ -17,9 +17,9 @@ import dataclasses
 import pathlib
 import re
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules
-from llm_jax.schema import ConfigError, field
 
 KINDS = (*rules.PROSE, 'gutenberg')
 

@@ -9,9 +9,9 @@ than 5% of the words went, the document does.
 import dataclasses
 import re
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import rules, signals
-from llm_jax.schema import field
 
 _COUNTED = (
     'likes?|shares?|comments?|re-?tweets?|reposts?|quotes?|bookmarks?|up-?votes?|down-?votes?|downloads?|views?|'

@@ -10,9 +10,9 @@ it, the duplicate n-grams' do not.
 
 import dataclasses
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Stage
 from llm_jax.corpus.filter import rules, signals
-from llm_jax.schema import field
 
 _TOP = (2, 3, 4)
 _DUPLICATE = (5, 6, 7, 8, 9, 10)

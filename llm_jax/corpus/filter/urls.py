@@ -16,8 +16,8 @@ import pathlib
 import re
 from urllib.parse import unquote, urlsplit
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.document import Document, Dropped, Stage
-from llm_jax.schema import ConfigError, field
 
 _ADULT_TLDS = ('adult', 'porn', 'sex', 'xxx')
 # Not Pornic and Pornichet, towns in Brittany, nor those who study or fight it.

@@ -7,11 +7,11 @@ from importlib import metadata
 import os
 import pathlib
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Raw
 from llm_jax.corpus.read import content, licences
 from llm_jax.corpus.read.unit import Input, Record, Source, digest, groups, matches, numbered
 from llm_jax.data import stdlib
-from llm_jax.schema import ConfigError
 
 
 def standard_library(name: str, source: Source) -> list[Input]:

@@ -8,12 +8,12 @@ import json
 import re
 from typing import Any
 
-from llm_jax import parts
+from llm_jax.config import parts
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import languages
 from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, digest, numbered, ranges
 from llm_jax.data import files
-from llm_jax.schema import ConfigError
 
 _MAX_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20

@@ -7,11 +7,11 @@ import itertools
 import posixpath
 import re
 
-from llm_jax import parts
+from llm_jax.config import parts
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.read import archive, content, licences, parquet, python, rows, tfds, tree, unit, warc, wikipedia
 from llm_jax.corpus.read.unit import Input, Record, Skipped, Source
 from llm_jax.data import files
-from llm_jax.schema import ConfigError
 
 __all__ = ['Input', 'Record', 'Skipped', 'Source', 'open_source']
 

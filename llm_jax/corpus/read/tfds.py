@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 import functools
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.read import rows
 from llm_jax.corpus.read.unit import Input, Record, Source, digest, numbered, ranges
 from llm_jax.data import datasets
-from llm_jax.schema import ConfigError
 
 
 def inputs(name: str, source: Source) -> list[Input]:

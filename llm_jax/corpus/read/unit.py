@@ -6,8 +6,8 @@ import fnmatch
 import hashlib
 from typing import Any
 
+from llm_jax.config.schema import field
 from llm_jax.corpus.document import Broken, Raw
-from llm_jax.schema import field
 
 # Large inputs are cut into units of about this size: a function of the input alone.
 UNIT_BYTES = 32 << 20

@@ -9,11 +9,11 @@ and cards), `secrets` (keys, tokens, passwords).
 from collections.abc import Callable, Iterator
 import dataclasses
 
+from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.document import Document, Stage
 from llm_jax.corpus.scrub.contacts import emails, ip_addresses
 from llm_jax.corpus.scrub.numbers import cards, phones
 from llm_jax.corpus.scrub.secrets import secrets
-from llm_jax.schema import ConfigError, field
 
 # (text, whether it is code) -> (start, end) of each find, in order.
 Finder = Callable[[str, bool], Iterator[tuple[int, int]]]

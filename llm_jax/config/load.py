@@ -1,0 +1,465 @@
+"""Experiment files, and the validated configuration they become.
+
+An experiment file defines `get_config()`, which starts from `default()` (an
+`ml_collections.ConfigDict` with every field), changes what it wants and returns
+it. `validate()` turns that into the frozen dataclasses below, which is what the
+library reads: typed, hashable and complete. `schema.py` is the one place that
+gives each field its default, its type and its meaning.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import functools
+import pathlib
+import re
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from llm_jax.config import parts
+from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model
+
+# --- From an experiment file to a ConfigDict -------------------------------------------
+
+
+def default(cls: type = Config) -> ml_collections.ConfigDict:
+    """A ConfigDict with every field of a schema at its default, to be changed by an experiment."""
+
+    def table(cls: type) -> ml_collections.ConfigDict:
+        out = ml_collections.ConfigDict(type_safe=False)  # validate() checks types, in better words
+        for f in _user_fields(cls):
+            out[f.name] = table(f.type) if dataclasses.is_dataclass(f.type) else _default_of(f)
+        out.lock()
+        for f in _user_fields(cls):
+            if f.type is dict or f.type == dict | str:
+                out[f.name].unlock()  # free-form tables: new keys are welcome
+        return out
+
+    return table(cls)
+
+
+def load_experiment(path: str | pathlib.Path, cls: type = Config) -> ml_collections.ConfigDict:
+    """Runs the `get_config()` of an experiment file.
+
+    Args:
+      path: a Python file.
+      cls: the schema that it starts from.
+
+    Returns:
+      its ConfigDict, `name` filled from the file's name when empty. Callables that
+      the file defines become 'FILE.py:Name', so that a run directory can find them.
+
+    Raises:
+      ConfigError: no such file, or no `get_config` in it, or an unknown field.
+    """
+    path = pathlib.Path(path)
+    module = parts.import_file(path)
+    if not hasattr(module, 'get_config'):
+        raise ConfigError(f'{path} defines no get_config(); an experiment file returns its config from it')
+    try:
+        config = module.get_config()
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(f'{path}: {_unknown_field(error, cls)}') from error
+    if not isinstance(config, ml_collections.ConfigDict) or set(config) != set(_names(cls)):
+        raise ConfigError(
+            f'the get_config() of {path} gives no config of the kind that this tool needs ({cls.__name__})'
+        )
+    config.name = config.name or path.stem
+    _name_callables(config, path, module)
+    return config
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets fields from the command line, e.g. `{'model.n_layers': '4'}`, in place.
+
+    Values are Python literals where they read as one, else strings. Keys inside the
+    free-form tables (`data.sources`, `data.mixture`, `mesh.rules`) may be new.
+    """
+    for key, text in overrides.items():
+        *parents, leaf = key.split('.')
+        node = config
+        for i, name in enumerate(parents):
+            if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+                raise ConfigError(_no_such_field('.'.join(parents[: i + 1]), node))
+            node = node[name]
+        if not isinstance(node, ml_collections.ConfigDict) or (node.is_locked and leaf not in node):
+            raise ConfigError(_no_such_field(key, node))
+        node[leaf] = _literal(text)
+
+
+def _name_callables(config: ml_collections.ConfigDict, path: pathlib.Path, module: types.ModuleType) -> None:
+    """Replaces callables that are top-level names of the experiment by 'FILE.py:Name'."""
+    names = {id(value): name for name, value in vars(module).items() if callable(value)}
+    named = lambda value: f'{path}:{names[id(value)]}' if callable(value) and id(value) in names else value
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _name_callables(value, path, module)
+        elif isinstance(value, (tuple, list)):
+            config[key] = type(value)(map(named, value))
+        else:
+            config[key] = named(value)
+
+
+# --- From a ConfigDict to a Config -----------------------------------------------------
+
+
+def validate(config: ml_collections.ConfigDict) -> Config:
+    """Checks every field's name, type and range.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    built = build(Config, config)
+    filled = {
+        'rules': freeze_rules(built.mesh.rules),
+        'pipeline': (built.mesh.stage_microbatches, built.mesh.stage_repeats),
+    }
+    built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled))
+    _check(built)
+    return built
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`, for the config.json of a run directory."""
+    return validate(ml_collections.ConfigDict(values, type_safe=False))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A JSON-ready nested dict of all fields."""
+
+    def plain(value: Any, path: str) -> Any:
+        if _is_section(value):
+            fields = _user_fields(type(value))
+            return {f.name: plain(getattr(value, f.name), f'{path}.{f.name}'.strip('.')) for f in fields}
+        if isinstance(value, dict):
+            return {k: plain(v, f'{path}.{k}') for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v, path) for v in value]
+        if callable(value):
+            return parts.spec_of(value, path)
+        return value
+
+    return plain(config, '')
+
+
+def describe(config: Config) -> list[tuple[str, Any, str]]:
+    """(dotted name, value, meaning) of every field, in order."""
+    rows = []
+
+    def walk(section: Any, prefix: str) -> None:
+        for f in _user_fields(type(section)):
+            value = getattr(section, f.name)
+            if _is_section(value):
+                walk(value, f'{prefix}{f.name}.')
+            else:
+                rows.append((f'{prefix}{f.name}', value, f.metadata['meaning']))
+
+    walk(config, '')
+    return rows
+
+
+def freeze_rules(rules: Mapping[str, Any]) -> tuple:
+    """The logical-axis table as a hashable tuple of pairs."""
+    freeze = lambda axes: tuple(axes) if isinstance(axes, (list, tuple)) else axes
+    return tuple((name, freeze(axes)) for name, axes in rules.items())
+
+
+# --- Durations -------------------------------------------------------------------------
+
+_DURATION = re.compile(r'\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(steps?|tokens?|epochs?|%)\s*', re.IGNORECASE)
+
+
+def steps(
+    duration: Duration,
+    field: str,
+    *,
+    tokens_per_step: int,
+    steps_per_epoch: float,
+    total: int | None = None,
+) -> int:
+    """A duration as a whole number of optimizer steps, at least 1 unless it is 0.
+
+    Args:
+      duration: 300, '300 steps', '2e9 tokens', '1.5 epochs' or '5 %'.
+      field: the config field it comes from, for errors.
+      tokens_per_step: batch_size * seq_len.
+      steps_per_epoch: training rows / batch_size.
+      total: what '%' is of; None where a percentage makes no sense.
+
+    Raises:
+      ConfigError: not a duration, or a percentage of nothing.
+    """
+    if isinstance(duration, int) and duration >= 0:
+        return duration
+    match = _DURATION.fullmatch(str(duration))
+    if not match or isinstance(duration, int):
+        raise ConfigError(
+            f"{field} = {duration!r} is not a duration; write a number of steps, '300 steps', "
+            "'2e9 tokens', '1.5 epochs' or '5 %'"
+        )
+    value, unit = float(match[1]), match[2].lower().rstrip('s')
+    if unit == '%' and total is None:
+        raise ConfigError(f'{field} = {duration!r}: a percentage needs a total; write steps, tokens or epochs')
+    scale = {
+        'step': 1,
+        'token': 1 / tokens_per_step,
+        'epoch': steps_per_epoch,
+        '%': (total or 0) / 100,
+    }[unit]
+    return max(1, round(value * scale)) if value else 0
+
+
+# --- Checks ----------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+    model, data, train, mesh = config.model, config.data, config.train, config.mesh
+    positive = {
+        'model.d_model': model.d_model, 'model.n_layers': model.n_layers, 'model.n_heads': model.n_heads,
+        'data.seq_len': data.seq_len, 'data.tokenizer.vocab_size': data.tokenizer.vocab_size,
+        'train.batch_size': train.batch_size, 'train.grad_accumulation': train.grad_accumulation,
+        'model.scan_unroll': model.scan_unroll, 'data.prefetch': data.prefetch,
+        'checkpoint.keep': config.checkpoint.keep,
+    }  # fmt: skip
+    for field, value in positive.items():
+        _require(value >= 1, field, value, 'it must be at least 1')
+    not_negative = {
+        'model.vocab_size': model.vocab_size, 'model.n_kv_heads': model.n_kv_heads, 'model.d_head': model.d_head,
+        'model.mup.base_width': model.mup.base_width, 'model.mup.base_head': model.mup.base_head,
+        'model.d_ff': model.d_ff, 'model.max_seq_len': model.max_seq_len, 'model.norm_eps': model.norm_eps,
+        'train.loss_chunk': train.loss_chunk, 'train.eval_batches': train.eval_batches, 'train.z_loss': train.z_loss,
+        'optimizer.learning_rate': config.optimizer.learning_rate, 'optimizer.clip': config.optimizer.clip,
+        'optimizer.weight_decay': config.optimizer.weight_decay, 'schedule.floor': config.schedule.floor,
+    }  # fmt: skip
+    for field, value in not_negative.items():
+        _require(value >= 0, field, value, 'it must be at least 0')
+    fractions = {
+        'model.dropout': model.dropout, 'train.ema_decay': train.ema_decay,
+        'optimizer.b1': config.optimizer.b1, 'optimizer.b2': config.optimizer.b2,
+        'optimizer.momentum': config.optimizer.momentum,
+        'data.validation_fraction': data.validation_fraction, 'data.test_fraction': data.test_fraction,
+    }  # fmt: skip
+    for field, value in fractions.items():
+        _require(0 <= value < 1, field, value, 'it must be at least 0 and below 1')
+    _require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
+             'it does nothing without model.mup.base_width; set that too')  # fmt: skip
+    _require(len(model.first_layers) <= model.n_layers, 'model.first_layers', len(model.first_layers),
+             f'there are only model.n_layers = {model.n_layers}')  # fmt: skip
+    for layer in dict.fromkeys(model.layer(i) for i in range(model.n_layers)):
+        _check_layer(layer)
+    if model.residual in ('parallel', 'parallel_two_norms'):
+        _require(
+            model.norm_at == 'pre', 'model.norm_at', model.norm_at, 'a parallel block norms what it reads; use "pre"'
+        )
+    dtypes = {'model.dtype': model.dtype, 'train.accumulation_dtype': train.accumulation_dtype,
+              'optimizer.m_dtype': config.optimizer.m_dtype}  # fmt: skip
+    for field, value in dtypes.items():
+        _require(value in ('float32', 'bfloat16'), field, value, 'use float32 or bfloat16')
+    _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
+             model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
+    _require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
+             f'it must divide train.batch_size = {train.batch_size}')  # fmt: skip
+    sizes = {axis: getattr(mesh, axis) for axis in ('data', 'fsdp', 'tensor', 'context', 'expert', 'stage')}
+    _require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
+             'axes are at least 1, and at most one of them is -1 ("the rest")')  # fmt: skip
+    _require(mesh.stage_microbatches >= 0, 'mesh.stage_microbatches', mesh.stage_microbatches,
+             'it must be at least 1, or 0 for one per stage')  # fmt: skip
+    _require(mesh.stage_repeats >= 1, 'mesh.stage_repeats', mesh.stage_repeats, 'each stage has at least one group')
+    for name in ('start_timeout', 'heartbeat_timeout'):
+        seconds = getattr(mesh, name)
+        _require(seconds >= 1, f'mesh.{name}', seconds, 'it is a time in whole seconds, at least 1')
+    unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
+    _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
+    for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):
+        if field == 'data.mixture' and value and not _is_corpus(data):
+            _require(set(value) == set(data.sources), field, value, f'it needs the names {sorted(data.sources)}')
+    _require(bool(data.sources), 'data.sources', data.sources, 'name at least one source of text')
+
+
+def _is_corpus(data: Data) -> bool:
+    """Whether the sources have names of their own, which only the corpus knows."""
+    return any(str(spec).startswith('corpus:') for spec in data.sources.values())
+
+
+def _check_layer(model: Model) -> None:
+    """What must hold for every layer, whatever a pattern changes in it."""
+    _require(model.d_head or model.d_model % model.n_heads == 0, 'model.n_heads', model.n_heads,
+             f'it must divide model.d_model = {model.d_model}, or set model.d_head')  # fmt: skip
+    _require(model.n_heads % model.kv_heads == 0, 'model.n_kv_heads', model.kv_heads,
+             f'it must divide model.n_heads = {model.n_heads}')  # fmt: skip
+    if model.attention in ('mha', 'mqa') and model.n_kv_heads:
+        _require(model.n_kv_heads == model.kv_heads, 'model.n_kv_heads', model.n_kv_heads,
+                 f'{model.attention!r} has {model.kv_heads}; set it to 0, or attention = "gqa"')  # fmt: skip
+    if model.position == 'rope':
+        width = model.mla.d_rope if model.attention == 'mla' else int(model.head_size * model.rope.fraction)
+        _require(width % 2 == 0 and width > 0, 'model.d_head', model.head_size,
+                 f'rope needs an even rotated width, not {width}')  # fmt: skip
+    if model.position == 'sinusoidal':
+        _require(model.d_model % 2 == 0, 'model.d_model', model.d_model, 'sinusoidal needs an even width')
+    if model.attention == 'mla':
+        _require(model.qk_norm == 'none' and not model.attention_gate, 'model.attention', 'mla',
+                 'it has norms of its own and no gate; set qk_norm = "none", attention_gate = False')  # fmt: skip
+    choices = {
+        'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
+        'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),
+        'attention_kernel': ('auto', 'xla', 'splash', 'cudnn'), 'context_attention': ('all_gather', 'ring'),
+        'moe.balance': ('none', 'aux', 'bias'), 'moe.group_score': ('max', 'top2'),
+        'moe.dispatch': ('all_to_all', 'gather'),
+    }  # fmt: skip
+    for name, known in choices.items():
+        value = functools.reduce(getattr, name.split('.'), model)
+        _require(any(value is k or (value == k and type(value) is type(k)) for k in known), f'model.{name}', value,
+                 f'it must be one of {", ".join(map(repr, known))}')  # fmt: skip
+    if model.feed_forward == 'moe':
+        moe = model.moe
+        _require(1 <= moe.top_k <= moe.n_experts, 'model.moe.top_k', moe.top_k,
+                 f'it must be 1 to model.moe.n_experts = {moe.n_experts}')  # fmt: skip
+        _require(moe.n_groups >= 1 and moe.n_experts % moe.n_groups == 0, 'model.moe.n_groups', moe.n_groups,
+                 f'it must divide model.moe.n_experts = {moe.n_experts}')  # fmt: skip
+        _require(1 <= moe.top_groups <= moe.n_groups, 'model.moe.top_groups', moe.top_groups,
+                 f'it must be 1 to model.moe.n_groups = {moe.n_groups}')  # fmt: skip
+        reachable = moe.top_groups * moe.n_experts // moe.n_groups
+        _require(moe.top_k <= reachable, 'model.moe.top_k', moe.top_k,
+                 f'model.moe.top_groups = {moe.top_groups} groups hold only {reachable} experts')  # fmt: skip
+        _require(moe.capacity >= 1, 'model.moe.capacity', moe.capacity,
+                 'it must be at least 1: a round takes at least an even share')  # fmt: skip
+
+
+def _require(condition: bool, field: str, value: Any, fix: str) -> None:
+    if not condition:
+        raise ConfigError(f'{field} = {value!r}: {fix}')
+
+
+def build(cls: type, values: Any, prefix: str = '') -> Any:
+    """A frozen dataclass of a schema from a table of its fields; what is not named has its default.
+
+    Args:
+      cls: one of the dataclasses of a schema.
+      values: a ConfigDict or mapping.
+      prefix: where the table stands in the config ('data.'), for errors.
+
+    Raises:
+      ConfigError: an unknown field or a wrong type.
+    """
+    if not isinstance(values, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f'{prefix[:-1]} = {values!r} is a section; set its fields')
+    fields = {f.name: f for f in _user_fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise ConfigError(_no_such_field(prefix + name, fields))
+    out = {}
+    for name, f in fields.items():
+        value = values[name] if name in values else _default_of(f)
+        path = prefix + name
+        is_section = dataclasses.is_dataclass(f.type)
+        if path in ('model.pattern', 'model.first_layers'):
+            out[name] = _layers(value, path)
+        else:
+            out[name] = build(f.type, value, path + '.') if is_section else _typed(value, f.type, path)
+    return cls(**out)
+
+
+def _layers(value: Any, path: str) -> tuple:
+    """What differs between layers: a list of tables (or of lists of pairs) as hashable, checked tuples of pairs."""
+    out = []
+    for i, entry in enumerate(_typed(value, tuple, path)):
+        pairs = entry.items() if isinstance(entry, Mapping | ml_collections.ConfigDict) else entry
+        checked = []
+        for name, changed in pairs:
+            section = Model
+            *outer, leaf = name.split('.')
+            for part in outer:
+                section = {f.name: f.type for f in _user_fields(section)}.get(part)
+                if not dataclasses.is_dataclass(section):
+                    raise ConfigError(f'{path}[{i}]: ' + _no_such_field(f'model.{name}', _names(Model)))
+            fields = {f.name: f for f in _user_fields(section)}
+            if leaf not in fields or dataclasses.is_dataclass(fields[leaf].type):
+                raise ConfigError(f'{path}[{i}]: ' + _no_such_field(f'model.{name}', fields))
+            if name in _WHOLE_MODEL:
+                raise ConfigError(f'{path}[{i}] sets {name}, which all layers share')
+            checked.append((name, _typed(changed, fields[leaf].type, f'{path}[{i}].{name}')))
+        out.append(tuple(sorted(checked)))
+    return tuple(out)
+
+
+# What a layer cannot have for itself.
+_WHOLE_MODEL = (
+    'vocab_size', 'd_model', 'n_layers', 'max_seq_len', 'context_attention', 'pattern', 'first_layers',
+    'tie_embeddings', 'embed_scale', 'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan', 'scan_unroll',
+)  # fmt: skip
+
+
+def _names(section: type) -> list[str]:
+    return [f.name for f in _user_fields(section)]
+
+
+def _typed(value: Any, expected: Any, path: str) -> Any:
+    """`value` as `expected`; accepts an int for a float and a list for a tuple."""
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if isinstance(value, ml_collections.ConfigDict):
+        value = {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
+    if options == (dict, str) and isinstance(value, str):
+        return {value.partition(':')[0]: value}  # one source, named after its kind
+    if tuple in options and isinstance(value, (list, tuple)):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if float in options and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if int in options and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) and bool not in options:
+        pass
+    elif any(callable(value) if option is Callable else isinstance(value, option) for option in options):
+        return value
+    names = ' or '.join('a callable' if o is Callable else o.__name__ for o in options)
+    raise ConfigError(f'{path} = {value!r} is {type(value).__name__}; it must be {names}')
+
+
+def _is_section(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)  # a Flax module's class is one, too
+
+
+def _user_fields(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if not (cls is Model and f.name in ('rules', 'pipeline'))]
+
+
+def _default_of(f: dataclasses.Field) -> Any:
+    return f.default if f.default is not dataclasses.MISSING else f.default_factory()
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _no_such_field(path: str, siblings: Any) -> str:
+    parent, _, leaf = path.rpartition('.')
+    if not isinstance(siblings, Mapping | ml_collections.ConfigDict):
+        return f'there is no field {path!r} in the config: {parent} is a value, not a section'
+    names = sorted(siblings)
+    where = f'config.{parent}' if parent else 'config'
+    return f'there is no field {path!r} in the config{parts.nearest(leaf, names)} {where} has: {", ".join(names)}'
+
+
+def _unknown_field(error: Exception, cls: type) -> str:
+    """The message of ml_collections about a locked key, said plainly."""
+    inner = error
+    while inner.args and isinstance(inner.args[0], Exception):  # an AttributeError around a KeyError
+        inner = inner.args[0]
+    text = str(inner.args[0]) if inner.args else ''
+    # Writing says 'Key "x" does not exist ...'; reading says "'x'", then perhaps a guess.
+    match = re.match(r'[Kk]ey "(\w+)" does not exist|\'(\w+)\'(?:\n|$)', text)
+    if not match:
+        return f'get_config() failed: {type(error).__name__}: {error}'
+    name = match[1] or match[2]
+    known = [name for name, _, _ in describe(cls())] + [f.name for f in dataclasses.fields(cls)]
+    near = difflib.get_close_matches(name, [k.rpartition('.')[2] for k in known], 1, cutoff=0.5)
+    hint = f' Did you mean {next(k for k in known if k.endswith("." + near[0]) or k == near[0])!r}?' if near else ''
+    return f'there is no field {name!r} in the config.{hint}'

@@ -1,0 +1,91 @@
+"""Finding the parts a config names: by short name, 'package.module:Name', or callable."""
+
+from collections.abc import Callable, Iterable, Mapping
+import difflib
+import functools
+import importlib
+import importlib.util
+import pathlib
+import re
+import sys
+import types
+
+from llm_jax.config.schema import ConfigError, Part
+
+
+def resolve_part(field: str, value: Part, known: Mapping[str, Callable]) -> Callable:
+    """The callable that a config field names.
+
+    Args:
+      field: the field's dotted name, for the error.
+      value: a key of `known`, 'package.module:Name', 'FILE.py:Name', or a callable.
+      known: the names that the library offers.
+
+    Raises:
+      ConfigError: an unknown name, with what exists and the nearest match.
+    """
+    if callable(value):
+        return value
+    if value in known:
+        return known[value]
+    if ':' in value:
+        return _import_spec(field, value)
+    raise ConfigError(
+        f'{field} = {value!r} is not a known part{nearest(value, known)} Known: {", ".join(known)}; '
+        "or give a callable or 'package.module:Name'."
+    )
+
+
+def spec_of(part: Callable, field: str) -> str:
+    """'package.module:Name' of a callable, for config.json."""
+    name = getattr(part, '__qualname__', '')
+    if not name or '<' in name:
+        raise ConfigError(
+            f'{field} is {part!r}, which has no importable name. Give it a name at the top of its file, '
+            "so that the run directory can find it again, or write it as 'package.module:Name'."
+        )
+    return f'{part.__module__}:{name}'
+
+
+def _import_spec(field: str, spec: str) -> Callable:
+    module_name, _, name = spec.rpartition(':')
+    try:
+        module = (
+            import_file(pathlib.Path(module_name))
+            if module_name.endswith('.py')
+            else importlib.import_module(module_name)
+        )
+        return functools.reduce(getattr, name.split('.'), module)
+    except (ImportError, AttributeError, ConfigError) as error:
+        raise ConfigError(f'{field} = {spec!r} cannot be imported: {error}') from error
+
+
+@functools.cache
+def _import_file_at(path: str) -> types.ModuleType:
+    name = 'llm_jax_experiment_' + re.sub(r'\W', '_', path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that pickling and dataclasses find it
+    spec.loader.exec_module(module)
+    return module
+
+
+def import_file(path: pathlib.Path) -> types.ModuleType:
+    if not path.is_file():
+        near = _nearest_file(path)
+        hint = f' Did you mean {near}?' if near else ''
+        raise ConfigError(f'there is no file {path}.{hint}')
+    return _import_file_at(str(path.resolve()))
+
+
+def _nearest_file(path: pathlib.Path) -> pathlib.Path | None:
+    """The Python file with the nearest name, in the directory of `path`, in `experiments`, or one level below them."""
+    places = dict.fromkeys((path.parent, pathlib.Path('experiments')))
+    files = [file for place in places for pattern in ('*.py', '*/*.py') for file in sorted(place.glob(pattern))]
+    near = difflib.get_close_matches(path.name, [file.name for file in files], 1)
+    return next((file for file in files if file.name == near[0]), None) if near else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1, cutoff=0.5)
+    return f'; did you mean {near[0]!r}?' if near else '.'

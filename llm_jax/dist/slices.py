@@ -1,0 +1,126 @@
+"""Slices of TPUs: their names, shapes, hosts and devices. Sources: the pages of Cloud TPU on each generation."""
+
+import dataclasses
+import math
+import re
+
+from llm_jax.config.parts import nearest
+from llm_jax.config.schema import ConfigError
+from llm_jax.metrics.specs import CHIPS, Chip
+
+TPUS = tuple(name for name, chip in CHIPS.items() if chip.is_tpu)
+# What else a generation is called: by Google Cloud, by libtpu, by people.
+_ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'trillium': 'v6e', 'tpu7x': '7x', 'v7x': '7x', 'ironwood': '7x'}
+# Generations whose sizes Google Cloud gives in cores, two of each chip: v4-8 are 4 chips.
+_BY_CORES = ('v4', 'v5p', '7x')
+# The largest slices that are sold, in chips.
+_LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 6144, 'v6e': 256, '7x': 9216}
+# Of these generations one host may have a whole slice of 8 chips.
+_WIDE_HOSTS = ('v5e', 'v6e')
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips that are connected with one another.
+
+    Attributes:
+      chip: of which it is made.
+      shape: chips along each dimension of the torus.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def topology(self) -> str:
+        """'4x4x8'."""
+        return 'x'.join(map(str, self.shape))
+
+    @property
+    def name(self) -> str:
+        """'v5p:4x4x8'."""
+        return f'{self.chip.name}:{self.topology}'
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """JAX devices."""
+        return self.chips * self.chip.devices
+
+    @property
+    def chips_per_host(self) -> int:
+        return min(self.chips, 8 if self.chip.name in _WIDE_HOSTS and self.chips <= 8 else 4)
+
+    @property
+    def hosts(self) -> int:
+        return self.chips // self.chips_per_host
+
+    @property
+    def size(self) -> int | None:
+        """What Google Cloud counts in a name such as 'v5p-256'; None where the name would mean another shape."""
+        usual = {math.prod(shape): shape for shape in common_shapes(self.chip)}
+        return self.chips * _counted(self.chip) if usual.get(self.chips) == self.shape else None
+
+
+def parse_slice(text: str, flag: str = '--tpu') -> Slice:
+    """'v5p:4x4x8', 'v5e-16' or 'v5litepod-16' as a slice.
+
+    A size after '-' is what Google Cloud counts: chips of v5e and v6e, cores (two of
+    each chip) of v4, v5p and 7x.
+
+    Args:
+      text: what the user wrote.
+      flag: where, for errors.
+
+    Raises:
+      ConfigError: no such generation, or no such size; it lists what there is.
+    """
+    generation, mark, size = re.fullmatch(r'([^-:]*)([-:]?)(.*)', text.strip().lower(), re.DOTALL).groups()
+    generation = _ALIASES.get(generation, generation)
+    if generation not in TPUS:
+        raise ConfigError(
+            f'{flag} = {text!r}: there is no TPU {generation!r}; there are {", ".join(TPUS)}'
+            f'{nearest(generation, (*TPUS, *_ALIASES))}'
+        )
+    chip = CHIPS[generation]
+    usual = {str(math.prod(shape) * _counted(chip)): shape for shape in common_shapes(chip)}
+    if mark == '-' and size in usual:
+        return Slice(chip, usual[size])
+    if mark == ':' and re.fullmatch(r'\d+(x\d+)+', size):
+        shape = tuple(int(part) for part in size.split('x'))
+        if _known_shape(chip, shape):
+            return Slice(chip, shape)
+    sizes = usual if mark == '-' else ['x'.join(map(str, shape)) for shape in usual.values()]
+    raise ConfigError(
+        f'{flag} = {text!r} is no slice of {generation}; there are, for example, '
+        + ', '.join(f'{generation}{"-" if mark == "-" else ":"}{size}' for size in sizes)
+    )
+
+
+def common_shapes(chip: Chip) -> list[tuple[int, ...]]:
+    """The usual slices of a generation, the smallest first; one for each number of chips."""
+    if chip.torus == 2:
+        return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+    small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
+    cubes = [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16)]
+    return [shape for shape in small + cubes if math.prod(shape) <= _LARGEST[chip.name]]
+
+
+def _known_shape(chip: Chip, shape: tuple[int, ...]) -> bool:
+    """Whether a generation has slices of this shape."""
+    if len(shape) != chip.torus:
+        return False
+    if chip.torus == 2:
+        x, y = sorted(shape)
+        return shape in common_shapes(chip) or (x % 2 == 0 and y <= 16 and math.prod(shape) <= _LARGEST[chip.name])
+    # Hosts are squares of 2 × 2; beyond one cube of 4 × 4 × 4 slices are made of such cubes.
+    if math.prod(shape) > _LARGEST[chip.name] or shape[0] % 2 or shape[1] % 2 or min(shape) < 1:
+        return False
+    return all(n % 4 == 0 for n in shape) or math.prod(shape) <= 64
+
+
+def _counted(chip: Chip) -> int:
+    return 2 if chip.name in _BY_CORES else 1

@@ -1,0 +1,204 @@
+"""The product of activations and a weight, in the precision that the config asks for.
+
+Shapes: T tokens, I inputs, O outputs.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from llm_jax.config.parts import nearest
+from llm_jax.config.schema import ConfigError
+from llm_jax.dist import mesh
+
+# More mantissa for values, more range for gradients (Micikevicius et al. 2022, arXiv:2209.05433, §3).
+_VALUES, _GRADIENTS = jnp.float8_e4m3fn, jnp.float8_e5m2
+_TINY = 1e-30  # an array of zeros is scaled by something
+
+
+def matmul(
+    x_TI: jax.Array,
+    w_IO: jax.Array,
+    kind: str = 'default',
+    *,
+    out_dtype: str | None = None,
+    out_sharding: PartitionSpec | None = None,
+    summed: tuple[str, ...] = (),
+) -> jax.Array:
+    """x · w, [T, O].
+
+    Within `shard_map` operands are this device's parts of larger ones, whose scales are
+    those of the whole: the numbers are then the same on every mesh.
+
+    Args:
+      x_TI: activations, in the dtype of the computation.
+      w_IO: a weight, in the same.
+      kind: 'default'; 'fp8': operands in float8_e4m3, gradients in float8_e5m2, each
+        tensor scaled by its largest entry of this very step (Micikevicius et al. 2022,
+        arXiv:2209.05433); 'int8': the forward product of integers, a scale for each
+        token and for each output (Jacob et al. 2017, arXiv:1712.05877), the gradient as
+        if nothing had been rounded (Bengio et al. 2013, arXiv:1308.3432).
+      out_dtype: of the result, which is not rounded to less on its way; None is that of x.
+      out_sharding: of the result, on the current mesh.
+      summed: within `shard_map`, mesh axes over which the inputs are split; the result is
+        then one part of a sum over these.
+
+    Under 'fp8' all tokens of a batch share one scale, so that what a token gives depends,
+    within the rounding of float8, on the others; under 'int8' it does not.
+
+    Raises:
+      ConfigError: an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f'model.matmul = {kind!r} is not known{nearest(kind, KINDS)} Known: {", ".join(KINDS)}')
+    out_dtype = jnp.dtype(out_dtype or x_TI.dtype)
+    if kind == 'default' and out_dtype == x_TI.dtype:
+        return jnp.dot(x_TI, w_IO, out_sharding=out_sharding)
+    parts = _Parts(*(tuple(sorted(mesh.differs(a))) for a in (x_TI, w_IO)), summed)
+    # What a device adds to the gradient of an operand that it has in common with others is summed by the cast.
+    x_TI, w_IO = mesh.vary(x_TI, parts.w), mesh.vary(w_IO, parts.x)
+    return KINDS[kind](x_TI, w_IO, out_dtype, out_sharding, parts)
+
+
+class _Parts(NamedTuple):
+    """Mesh axes, within `shard_map`, over which parts of an operand lie on different devices.
+
+    Attributes:
+      x: of the activations.
+      w: of the weight.
+      summed: those of their common dimension.
+    """
+
+    x: tuple[str, ...]
+    w: tuple[str, ...]
+    summed: tuple[str, ...]
+
+
+def check_device(kind: str, device: jax.Device) -> None:
+    """Raises: ConfigError: model.matmul needs a unit of multiplication that the device does not have."""
+    if kind == 'default' or device.platform == 'cpu':  # a CPU computes in wider types: slow, and the same numbers
+        return
+    if device.platform == 'tpu':
+        fits = device.device_kind.startswith(_TPU[kind])
+        have = f'of the TPUs, {", ".join(_TPU[kind])} have one'
+    else:
+        capability = getattr(device, 'compute_capability', '')
+        number = tuple(int(part) for part in capability.split('.')) if capability[:1].isdigit() else (0, 0)
+        fits = number >= _CUDA[kind]
+        have = f'of the NVIDIA GPUs, those of compute capability {".".join(map(str, _CUDA[kind]))} and later have one'
+    if not fits:
+        raise ConfigError(
+            f'model.matmul = {kind!r}: {device.device_kind} has no {kind} matrix unit, so it would only be less '
+            f"exact, not faster; {have}. Use model.matmul = 'default'"
+        )
+
+
+# Which devices have a unit for it, from their makers' documentation: TPUs by the beginning of
+# `device_kind`, GPUs by compute capability (8.9 is Ada, 9.0 Hopper, 7.5 Turing). AMD's MI300
+# has another float8 (fnuz) than the one used here.
+_TPU = {'fp8': ('TPU7x',), 'int8': ('TPU v5', 'TPU v6')}
+_CUDA = {'fp8': (8, 9), 'int8': (7, 5)}
+
+
+# --- Wide: a result in float32 of narrower operands ------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _wide(x, w, out_dtype, out_sharding, parts):
+    return jnp.dot(x, w, preferred_element_type=out_dtype, out_sharding=out_sharding)
+
+
+def _wide_forward(x, w, out_dtype, out_sharding, parts):
+    return _wide(x, w, out_dtype, out_sharding, parts), (x, w)
+
+
+def _narrow_backward(out_dtype, out_sharding, parts, operands, d_y):
+    """The gradients of the plain product, in the dtype of its operands as all other gradients are."""
+    x, w = operands
+    d_y = d_y.astype(x.dtype)
+    d_x = _dot(d_y, w, (1, 1), x.dtype, jax.typeof(x))
+    return d_x, _dot(x, d_y, (0, 0), w.dtype, jax.typeof(w))
+
+
+_wide.defvjp(_wide_forward, _narrow_backward)
+
+
+# --- float8 ----------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _fp8(x, w, out_dtype, out_sharding, parts):
+    return _fp8_forward(x, w, out_dtype, out_sharding, parts)[0]
+
+
+def _fp8_forward(x, w, out_dtype, out_sharding, parts):
+    small_x, scale_x = _to_float8(x, _VALUES, parts.x)
+    small_w, scale_w = _to_float8(w, _VALUES, parts.w)
+    y = jnp.dot(small_x, small_w, preferred_element_type=jnp.float32, out_sharding=out_sharding)
+    like = jnp.zeros((), x.dtype)
+    return (y * (scale_x * scale_w)).astype(out_dtype), (small_x, scale_x, small_w, scale_w, like)
+
+
+def _fp8_backward(out_dtype, out_sharding, parts, residuals, d_y):
+    x, scale_x, w, scale_w, like = residuals
+    small, scale = _to_float8(d_y, _GRADIENTS, tuple({*parts.x, *parts.w}))
+    d_x = _dot(small, w, (1, 1), jnp.float32, jax.typeof(x)) * (scale * scale_w)
+    d_w = _dot(x, small, (0, 0), jnp.float32, jax.typeof(w)) * (scale_x * scale)
+    return d_x.astype(like.dtype), d_w.astype(like.dtype)
+
+
+_fp8.defvjp(_fp8_forward, _fp8_backward)
+
+
+def _to_float8(x: jax.Array, dtype: jnp.dtype, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """(x / scale in the dtype, scale float32): the largest entry becomes the largest number there is."""
+    largest = _largest(x, None, axes).astype(jnp.float32)
+    scale = jnp.maximum(largest, _TINY) / jnp.finfo(dtype).max.astype(jnp.float32)
+    return (x.astype(jnp.float32) / scale).astype(dtype), scale
+
+
+# --- int8 ------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _int8(x, w, out_dtype, out_sharding, parts):
+    small_x, scale_T1 = _to_int8(x, 1, parts.summed)
+    small_w, scale_1O = _to_int8(w, 0, parts.summed)
+    y = jnp.dot(small_x, small_w, preferred_element_type=jnp.int32, out_sharding=out_sharding)
+    if out_sharding is not None:  # a weight's outputs may be split over more than those of the result
+        scale_T1 = jax.sharding.reshard(scale_T1, PartitionSpec(out_sharding[0], None))
+        scale_1O = jax.sharding.reshard(scale_1O, PartitionSpec(None, out_sharding[1]))
+    return (y.astype(jnp.float32) * scale_T1 * scale_1O).astype(out_dtype)
+
+
+def _int8_forward(x, w, out_dtype, out_sharding, parts):
+    return _int8(x, w, out_dtype, out_sharding, parts), (x, w)
+
+
+_int8.defvjp(_int8_forward, _narrow_backward)
+
+
+def _to_int8(x: jax.Array, dim: int, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """(x / scale, rounded to -127 ... 127; scale float32), a scale for what is not summed over `dim`."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(_largest(x, dim, axes), _TINY) / 127
+    return jnp.round(x / scale).astype(jnp.int8), scale
+
+
+def _largest(x: jax.Array, dim: int | None, axes: tuple[str, ...]) -> jax.Array:
+    """The largest absolute value along a dimension, which stays as 1, or of all; of the parts on some axes together."""
+    largest = jnp.max(jnp.abs(x), dim, keepdims=dim is not None)
+    return jax.lax.pmax(largest, axes) if axes else largest
+
+
+def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int], dtype: jnp.dtype, like) -> jax.Array:
+    """A product over one dimension of either, laid out as an array of the type `like`."""
+    spec = None if like.sharding.mesh.empty else like.sharding.spec
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=spec)
+
+
+KINDS = {'default': _wide, 'fp8': _fp8, 'int8': _int8}

@@ -1,0 +1,241 @@
+"""What a run tells of itself: progress, metrics.jsonl, TensorBoard, samples, run.json."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import platform
+import shlex
+import sys
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from llm_jax import runs
+from llm_jax.data.prepare import Prepared
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.metrics import (
+    Console,
+    JsonlWriter,
+    MultiWriter,
+    TensorBoardWriter,
+    count,
+    flops_per_token,
+    mfu,
+    peak_flops,
+)
+from llm_jax.metrics import format as fmt
+from llm_jax.nn.transformer import weights_of
+from llm_jax.train.setup import Plan
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'sentencepiece', 'numpy')
+
+
+class Clock:
+    """Wall time since the run began, less what was spent beside training."""
+
+    def __init__(self, began: float | None = None) -> None:
+        """Args: began: of `time.perf_counter()`; now, if left out."""
+        self._began = time.perf_counter() if began is None else began
+        self._paused = 0.0
+        self._lap = self._began
+        self.laps: dict[str, float] = {}  # what was done first -> seconds
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap was spent on this."""
+        now = time.perf_counter()
+        self.laps[name], self._lap = now - self._lap, now
+
+    def seconds(self) -> float:
+        """All of it."""
+        return time.perf_counter() - self._began
+
+    def training(self) -> float:
+        """Without pauses."""
+        return self.seconds() - self._paused
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here is not training."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+
+def preparation_progress(console: Console) -> Callable[[str, int], None]:
+    """Says what data preparation is doing, at most every two seconds."""
+    last = {'time': 0.0}
+
+    def progress(stage: str, done: int) -> None:
+        if time.monotonic() - last['time'] > 2:
+            last['time'] = time.monotonic()
+            console.event(f'preparing data: {stage}, {fmt.size(done)}')
+
+    return progress
+
+
+class Record:
+    """The observing half of a run; the loop hands it numbers and it puts them everywhere."""
+
+    def __init__(
+        self, run_dir: epath.Path, plan: Plan, prepared: Prepared, *, start: int, origin: str, enabled: bool
+    ) -> None:
+        """Opens the files of a run, `enabled` on the one process that writes them."""
+        config = plan.config
+        self._run_dir, self._plan, self._enabled = run_dir, plan, enabled
+        self._clock = Clock()
+        self._wait = 0.0
+        self._logged = (start, None)  # step and training time of the last line
+        self._tokens_per_step = config.train.batch_size * config.data.seq_len
+        counts = count(config.model, plan.shapes.params, weights_of(plan.model))
+        self._flops = flops_per_token(config.model, counts, config.data.seq_len)
+        self._peak = peak_flops(plan.mesh.devices.flat[0])
+        self.console = Console(plan.steps.total, enabled=enabled)
+        files = [JsonlWriter(run_dir / 'metrics.jsonl', start), TensorBoardWriter(run_dir / 'tensorboard', start)]
+        self._writer = MultiWriter([*files, self.console] if enabled else [])
+        self._samples = JsonlWriter(run_dir / 'samples.jsonl', start) if enabled else None
+        self._info = _run_info(plan, prepared)
+        if enabled:
+            previous = run_dir / 'run.json'
+            if start and previous.exists():
+                self._info['started'] = json.loads(previous.read_text())['started']
+            self._write_info()
+        train, held_out = prepared.manifest['splits']['train'], prepared.manifest['splits']['validation']
+        total = lambda split, what: sum(entry[what] for entry in split.values())
+        self.console.event(
+            f'data: {fmt.size(total(train, "bytes"))} of text in {total(train, "documents")} documents, '
+            f'{fmt.count(total(train, "tokens"))} tokens to train on, {fmt.count(total(held_out, "tokens"))} held out'
+        )
+        self.console.event(
+            f'model: {fmt.count(self._info["parameters"])} parameters on {jax.device_count()} '
+            f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.written(plan.mesh.shape)
+        )
+        for name, why in plan.attention.items():
+            self.console.event(f'attention: {name} ({why})')
+        self.console.event(f'{origin}, of {plan.steps.total} in {run_dir}')
+
+    def input_wait(self, seconds: float) -> None:
+        """Time the loop waited for data."""
+        self._wait += seconds
+
+    def started(self, clock: Clock, metrics: Any) -> None:
+        """The first step is on its way: says what it took to get there.
+
+        Args:
+          clock: with its laps up to now; where none is 'compile', dispatching the step has compiled it.
+          metrics: of the step, for whose end this waits.
+        """
+        if 'compile' not in clock.laps:
+            clock.lap('compile')
+        jax.block_until_ready(metrics)
+        clock.lap('first step')
+        self._info['startup_seconds'] = {name: round(seconds, 3) for name, seconds in clock.laps.items()}
+        if self._enabled:
+            self._write_info()
+        parts = ', '.join(f'{name} {seconds:.1f}' for name, seconds in clock.laps.items())
+        self.console.event(f'the first step is done after {sum(clock.laps.values()):.1f} s ({parts})')
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Evaluation, samples and checkpoints are not throughput."""
+        return self._clock.paused()
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """One finished step; every so many make a line."""
+        if not self._plan.steps.due(self._plan.steps.log, step):
+            return
+        now = self._clock.training()
+        last_step, last_time = self._logged
+        line = {'tokens': step * self._tokens_per_step, **values, 'seconds': self._clock.seconds()}
+        if last_time is not None:  # the first interval is compilation
+            rate = (step - last_step) * self._tokens_per_step / (now - last_time)
+            share = mfu(rate, self._flops, self._plan.mesh.size, self._peak)
+            line |= {'tokens_per_second': rate, 'input_wait': self._wait / (now - last_time)}
+            line |= {} if share is None else {'mfu': share}
+        self._logged, self._wait = (step, now), 0.0
+        self._writer.write(step, line)
+
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Validation or test metrics."""
+        self._writer.write(step, {'tokens': step * self._tokens_per_step, **values})
+
+    def samples(self, step: int, completions: list[tuple[str, str]]) -> None:
+        """(prompt, text after it) pairs."""
+        for prompt, text in completions:
+            self.console.sample(step, prompt, text)
+            if self._samples:
+                self._samples.write(step, {'prompt': prompt, 'text': text})
+
+    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0) -> None:
+        """Closes the files and notes how it ended."""
+        self._info |= {'status': status, 'finished': _now(), 'seconds_total': clock.seconds()}
+        self.close()
+        if self._enabled:
+            self._write_info()
+        if status == 'stopped':
+            self.console.event(f'{signal}: saved at step {step}; run the same command to go on')
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._writer.close()
+        if self._samples:
+            self._samples.close()
+
+    def farewell(self, status: str, step: int, results: dict[str, float]) -> None:
+        """The table at the end, and what to do next."""
+        rows = {'status': status, 'steps': f'{step} of {self._plan.steps.total}'}
+        rows['tokens'] = fmt.count(step * self._tokens_per_step)
+        rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items()}
+        gzip = self._info['data']['gzip_bits_per_byte']
+        if bits := results.get('val/bits_per_byte'):
+            side = 'below' if bits < gzip else 'above'
+            rows['gzip -9 on the same text'] = f'{gzip:.4f} bits per byte'
+            rows['the model against gzip'] = f'{abs(1 - bits / gzip):.1%} {side}'
+        rows['report'] = str(self._run_dir / 'report.html')
+        self.console.table(self._plan.config.name, rows)
+        if status == 'finished':
+            prompt = (self._plan.config.train.sample_prompts or ('',))[0]
+            self.console.event(
+                'Try next:\n'
+                f'  ./tools/run sample {self._run_dir} --prompt {shlex.quote(prompt)}\n'
+                f'  open {self._run_dir / "report.html"}\n'
+                '  the same file with a part swapped: --config.model.feed_forward=relu2 --workdir runs/relu2'
+            )
+
+    def _write_info(self) -> None:
+        runs.write_atomically(self._run_dir / 'run.json', json.dumps(self._info, indent=2) + '\n')
+
+
+def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:
+    device, manifest = plan.mesh.devices.flat[0], prepared.manifest
+    count = lambda tree: int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
+    embeddings = [plan.shapes.params['embed'], plan.shapes.params.get('unembed', {})]
+    return {
+        'command': shlex.join(['./tools/run', epath.Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        'started': _now(),
+        'status': 'running',
+        'devices': device.device_kind,
+        'platform': device.platform,
+        'machine': platform.platform(),
+        'python': platform.python_version(),
+        'n_devices': jax.device_count(),
+        'n_processes': jax.process_count(),
+        'mesh': dict(plan.mesh.shape),
+        'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
+        'parameters': count(plan.shapes.params),
+        'parameters_embedding': count(embeddings),
+        'total_steps': plan.steps.total,
+        'data': {
+            'splits': manifest['splits'],
+            'vocab_size': manifest['vocab_size'],
+            'bytes_per_token': manifest['bytes_per_token'],
+            'gzip_bits_per_byte': manifest['gzip']['bits_per_byte'],
+        },
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
