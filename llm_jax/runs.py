@@ -25,8 +25,8 @@ from llm_jax.tokenizer import Tokenizer, find
 
 # The experiment's own copy in the run directory; 'experiment.py:Name' names a part in it.
 EXPERIMENT = 'experiment.py'
-# A change of these makes another model, or other data: the checkpoints no longer fit.
-_FIXED = ('model', 'data.seq_len', 'data.tokenizer')
+# A change of these makes another model, other data or another stage: the checkpoints no longer fit.
+_FIXED = ('model', 'data.seq_len', 'data.tokenizer', 'train.objective', 'train.trainable')
 # Fields of `model` that change how it is computed, not what it is.
 _FREE = ('model.scan', 'model.scan_unroll', 'model.remat', 'model.dtype', 'model.matmul', 'model.dropout')
 
@@ -146,6 +146,8 @@ def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
     kept = run_dir / 'checkpoints'
     if file.exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir()):
         old, new = (_flat(v) for v in (json.loads(file.read_text()), json.loads(json.dumps(values))))
+        # Fields that the version of the old run did not have had their default.
+        old = {name: value for name, value in _flat(config_lib.to_dict(Config())).items() if name not in old} | old
         changed = [
             f'{key}: {old.get(key)!r} -> {new.get(key)!r}'
             for key in sorted(old.keys() | new.keys())
@@ -153,7 +155,7 @@ def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
         ]
         if changed:
             raise ConfigError(
-                f'{run_dir} holds checkpoints of another model ({"; ".join(changed)}). Undo the change, '
+                f'{run_dir} holds checkpoints of another run ({"; ".join(changed)}). Undo the change, '
                 'or train it elsewhere: --workdir DIR, or another config.name'
             )
     write_atomically(file, json.dumps(values, indent=2) + '\n')

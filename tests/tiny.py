@@ -13,8 +13,9 @@ from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
+from llm_jax.train.setup import jit_train_step
 from llm_jax.train.state import State
-from llm_jax.train.step import jit_train_step, make_train_step
+from llm_jax.train.step import make_train_step
 
 V, L, BOS = 64, 16, 1
 

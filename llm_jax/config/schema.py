@@ -232,6 +232,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
+    objective: Part = field('next_token', 'what is trained on and minimised: next_token, or a callable')
+    trainable: Part = field(
+        '.*', 'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path'
+    )
     duration: Duration = field('1000 steps', 'how long to train')
     batch_size: int = field(16, 'rows of one optimizer step, over all devices')
     grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into')

@@ -7,9 +7,11 @@ host can compute its share of any batch.
 from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import time
+from typing import Any, Protocol
 
 import grain
 from grain.experimental import index_shuffle
+import jax
 import numpy as np
 
 from llm_jax.config.schema import ConfigError
@@ -21,6 +23,19 @@ _READ_THREADS = 2
 _READ_ROWS = 512
 # grain's shuffle needs no memory, but for so few rows it takes up to a millisecond a row.
 _SMALL = 1024
+
+
+class BatchSource(Protocol):
+    """Rows of each training step on the host: the same, however often and in whatever order they are read.
+
+    Attributes:
+      steps_per_read: steps that are worth reading at a time.
+    """
+
+    steps_per_read: int
+
+    def read(self, start: int, stop: int) -> Any:
+        """A tree of arrays [stop - start, rows of this host, ...] for the steps from `start` to below `stop`."""
 
 
 class TrainRows:
@@ -167,32 +182,32 @@ def _shuffled(positions: np.ndarray, size: int, seed: int, name: str) -> np.ndar
 
 
 class Loader:
-    """Iterator over `source[start_step]` up to `source[stop_step - 1]`, read ahead by threads.
+    """Iterator over the batches of `start_step` up to `stop_step - 1`, read ahead by threads.
 
     To resume, start at another step. `wait_seconds()` says how long `next` has kept its
     caller waiting since it was last asked.
     """
 
-    def __init__(self, source: TrainRows, start_step: int, stop_step: int, prefetch: int):
-        """Args: prefetch: how many batches are read ahead, at least."""
+    def __init__(self, source: BatchSource, start_step: int, stop_step: int, prefetch: int):
+        """Args: prefetch: batches that are read ahead, at least."""
         group = source.steps_per_read
         starts = grain.MapDataset.range(start_step, max(start_step, stop_step), group)
         read = lambda start: source.read(start, min(start + group, stop_step))
         ahead = max(_READ_THREADS, -(-prefetch // group))
         options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=ahead)
         self._groups = iter(starts.map(read).to_iter_dataset(options))
-        self._batches: Iterator[np.ndarray] = iter(())
+        self._batches: Iterator[Any] = iter(())
         self._waited = 0.0
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> np.ndarray:
+    def __next__(self) -> Any:
         start = time.perf_counter()
         try:
             batch = next(self._batches, None)
             if batch is None:
-                self._batches = iter(next(self._groups))
+                self._batches = _each_step(next(self._groups))
                 batch = next(self._batches)
             return batch
         finally:
@@ -204,8 +219,14 @@ class Loader:
         return waited
 
 
-def loader(source: TrainRows, start_step: int, stop_step: int, prefetch: int) -> Loader:
-    """Batches int32[B, L+1] of the steps from `start_step` to below `stop_step`."""
+def _each_step(group: Any) -> Iterator[Any]:
+    """The batches of several steps, from a tree of arrays [steps, ...]."""
+    leaves, structure = jax.tree.flatten(group)
+    return map(structure.unflatten, zip(*leaves, strict=True))
+
+
+def loader(source: BatchSource, start_step: int, stop_step: int, prefetch: int) -> Loader:
+    """Batches of the steps from `start_step` to below `stop_step`; int32[B, L+1] where `source` is `TrainRows`."""
     return Loader(source, start_step, stop_step, prefetch)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.data import pack
+from llm_jax.data.batch import unpack_rows
 from llm_jax.data.documents import open_sources
 from llm_jax.runs import Loaded
-from llm_jax.train.losses import unpack
+from llm_jax.train.forward import per_token_nll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,9 @@ def score(loaded: Loaded, texts: Sequence[str], *, seq_len: int = 0, batch_size:
 
     @jax.jit
     def sums(params: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch = unpack(tokens, bos_id)
-        logits = loaded.model.apply({'params': params}, batch.inputs, batch.positions, batch.segments)
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), batch.targets[..., None], -1)
-        return -jnp.sum(log_p[..., 0] * batch.weights), jnp.sum(batch.weights)
+        batch = unpack_rows(tokens, bos_id)
+        nll_BL = per_token_nll(loaded.model, params, batch)
+        return jnp.sum(nll_BL * batch.loss_weights), jnp.sum(batch.loss_weights)
 
     batches = np.stack(rows).reshape(-1, batch_size, length + 1)
     parts = np.array([jax.device_get(sums(loaded.params, batch)) for batch in batches], np.float64)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config.schema import Config
+from llm_jax.data.batch import unpack_rows
 from llm_jax.lab.widths import MUP, STANDARD, slope, widened
 from llm_jax.nn.transformer import Transformer, build, parameters_of
-from llm_jax.train.losses import unpack
 from llm_jax.train.optimizer import make_optimizer
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
@@ -150,9 +150,9 @@ def activations(model: Transformer, params: Any, tokens: jax.Array, *, bos_id: i
     Attention logits that are masked count as 0, and the others for them, so that the
     root mean square is that of the others.
     """
-    rows = unpack(tokens, bos_id)
+    rows = unpack_rows(tokens, bos_id)
     logits, seen = model.apply(
-        {'params': params}, rows.inputs, rows.positions, rows.segments,
+        {'params': params}, rows.tokens, rows.positions, rows.segments,
         capture_intermediates=lambda module, method: method == '__call__' and _is_shown(module),
         mutable=['intermediates'],
     )  # fmt: skip

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config.schema import Config, ConfigError, with_fields
+from llm_jax.data.batch import unpack_rows
 from llm_jax.data.prepare import Prepared
 from llm_jax.lab.trial import Trial
 from llm_jax.nn.transformer import Transformer, build
-from llm_jax.train.losses import unpack
+from llm_jax.train.forward import per_token_nll
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'alibi', 'rope')
 # Ways to use a model with rotary positions beyond its length without training it again.
@@ -124,14 +125,12 @@ def perplexities(
 
     @jax.jit
     def sums(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        batch = unpack(tokens, bos_id)
-        logits = model.apply({'params': params}, batch.inputs, batch.positions, batch.segments)
-        log_p = jax.nn.log_softmax(logits)
-        nll = -jnp.take_along_axis(log_p, batch.targets[..., None], -1)[..., 0] * batch.weights
+        batch = unpack_rows(tokens, bos_id)
+        nll_BL = per_token_nll(model, params, batch) * batch.loss_weights
         # A token is predicted from the position before it, and so many tokens and one were seen.
         piece = jnp.searchsorted(jnp.asarray(ends), batch.positions + 1)
-        one_hot = jax.nn.one_hot(piece, len(ends)) * batch.weights[..., None]
-        return jnp.einsum('BL,BLN->N', nll, one_hot), one_hot.sum((0, 1))
+        one_hot = jax.nn.one_hot(piece, len(ends)) * batch.loss_weights[..., None]
+        return jnp.einsum('BL,BLN->N', nll_BL, one_hot), one_hot.sum((0, 1))
 
     total = [
         np.asarray(part, np.float64) for part in zip(*(jax.device_get(sums(params, r)) for r in rows), strict=True)

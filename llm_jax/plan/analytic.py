@@ -75,7 +75,7 @@ def cost(case: Case) -> Cost:
     turns = config.train.grad_accumulation * (plan.microbatches if plan.stages > 1 else 1)
     tokens = case.tokens_per_step / mesh_shards(case) * plan.stages / sizes['context']
     layers = model.n_layers / plan.stages
-    params = device_bytes(case.plan.shapes.params, case.plan.mesh)
+    params = device_bytes(case.plan.param_shapes, case.plan.mesh)
     weights = params / 4 * width * sizes['fsdp']  # of a device's layers, brought together
     stream = layers * tokens * model.d_model * width
 

@@ -46,12 +46,12 @@ class Case:
         place = lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(self.abstract_mesh, leaf.sharding.spec)
         )
-        return jax.tree.map(place, self.plan.shapes.params)
+        return jax.tree.map(place, self.plan.param_shapes)
 
     @functools.cached_property
     def counts(self) -> Counts:
         with jax.sharding.use_abstract_mesh(self.abstract_mesh):
-            return count(self.config.model, self.plan.shapes.params, weights_of(self.plan.model))
+            return count(self.config.model, self.plan.param_shapes, weights_of(self.plan.model))
 
     def with_config(self, config: Config) -> 'Case':
         """Under another config that has the same parameters in the same places, of which the counts are kept."""

@@ -15,6 +15,7 @@ from llm_jax.plan.cases import Case
 from llm_jax.train import offload
 from llm_jax.train.losses import chunk_length
 from llm_jax.train.step import make_loss
+from llm_jax.train.trainable import merge_params, split_params
 
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
 # What the TPU compiler leaves unused between what it places, as a share of what the forward pass keeps.
@@ -52,19 +53,17 @@ class Memory:
 def state_parts(case: Case) -> dict[str, float]:
     """Bytes on one device of what a run keeps from step to step, and of its batch."""
     shapes, mesh = case.plan.shapes, case.plan.mesh
-    config = case.config
-    batch = config.train.batch_size // mesh_shards(case)
     parts = {
-        'parameters': device_bytes(shapes.params, mesh),
+        'parameters': device_bytes(case.plan.param_shapes, mesh),
         'optimizer': device_bytes(shapes.opt_state, mesh),
         'average of parameters': device_bytes(shapes.ema, mesh),
-        'batch': 4.0 * batch * (config.data.seq_len + 1),
+        'batch': device_bytes(case.plan.step_shapes, mesh),
     }
     return {name: n for name, n in parts.items() if n}
 
 
 def gradient_bytes(case: Case) -> float:
-    """Of one device; a gradient has the dtype and the layout of its parameter."""
+    """Bytes on one device; a gradient has the dtype and the layout of its parameter, and frozen ones have none."""
     return device_bytes(case.plan.shapes.params, case.plan.mesh)
 
 
@@ -114,21 +113,23 @@ def residual_bytes(case: Case) -> float:
     """
     plan, config = case.plan, case.config
     loss = make_loss(plan.model, config, bos_id=plan.bos_id)
-    rows = config.train.batch_size // config.train.grad_accumulation
+    trained, frozen = split_params(case.abstract_params, config.train.trainable)
     with jax.sharding.use_abstract_mesh(case.abstract_mesh):
-        tokens = jax.ShapeDtypeStruct(
-            (rows, config.data.seq_len + 1), jnp.int32,
-            sharding=jax.sharding.NamedSharding(case.abstract_mesh, mesh_lib.spec(config.model.rules, ('batch', None))),
-        )  # fmt: skip
+        sharding = jax.sharding.NamedSharding(case.abstract_mesh, mesh_lib.spec(config.model.rules, ('batch',)))
 
-        def kept(params: Any, tokens: jax.Array, key: jax.Array | None) -> list:
-            _, backward, _ = jax.vjp(lambda p: loss(p, tokens, key), params, has_aux=True)
-            given = {id(leaf) for leaf in jax.tree.leaves((params, tokens))}
+        def micro(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (leaf.shape[0] // config.train.grad_accumulation, *leaf.shape[1:])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+        def kept(trained: Any, frozen: Any, rows: Any, key: jax.Array | None) -> list:
+            _, backward, _ = jax.vjp(lambda p: loss(merge_params(p, frozen), rows, key), trained, has_aux=True)
+            given = {id(leaf) for leaf in jax.tree.leaves((trained, frozen, rows))}
             own = lambda leaf: id(leaf) not in given and jax.typeof(leaf).memory_space == jax.memory.Space.Device
             return list(filter(own, jax.tree.leaves(backward)))
 
+        rows = jax.tree.map(micro, plan.objective.step_shapes())
         key = jax.eval_shape(lambda: jax.random.key(0)) if config.model.dropout else None
-        return device_bytes(jax.eval_shape(kept, case.abstract_params, tokens, key), case.abstract_mesh)
+        return device_bytes(jax.eval_shape(kept, trained, frozen, rows, key), case.abstract_mesh)
 
 
 def kept_bytes(case: Case) -> float:
@@ -174,7 +175,7 @@ def _layer_work(case: Case) -> float:
     """A layer's weights brought together, in the dtype of the computation, and what it makes on the way."""
     config, sizes = case.config, case.sizes
     model, width = config.model, jnp.dtype(config.model.dtype).itemsize
-    together = device_bytes(case.plan.shapes.params['layers'], case.plan.mesh) * sizes['fsdp'] / 4 * width
+    together = device_bytes(case.plan.param_shapes['layers'], case.plan.mesh) * sizes['fsdp'] / 4 * width
     gathered = 2 * together / model.n_layers * sizes['stage'] * max(1, len(model.pattern))
     tokens = _rows(case) * config.data.seq_len / sizes['context']
     inner = 4 * model.n_heads * model.head_size
@@ -277,7 +278,7 @@ def serving(case: Case) -> Serving:
     """What it takes to serve the model on chips of the machine."""
     model = case.config.model
     width = jnp.dtype(model.dtype).itemsize
-    parameters = width * _size(jax.tree.leaves(case.plan.shapes.params))
+    parameters = width * _size(jax.tree.leaves(case.plan.param_shapes))
     cache = jax.eval_shape(lambda: decode.empty_caches(model, 1, 1024))
     per_token = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / 1024
     one = per_token * model.max_seq_len

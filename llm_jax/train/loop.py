@@ -11,7 +11,7 @@ import numpy as np
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
-from llm_jax.data.batches import TrainRows, loader
+from llm_jax.data.batches import loader
 from llm_jax.data.prepare import prepare, vocab_size
 from llm_jax.dist import hosts
 from llm_jax.dist import mesh as mesh_lib
@@ -24,6 +24,7 @@ from llm_jax.train import reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt
 from llm_jax.train.step import make_eval_step
+from llm_jax.train.trainable import merge_params
 
 
 class NonFiniteLossError(ConfigError):
@@ -100,7 +101,8 @@ def _train(
 
     clock.lap('prepare')
     with jax.set_mesh(mesh), Interrupt(notices=config.train.notices) as interrupt:
-        state, origin = setup.start_state(plan, checkpoints, prepared)
+        state, frozen, origin = setup.start_state(plan, checkpoints, prepared)
+        not_donated = () if frozen is None else (frozen,)
         start = int(state.step)
         clock.lap('state')
         if config.train.reproducible:  # which compiles for one device after the other as it goes
@@ -129,15 +131,15 @@ def _train(
             new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed}
             return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
 
-        def finish(step: int, metrics: dict[str, jax.Array], tokens: jax.Array) -> None:
+        def finish(step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
             """Fetches the metrics of a step, which by now the device has computed."""
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):
-                raise _non_finite(run_dir, step, values, tokens, checkpoints)
+                raise _non_finite(run_dir, step, values, batch, checkpoints)
             record.step(step, values)
 
-        rows = TrainRows(prepared, config.data.mixture, config.seed, config.train.batch_size, plan.local_rows)
-        batches = loader(rows, start, steps.total, config.data.prefetch)
+        source = plan.objective.train_rows(prepared, plan.local_rows)
+        batches = loader(source, start, steps.total, config.data.prefetch)
         profiler = Profiler(run_dir / 'profile', profile, range(start + 1, steps.total + 1), enabled=is_main)
         pending = None
         status = 'finished'
@@ -145,13 +147,14 @@ def _train(
         try:
             for step in range(start + 1, steps.total + 1):
                 profiler.before(step)
-                tokens = plan.place(next(batches))
+                batch = plan.place(next(batches))
+                batch = plan.collect(merge_params(state.params, frozen), batch, step - 1)
                 with jax.transfer_guard('disallow'):  # nothing but the batch goes to the device, and nothing waits
-                    state, metrics = train_step(state, tokens)  # returns before it is computed
+                    state, metrics = train_step(state, batch, *not_donated)  # returns before it is computed
                 record.input_wait(batches.wait_seconds())
                 if pending:
                     finish(*pending)
-                pending = (step, metrics, tokens)
+                pending = (step, metrics, batch)
                 profiler.after(step, metrics)
                 if step == start + 1:
                     record.started(clock, metrics)
@@ -169,15 +172,15 @@ def _train(
                     # First of all, so that nothing that fails after it costs a checkpoint.
                     if saves:
                         meta = {'tokenizer': tokenizer.fingerprint, 'data': prepared.manifest['digest']}
-                        checkpoints.save(step, setup.to_items(state), meta)
+                        checkpoints.save(step, setup.to_items(state, frozen), meta)
                     if is_last:
                         checkpoints.wait()
                     if evaluates:
-                        results = evaluated(step, state.averaged)
+                        results = evaluated(step, merge_params(state.averaged, frozen))
                         checkpoints.record_evaluation(step, results)
                     if samples:
                         with record.failure_as_warning(f'there are no samples at step {step}'):
-                            record.samples(step, sampled(state.averaged))
+                            record.samples(step, sampled(merge_params(state.averaged, frozen)))
                 if stop:
                     status = 'stopped'
                     break
@@ -206,11 +209,17 @@ def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:
 
 
 def _non_finite(
-    run_dir: epath.Path, step: int, values: dict[str, float], tokens: jax.Array, checkpoints: Checkpoints
+    run_dir: epath.Path, step: int, values: dict[str, float], batch: Any, checkpoints: Checkpoints
 ) -> NonFiniteLossError:
     """Keeps the batch, and says what happened and what to try."""
     file = run_dir / f'nonfinite_step_{step}_process_{jax.process_index()}.npz'
-    shards = {f'rows_{s.index[0].start or 0}': np.asarray(s.data) for s in tokens.addressable_shards}
+    shards = {
+        f'{jax.tree_util.keystr(path, simple=True, separator=".") or "rows"}_{s.index[0].start or 0}': np.asarray(
+            s.data
+        )
+        for path, array in jax.tree_util.tree_leaves_with_path(batch)
+        for s in array.addressable_shards
+    }
     with file.open('wb') as out:
         np.savez(out, **shards)
     checkpoints.close()

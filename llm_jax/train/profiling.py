@@ -5,11 +5,12 @@ import jax
 
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
-from llm_jax.data.batches import TrainRows
+from llm_jax.data.batches import loader
 from llm_jax.data.prepare import prepare
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics.profile import Op, Profiler, top_ops
 from llm_jax.train import setup
+from llm_jax.train.trainable import merge_params
 
 
 def profile_run(run_dir: str | epath.Path, first: int, last: int) -> list[Op]:
@@ -38,14 +39,18 @@ def profile_run(run_dir: str | epath.Path, first: int, last: int) -> list[Op]:
     )  # fmt: skip
     config = plan.config
     with jax.set_mesh(plan.mesh):
-        state, _ = setup.start_state(plan, checkpoints, prepared)
+        state, frozen, _ = setup.start_state(plan, checkpoints, prepared)
+        not_donated = () if frozen is None else (frozen,)
         train_step = plan.train_step()
-        rows = TrainRows(prepared, config.data.mixture, config.seed, config.train.batch_size, plan.local_rows)
         begin = int(state.step)
+        batches = loader(
+            plan.objective.train_rows(prepared, plan.local_rows), begin, begin + last, config.data.prefetch
+        )
         profiler = Profiler(run_dir / 'profile', (first, last), range(1, last + 1))
         for step in range(1, last + 1):
             profiler.before(step)
-            state, metrics = train_step(state, plan.place(rows[begin + step - 1]))
+            batch = plan.collect(merge_params(state.params, frozen), plan.place(next(batches)), begin + step - 1)
+            state, metrics = train_step(state, batch, *not_donated)
             profiler.after(step, metrics)
     checkpoints.close()
     return top_ops(run_dir / 'profile')

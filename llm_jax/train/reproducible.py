@@ -27,9 +27,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+import optax
 
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
+from llm_jax.train.objectives import Objective, Sums
+from llm_jax.train.state import State
+from llm_jax.train.step import Metrics, Schedule, dropout_key, sum_gradients, update_state
 
 SHARDS = 8
 
@@ -44,7 +48,7 @@ def before_devices() -> None:
 
 
 def check(config: Config, sizes: dict[str, int]) -> None:
-    """Whether the experiment can be trained so on a mesh of these sizes.
+    """Checks that the experiment can be trained so on a mesh of these sizes.
 
     Raises:
       ConfigError: naming the field, its value and what would work.
@@ -63,6 +67,44 @@ def check(config: Config, sizes: dict[str, int]) -> None:
     for message, is_so in wrong.items():
         if is_so:
             raise ConfigError(f'train.reproducible = True: {message}')
+
+
+def check_objective(objective: Objective, frozen: Any) -> None:
+    """Checks that the shards of a batch can be computed by themselves.
+
+    Args:
+      objective: of the run.
+      frozen: parameters that are not trained, or None.
+
+    Raises:
+      ConfigError: naming the field, its value and what would work.
+    """
+    train, kind = objective.config.train, type(objective)
+    if kind.add_statistics is not Objective.add_statistics or len(jax.tree.leaves(objective.step_shapes())) != 1:
+        raise ConfigError(
+            f'train.reproducible = True: train.objective = {train.objective!r} must take one array of rows, and '
+            'nothing over the whole batch, whose shards are computed by themselves; set train.reproducible = False'
+        )
+    if frozen is not None:
+        raise ConfigError(
+            f'train.reproducible = True: train.trainable = {train.trainable!r} must be ".*"; set one of the two'
+        )
+
+
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, schedule: Schedule
+) -> Callable[[State, jax.Array], tuple[State, Metrics]]:
+    """`step(state, rows) -> (state, metrics)`: not to be jitted, as it calls what is."""
+
+    def gradients(state: State, rows: jax.Array, index: jax.Array) -> tuple[Any, Sums]:
+        key = dropout_key(objective.config, state.step)
+        shard_key = None if key is None else jax.random.fold_in(key, index)
+        return sum_gradients(objective, state.params, None, objective.make_batch(rows), shard_key)
+
+    def update(state: State, summed: tuple[Any, Sums]) -> tuple[State, Metrics]:
+        return update_state(objective, optimizer, schedule, state, None, *summed)
+
+    return make_step(gradients, update)
 
 
 def make_step(

@@ -91,7 +91,7 @@ class Record:
         self._wait = 0.0
         self._logged = (start, None)  # step and training time of the last line
         self._tokens_per_step = config.train.batch_size * config.data.seq_len
-        counts = count(config.model, plan.shapes.params, weights_of(plan.model))
+        counts = count(config.model, plan.param_shapes, weights_of(plan.model))
         self._flops = flops_per_token(config.model, counts, config.data.seq_len)
         self._peak = peak_flops(plan.mesh.devices.flat[0])
         self.console = Console(plan.steps.total, enabled=enabled)
@@ -235,7 +235,8 @@ class Record:
 def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:
     device, manifest = plan.mesh.devices.flat[0], prepared.manifest
     count = lambda tree: int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
-    embeddings = [plan.shapes.params['embed'], plan.shapes.params.get('unembed', {})]
+    params = plan.param_shapes
+    embeddings = [params['embed'], params.get('unembed', {})]
     return {
         'command': shlex.join(['./tools/run', epath.Path(sys.argv[0]).stem, *sys.argv[1:]]),
         'started': _now(),
@@ -248,7 +249,8 @@ def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:
         'n_processes': jax.process_count(),
         'mesh': dict(plan.mesh.shape),
         'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
-        'parameters': count(plan.shapes.params),
+        'parameters': count(params),
+        'parameters_trained': count(plan.shapes.params),
         'parameters_embedding': count(embeddings),
         'total_steps': plan.steps.total,
         'data': {

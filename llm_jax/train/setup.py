@@ -14,18 +14,20 @@ import optax
 from llm_jax import config as config_lib
 from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
-from llm_jax.config.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError, Part
 from llm_jax.data.prepare import Prepared
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
-from llm_jax.nn.transformer import Transformer, build, parameters_of
+from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
 from llm_jax.ops import matmul
 from llm_jax.ops.attend.choose import kernels
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
-from llm_jax.train.state import State, init_state
-from llm_jax.train.step import jit_train_step
+from llm_jax.train.objectives import Objective, make_objective
+from llm_jax.train.state import State, start_training
+from llm_jax.train.step import Metrics, Schedule, make_train_step
+from llm_jax.train.trainable import merge_params, split_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,24 +73,53 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The pure half of a run: what is computed, on which mesh, for how long."""
+    """The pure half of a run: what is computed, on which mesh, for how long.
+
+    Attributes:
+      config: the experiment, with what data decides filled in.
+      mesh: concrete or abstract.
+      steps: its durations.
+      model: the Transformer.
+      objective: what is minimised.
+      optimizer: from gradients to updates.
+      schedule: step -> learning rate.
+      shapes: the state as `jax.ShapeDtypeStruct`.
+      frozen_shapes: the parameters that are not trained; None if all are.
+      bos_id: the token that begins every document.
+      attention: kernel -> why it was chosen.
+    """
 
     config: Config
     mesh: Mesh
     steps: Steps
     model: Transformer
+    objective: Objective
     optimizer: optax.GradientTransformation
-    schedule: Callable[[Any], jax.Array]
-    shapes: State  # of jax.ShapeDtypeStruct
+    schedule: Schedule
+    shapes: State
+    frozen_shapes: Any
     bos_id: int
-    attention: dict[str, str]  # kernel -> why it was chosen
+    attention: dict[str, str]
 
-    def init(self, key: jax.Array) -> State:
-        """A fresh state; jit it under the mesh."""
-        return init_state(self.model, self.optimizer, key, with_ema=self.config.train.ema_decay > 0)
+    @property
+    def param_shapes(self) -> Any:
+        """All parameters as `jax.ShapeDtypeStruct`, trained and frozen."""
+        return merge_params(self.shapes.params, self.frozen_shapes)
 
-    def train_step(self) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
-        """`(state, tokens) -> (state, metrics)`, jitted with all that the compiler is told; its state is donated."""
+    def init(self, key: jax.Array) -> tuple[State, Any]:
+        """A fresh state, and the parameters that are not trained, or None; jit it under the mesh."""
+        return self.start(init_params(self.model, key))
+
+    def start(self, params: Any) -> tuple[State, Any]:
+        """The state that begins with these parameters, and those of them that are not trained; jit it."""
+        trained, frozen = split_params(params, self.config.train.trainable)
+        return start_training(trained, self.optimizer, with_ema=self.config.train.ema_decay > 0), frozen
+
+    def train_step(self) -> Callable[..., tuple[State, Metrics]]:
+        """`(state, rows, [frozen]) -> (state, metrics)`, jitted with all that the compiler is told.
+
+        The state is donated; the parameters that are not trained, given only if there are any, are not.
+        """
         parts, told = (self.model, self.config, self.optimizer, self.schedule), compiler.options(self.config, self.mesh)
         return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=told)
 
@@ -103,26 +134,67 @@ class Plan:
                 'train.reproducible = True: a step is then several programs, one device after the other, which is for '
                 'debugging alone; set it to False to plan or measure one'
             )
-        return self.train_step().lower(state, self.batch_shape)
+        frozen = () if self.frozen_shapes is None else (self.frozen_shapes,)
+        return self.train_step().lower(state, self.step_shapes, *frozen)
 
     @property
     def rows_sharding(self) -> jax.sharding.NamedSharding:
         return mesh_lib.batch_sharding(self.mesh, self.config.model.rules)
 
     @property
-    def batch_shape(self) -> jax.ShapeDtypeStruct:
-        """A batch of tokens, int32[B, L+1], on the mesh."""
-        shape = (self.config.train.batch_size, self.config.data.seq_len + 1)
-        return jax.ShapeDtypeStruct(shape, np.int32, sharding=self.rows_sharding)
+    def step_shapes(self) -> Any:
+        """The rows that a step takes, on the mesh; int32[B, L+1] in pre-training."""
+        place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.rows_sharding)
+        return jax.tree.map(place, self.objective.step_shapes())
 
     @property
     def local_rows(self) -> np.ndarray:
         """Rows of the global batch that this host reads."""
         return mesh_lib.local_rows(self.rows_sharding, self.config.train.batch_size)
 
-    def place(self, local: np.ndarray) -> jax.Array:
-        """This host's rows of a batch -> the global batch on the mesh."""
-        return mesh_lib.global_batch(local, self.local_rows, self.rows_sharding, self.config.train.batch_size)
+    def place(self, local: Any) -> Any:
+        """This host's rows of a batch, arrays [rows, ...] -> those of the global batch on the mesh."""
+        args = (self.local_rows, self.rows_sharding, self.config.train.batch_size)
+        return jax.tree.map(lambda array: mesh_lib.global_batch(array, *args), local)
+
+    def collect(self, params: Any, rows: Any, step: int) -> Any:
+        """What the step takes: the rows themselves, or what the objective makes from them and the parameters.
+
+        Args:
+          params: all parameters.
+          rows: from `place`.
+          step: optimizer steps taken before.
+
+        Raises:
+          ConfigError: the objective makes other arrays than it says.
+        """
+        made = self.objective.collect(params, rows, step)
+        if made is rows:
+            return rows
+        shape_of = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+        if shape_of(made) != (wanted := shape_of(self.step_shapes)):
+            raise ConfigError(
+                f'train.objective = {self.config.train.objective!r}: collect() gives {shape_of(made)}, but '
+                f'step_shapes() says {wanted}; make them the same'
+            )
+        return jax.device_put(made, jax.tree.map(lambda leaf: leaf.sharding, self.step_shapes))
+
+
+def jit_train_step(
+    model: Transformer,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    *,
+    bos_id: int,
+    compiler_options: dict[str, Any] | None = None,
+) -> Callable[..., tuple[State, Metrics]]:
+    """`make_train_step`, jitted with the state donated; with `train.reproducible`, that of `reproducible`."""
+    if config.train.reproducible:
+        objective = make_objective(model, config, bos_id=bos_id)
+        return reproducible.make_train_step(objective, optimizer, schedule)
+    step = make_train_step(model, config, optimizer, schedule, bos_id=bos_id)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
 
 
 def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int) -> Plan:
@@ -156,13 +228,17 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         context = mesh_lib.shards(config.model.rules, 'length')
         attention = kernels(config.model, platform=mesh_lib.platform(), length=config.data.seq_len, context=context)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        params = jax.eval_shape(lambda k: init_state(model, optax.identity(), k, with_ema=False), key).params
-        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, params, parameters_of(model))
-        with_ema = config.train.ema_decay > 0
-        shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
+        params = jax.eval_shape(lambda k: init_params(model, k), key)
+        trained, frozen = split_params(params, config.train.trainable)
+        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, trained, parameters_of(model))
+        start = lambda params: start_training(params, optimizer, with_ema=config.train.ema_decay > 0)
+        shapes = jax.eval_shape(start, trained)
     if config.optimizer.offload:
         shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
-    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id, attention)
+    objective = make_objective(model, config, bos_id=bos_id)
+    if config.train.reproducible:
+        reproducible.check_objective(objective, frozen)
+    return Plan(config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, bos_id, attention)
 
 
 def keep_compiled(directory: str) -> None:
@@ -182,11 +258,11 @@ def check_samples(config: Config, steps: Steps, tokenizer: Tokenizer) -> None:
             )
 
 
-def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tuple[State, str]:
+def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tuple[State, Any, str]:
     """The state to begin with: this run's newest checkpoint, else `init_from`, else scratch.
 
     Returns:
-      the state on the mesh, and a sentence on where it came from.
+      the state on the mesh, the parameters that are not trained or None, and a sentence on where they came from.
 
     Raises:
       ConfigError: a checkpoint that does not fit.
@@ -206,27 +282,33 @@ def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tup
                 'going on would repeat some rows and skip others; bring the text back, or start a new run from these '
                 'parameters with --config.init_from=RUN --workdir=ANOTHER'
             )
-        items = checkpoints.restore(step, to_items(plan.shapes), plan.mesh)
-        return from_items(items), f'resumed at step {step}'
-    state = jax.jit(plan.init)(jax.random.key(config.seed))
+        items = checkpoints.restore(step, to_items(plan.shapes, plan.frozen_shapes), plan.mesh)
+        return *from_items(items, config.train.trainable), f'resumed at step {step}'
     if not config.init_from:
-        return state, 'started from scratch'
+        return *jax.jit(plan.init)(jax.random.key(config.seed)), 'started from scratch'
     source = epath.Path(config.init_from)
     source_config = runs.read_config(source)
     source_checkpoints = Checkpoints(source, source_config.checkpoint, read_only=True)
     step = runs.pick_step(source_checkpoints, source, None)
     item = 'ema' if source_checkpoints.has(step, 'ema') else 'params'
-    params = source_checkpoints.restore(step, {item: plan.shapes.params}, plan.mesh)[item]
-    ema = jax.tree.map(jax.numpy.copy, params) if state.ema is not None else None
-    return dataclasses.replace(state, params=params, ema=ema), f'started from {source} at step {step}'
+    params = source_checkpoints.restore(step, {item: plan.param_shapes}, plan.mesh)[item]
+    return *jax.jit(plan.start)(params), f'started from {source} at step {step}'
 
 
-def to_items(state: State) -> dict[str, Any]:
-    """A state as the named items of a checkpoint: parameters can be read without the rest."""
-    items = {'params': state.params, 'train': {'step': state.step, 'opt_state': state.opt_state}}
-    return items if state.ema is None else items | {'ema': state.ema}
+def to_items(state: State, frozen: Any = None) -> dict[str, Any]:
+    """A state as the named items of a checkpoint: all parameters can be read without the rest.
+
+    Args:
+      state: of training.
+      frozen: the parameters that are not trained, or None.
+    """
+    params = merge_params(state.params, frozen)
+    items = {'params': params, 'train': {'step': state.step, 'opt_state': state.opt_state}}
+    return items if state.ema is None else items | {'ema': merge_params(state.ema, frozen)}
 
 
-def from_items(items: dict[str, Any]) -> State:
-    """The inverse of `to_items`."""
-    return State(items['train']['step'], items['params'], items['train']['opt_state'], items.get('ema'))
+def from_items(items: dict[str, Any], trainable: Part) -> tuple[State, Any]:
+    """The inverse of `to_items`: (state, frozen). Args: trainable: `train.trainable` of the config."""
+    params, frozen = split_params(items['params'], trainable)
+    ema = split_params(items['ema'], trainable)[0] if 'ema' in items else None
+    return State(items['train']['step'], params, items['train']['opt_state'], ema), frozen

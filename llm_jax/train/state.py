@@ -16,9 +16,9 @@ class State:
 
     Attributes:
       step: int32[], optimizer steps taken.
-      params: nested dict, float32.
-      opt_state: of optax.
-      ema: averaged parameters, or None.
+      params: the parameters that are trained: nested dict, float32. What is frozen is kept apart, see `trainable`.
+      opt_state: of optax, for `params`.
+      ema: averages of `params`, or None.
     """
 
     step: jax.Array
@@ -28,12 +28,16 @@ class State:
 
     @property
     def averaged(self) -> Any:
-        """The parameters to evaluate and to sample from: the averaged ones where there are any."""
+        """The trained parameters to evaluate and to sample from: the averaged ones where there are any."""
         return self.params if self.ema is None else self.ema
 
 
 def init_state(model: Transformer, optimizer: optax.GradientTransformation, key: jax.Array, *, with_ema: bool) -> State:
-    """A fresh state on the current mesh. Jit it, or take its shapes with `jax.eval_shape`."""
-    params = init_params(model, key)
+    """A fresh state on the current mesh, everything trained. Jit it, or take its shapes with `jax.eval_shape`."""
+    return start_training(init_params(model, key), optimizer, with_ema=with_ema)
+
+
+def start_training(params: Any, optimizer: optax.GradientTransformation, *, with_ema: bool) -> State:
+    """The state before the first step that trains these parameters."""
     ema = jax.tree.map(jnp.copy, params) if with_ema else None
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)

@@ -7,8 +7,8 @@ import pytest
 from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
 from tiny import VARIANTS as PARTS
 
+from llm_jax.data.batch import unpack_rows
 from llm_jax.ops.attend import xla as attend
-from llm_jax.train.losses import unpack
 
 # Every attention and every position part, with both kinds of block.
 VARIANTS = {
@@ -84,6 +84,6 @@ def test_dependence_under_bfloat16():
 def test_these_are_the_segments_that_unpack_finds():
     starts = np.diff(SEGMENTS, prepend=0) > 0
     tokens = np.concatenate([np.where(starts, BOS, TOKENS), [[2], [2]]], axis=1)
-    rows = unpack(jnp.asarray(tokens), BOS)
+    rows = unpack_rows(jnp.asarray(tokens), BOS)
     np.testing.assert_array_equal(rows.segments, SEGMENTS)
     np.testing.assert_array_equal(rows.positions, POSITIONS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import BOS, LLAMA, VARIANTS, V, random_params, tiny_config, tiny_model
 
-from llm_jax.train.losses import unpack
+from llm_jax.data.batch import unpack_rows
 from llm_jax.train.step import make_loss
 
 L = 24
@@ -33,8 +33,8 @@ def test_documents_alone_and_together(overrides):
 
     @jax.jit
     def run(tokens):
-        rows = unpack(tokens, BOS)
-        logits = model.apply({'params': params}, rows.inputs, rows.positions, rows.segments)
+        rows = unpack_rows(tokens, BOS)
+        logits = model.apply({'params': params}, rows.tokens, rows.positions, rows.segments)
         _, sums = make_loss(model, config, bos_id=BOS)(params, tokens)
         return logits, sums
 

@@ -7,7 +7,8 @@ import optax
 import pytest
 from tiny import BOS, LLAMA, on_mesh, one_step, packed_tokens, place, tiny_config, tiny_training
 
-from llm_jax.train.losses import Rows, chunk_length, cross_entropy, unpack
+from llm_jax.data.batch import Batch, unpack_rows
+from llm_jax.train.losses import chunk_length, cross_entropy
 
 B, L, D, V = 3, 12, 8, 32
 SLICED = LLAMA | {'train__loss_chunk': 8, 'model__tie_embeddings': False}
@@ -24,7 +25,7 @@ def batch():
     x = rng.normal(size=(B, L, D)).astype(np.float32)
     weights = rng.choice([0.0, 1.0, 0.5], (B, L)).astype(np.float32)
     targets = rng.integers(0, V, (B, L))
-    return params, x, Rows(targets, targets, weights, targets, targets)
+    return params, x, Batch(targets, targets, weights, targets, targets)
 
 
 def exact_loss(params, x, rows, z_loss):
@@ -33,7 +34,7 @@ def exact_loss(params, x, rows, z_loss):
     top = logits.max(-1)
     log_z = np.log(np.exp(logits - top[..., None]).sum(-1)) + top
     nll = log_z - np.take_along_axis(logits, rows.targets[..., None], -1)[..., 0]
-    return (rows.weights * (nll + z_loss * log_z**2)).sum(), (rows.weights * nll).sum()
+    return (rows.loss_weights * (nll + z_loss * log_z**2)).sum(), (rows.loss_weights * nll).sum()
 
 
 @pytest.mark.parametrize('z_loss', [0.0, 0.1])
@@ -42,14 +43,14 @@ def test_value_and_gradients(batch, z_loss, chunk):
     params, x, rows = batch
 
     def loss(params, x, scale=1.0):
-        objective, nll = cross_entropy(head, params, x, rows, z_loss=z_loss, chunk=chunk)
+        objective, nll = cross_entropy(head, params, x, rows.targets, rows.loss_weights, z_loss=z_loss, chunk=chunk)
         return scale * objective, nll
 
     def plain(params, x):
         logits = head(params, x)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, rows.targets)
         z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
-        return jnp.sum(rows.weights * (nll + z_loss * z))
+        return jnp.sum(rows.loss_weights * (nll + z_loss * z))
 
     objective, nll = jax.jit(loss)(params, x)
     exact = exact_loss(params, x, rows, z_loss)
@@ -65,21 +66,23 @@ def test_value_and_gradients(batch, z_loss, chunk):
 def test_tokens_of_weight_0_have_no_gradient(batch):
     params, x, rows = batch
     grad = jax.jit(
-        jax.grad(lambda x: cross_entropy(head, params, x, rows, z_loss=0.1, chunk=4)[0])
+        jax.grad(lambda x: cross_entropy(head, params, x, rows.targets, rows.loss_weights, z_loss=0.1, chunk=4)[0])
     )(x)  # fmt: skip
-    assert np.all(np.asarray(grad)[rows.weights == 0] == 0)
-    assert np.all(np.abs(np.asarray(grad)[rows.weights > 0]).max(-1) > 0)
+    assert np.all(np.asarray(grad)[rows.loss_weights == 0] == 0)
+    assert np.all(np.abs(np.asarray(grad)[rows.loss_weights > 0]).max(-1) > 0)
 
 
 def test_large_logits_stay_finite(batch):
     params, x, rows = batch
-    objective, _ = jax.jit(lambda x: cross_entropy(head, params, x, rows, z_loss=0.0, chunk=4))(x * 1e4)
+    objective, _ = jax.jit(
+        lambda x: cross_entropy(head, params, x, rows.targets, rows.loss_weights, z_loss=0.0, chunk=4)
+    )(x * 1e4)
     np.testing.assert_allclose(objective, exact_loss(params, x * 1e4, rows, 0.0)[0], rtol=1e-5)
 
 
 def test_gradients_have_the_dtype_of_their_inputs(batch):
     params, x, rows = batch
-    loss = lambda params, x: cross_entropy(head, params, x, rows, z_loss=0.1, chunk=4)[0]
+    loss = lambda params, x: cross_entropy(head, params, x, rows.targets, rows.loss_weights, z_loss=0.1, chunk=4)[0]
     grads = jax.eval_shape(jax.grad(loss, argnums=(0, 1)), params, jnp.asarray(x, jnp.bfloat16))
     assert grads[0]['kernel'].dtype == jnp.float32
     assert grads[1].dtype == jnp.bfloat16
@@ -120,19 +123,19 @@ def test_unpack_equals_brute_force():
     tokens[1, 0] = 5
     tokens[2] = -1  # nothing but padding
     tokens[3, 3:6] = BOS  # empty documents
-    rows = jax.jit(unpack, static_argnums=1)(tokens, BOS)
+    rows = jax.jit(unpack_rows, static_argnums=1)(tokens, BOS)
     for i, row in enumerate(tokens):
-        got = (rows.inputs, rows.targets, rows.weights, rows.segments, rows.positions)
+        got = (rows.tokens, rows.targets, rows.loss_weights, rows.segments, rows.positions)
         for a, b in zip(got, brute_force(row), strict=True):
             np.testing.assert_array_equal(a[i], b)
-    assert rows.weights.dtype == jnp.float32
+    assert rows.loss_weights.dtype == jnp.float32
 
 
 def test_unpack_reads_the_document_break():
-    rows = unpack(jnp.array([[7, 8, BOS, 9, BOS, BOS, 3, -1, -1]]), BOS)
-    assert rows.inputs.tolist() == [[7, 8, BOS, 9, BOS, BOS, 3, 0]]
+    rows = unpack_rows(jnp.array([[7, 8, BOS, 9, BOS, BOS, 3, -1, -1]]), BOS)
+    assert rows.tokens.tolist() == [[7, 8, BOS, 9, BOS, BOS, 3, 0]]
     assert rows.targets.tolist() == [[8, BOS, 9, BOS, BOS, 3, 0, 0]]
-    assert rows.weights.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
+    assert rows.loss_weights.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
     assert rows.segments.tolist() == [[0, 0, 1, 1, 2, 3, 3, 3]]
     assert rows.positions.tolist() == [[0, 1, 0, 1, 0, 0, 1, 2]]
 

@@ -6,7 +6,7 @@ import pytest
 import reference
 from tiny import BOS, GPT2, LLAMA, V, packed_tokens, tiny_config, tiny_model, tiny_training
 
-from llm_jax.train.losses import unpack
+from llm_jax.data.batch import unpack_rows
 from llm_jax.train.step import make_eval_step, make_loss
 
 assert_close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), a, b)
@@ -14,13 +14,13 @@ assert_close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose
 
 def exact_nll(params, config, tokens):
     """(sum of the negative log-likelihoods, targets that count) in float64."""
-    rows = jax.tree.map(np.asarray, unpack(jnp.asarray(tokens), BOS))
+    rows = jax.tree.map(np.asarray, unpack_rows(jnp.asarray(tokens), BOS))
     total = 0.0
     for i in range(len(tokens)):
-        logits = reference.transformer(params, config, rows.inputs[i], rows.positions[i], rows.segments[i])
+        logits = reference.transformer(params, config, rows.tokens[i], rows.positions[i], rows.segments[i])
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        total -= (rows.weights[i] * log_p[np.arange(len(log_p)), rows.targets[i]]).sum()
-    return total, rows.weights.sum()
+        total -= (rows.loss_weights[i] * log_p[np.arange(len(log_p)), rows.targets[i]]).sum()
+    return total, rows.loss_weights.sum()
 
 
 @pytest.fixture(scope='module')

@@ -74,11 +74,12 @@ class Ours:
         size = config.model.vocab_size or config.data.tokenizer.vocab_size
         plan = setup.plan(config, mesh_lib.make_mesh(config.mesh), rows=10**6, vocab_size=size, bos_id=1)
         jax.set_mesh(plan.mesh)
-        self._state = jax.jit(plan.init)(jax.random.key(0))
+        self._state, frozen = jax.jit(plan.init)(jax.random.key(0))
+        self._frozen = () if frozen is None else (frozen,)
         shape = (config.train.batch_size, config.data.seq_len + 1)
         self._tokens = plan.place(np.random.default_rng(0).integers(2, size, shape, np.int32)[plan.local_rows])
         self._step = plan.lowered_step(self._state).compile()
-        counts = metrics.count(plan.config.model, plan.shapes.params, weights_of(plan.model))
+        counts = metrics.count(plan.config.model, plan.param_shapes, weights_of(plan.model))
         self._flops = metrics.flops_per_token(plan.config.model, counts, config.data.seq_len)
         self._device, self._n = plan.mesh.devices.flat[0], plan.mesh.size
         self._dtype = config.model.dtype
@@ -87,7 +88,7 @@ class Ours:
         import jax
 
         start = time.perf_counter()
-        self._state, metrics = self._step(self._state, self._tokens)
+        self._state, metrics = self._step(self._state, self._tokens, *self._frozen)
         jax.block_until_ready(metrics)
         return time.perf_counter() - start
 
