@@ -253,7 +253,7 @@ class Train:
     ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none')
     compile_cache: str = field('.cache/xla', 'where compiled programs are kept between runs; empty keeps none')
     compiler_options: dict = field(
-        {}, "option of XLA -> value, over the platform's own of train/compiler.py; None leaves an option out"
+        {}, 'option of XLA -> value, over the defaults of train/compiler.py; None leaves an option out'
     )
     notices: bool = field(True, "whether to save and stop when Google's cloud says that it will stop the machine")
 

@@ -82,15 +82,19 @@ class Plan:
     shapes: State  # of jax.ShapeDtypeStruct
     bos_id: int
     attention: dict[str, str]  # kernel -> why it was chosen
+    compiler_options: dict[str, Any]  # of XLA, that the compiler of the mesh's devices accepts
 
     def init(self, key: jax.Array) -> State:
         """A fresh state; jit it under the mesh."""
         return init_state(self.model, self.optimizer, key, with_ema=self.config.train.ema_decay > 0)
 
     def train_step(self) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
-        """`(state, tokens) -> (state, metrics)`, jitted with all that the compiler is told; its state is donated."""
-        parts, told = (self.model, self.config, self.optimizer, self.schedule), compiler.options(self.config, self.mesh)
-        return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=told)
+        """`(state, tokens) -> (state, metrics)`, jitted with the compiler's options; its state is donated."""
+        return self._jit_step(self.compiler_options)
+
+    def _jit_step(self, options: dict[str, Any] | None) -> Callable[[State, jax.Array], tuple[State, dict]]:
+        parts = self.model, self.config, self.optimizer, self.schedule
+        return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=options)
 
     def lowered_step(self, state: State) -> jax.stages.Lowered:
         """The step as XLA gets it, of a state or its shapes; to be called under the mesh.
@@ -103,7 +107,15 @@ class Plan:
                 'train.reproducible = True: a step is then several programs, one device after the other, which is for '
                 'debugging alone; set it to False to plan or measure one'
             )
-        return self.train_step().lower(state, self.batch_shape)
+        return self._jit_step(None).lower(state, self.batch_shape)
+
+    def compiled_step(self, state: State) -> jax.stages.Compiled:
+        """The step as a program of the mesh's devices, for a state or its shapes; to be called under the mesh.
+
+        Raises:
+          ConfigError: `train.reproducible`, or compiler options of the config that the compiler refuses.
+        """
+        return compiler.compile_step(self.lowered_step(state), self.config, self.compiler_options)
 
     @property
     def rows_sharding(self) -> jax.sharding.NamedSharding:
@@ -143,12 +155,13 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     check_fit(config, dict(mesh.shape))
     if config.train.reproducible:
         reproducible.check(config, dict(mesh.shape))
+    compiler_options: dict[str, Any] = {}
     if isinstance(mesh, Mesh):
         for layer in {model.config.layer(i) for i in range(model.config.n_layers)}:
             matmul.check_device(layer.matmul, mesh.devices.flat[0])
         if config.optimizer.offload:
             offload.check_devices(mesh)
-        compiler.check_options(config, mesh)
+        compiler_options = compiler.accepted_options(config, mesh)
     steps = Steps.of(config, rows)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
@@ -162,7 +175,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         shapes = jax.eval_shape(lambda k: init_state(model, optimizer, k, with_ema=with_ema), key)
     if config.optimizer.offload:
         shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
-    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id, attention)
+    return Plan(config, mesh, steps, model, optimizer, schedule, shapes, bos_id, attention, compiler_options)
 
 
 def keep_compiled(directory: str) -> None:
