@@ -27,7 +27,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     'v5e': _GATHERS | {'xla_tpu_enable_async_collective_fusion_fuse_all_gather': True},
     'v5p': _GATHERS | _SPARSE_CORES,
     'v6e': _GATHERS | _SPARSE_CORES,
-    '7x': {},  # its compiler offloads all collectives to SparseCores by itself
+    '7x': _GATHERS,  # SparseCores carry its collectives by default
 }
 
 
