@@ -9,8 +9,77 @@ import pathlib
 import re
 import sys
 import types
+from typing import Any
 
-from llm_jax.config.schema import ConfigError, Part
+from llm_jax.config import facts
+from llm_jax.config.errors import ConfigError, Part
+
+# --- The parts of a config -------------------------------------------------------------
+# Each answers for the facts of its kind (facts.py), also where a user's callable says none.
+
+
+def attention(config: Any) -> Any:
+    """The attention part of a layer's config: `(config, name=...)` makes it, its class answers for its facts."""
+    return _with_facts(named(config, 'attention'), facts.AttentionFacts)
+
+
+def feed_forward(config: Any) -> Any:
+    """The feed-forward part of a layer's config."""
+    return _with_facts(named(config, 'feed_forward'), facts.FeedForwardFacts)
+
+
+def expert(config: Any) -> Any:
+    """The feed-forward part that each expert of a mixture is."""
+    return _with_facts(named(config.moe, 'activation', 'model.moe'), facts.FeedForwardFacts)
+
+
+def position(config: Any) -> Any:
+    """The position part of a layer's config."""
+    return _with_facts(named(config, 'position'), facts.PositionFacts)
+
+
+def norm(config: Any) -> Callable:
+    """The norm of a layer's config."""
+    return named(config, 'norm')
+
+
+def block(config: Any) -> Any:
+    """The block around attention and feed-forward (`model.residual`): the class itself, for Linen's transforms."""
+    return named(config, 'residual')
+
+
+def schedule(config: Any) -> Any:
+    """The shape of the learning rate over time."""
+    return _with_facts(named(config, 'name', 'schedule'), facts.ScheduleFacts)
+
+
+def named(config: Any, name: str, section: str = 'model') -> Callable:
+    """The callable that a field of a config section names, among those that its schema offers.
+
+    Args:
+      config: the section.
+      name: of the field; its metadata say in which module the table of names is. That is
+        imported only when a part of it is asked for, so reading a config loads no JAX.
+      section: where the section stands in the config, for errors.
+
+    Raises:
+      ConfigError: an unknown name, with what exists and the nearest match.
+    """
+    table = _table(type(config).__dataclass_fields__[name].metadata['parts'])
+    return resolve_part(f'{section}.{name}', getattr(config, name), table)
+
+
+@functools.cache
+def _table(spec: str) -> Mapping[str, Callable]:
+    return _import_spec('the table of parts', spec)
+
+
+@functools.cache
+def _with_facts(part: Callable, kind: type) -> Any:
+    return part if isinstance(part, type) and issubclass(part, kind) else facts.WithDefaults(part, kind)
+
+
+# --- Finding callables -----------------------------------------------------------------
 
 
 def resolve_part(field: str, value: Part, known: Mapping[str, Callable]) -> Callable:

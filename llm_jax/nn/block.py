@@ -7,18 +7,18 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
+from llm_jax.config.facts import BlockFacts, require
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
-from llm_jax.nn.attention import ATTENTIONS, Tokens
+from llm_jax.nn.attention import Tokens
 from llm_jax.nn.feed_forward import DENSE
 from llm_jax.nn.moe import MixtureOfExperts
-from llm_jax.nn.norms import NORMS
 
 FEED_FORWARDS = {**DENSE, 'moe': MixtureOfExperts}
 
 
-class Sequential(nn.Module):
+class Sequential(BlockFacts, nn.Module):
     """x += attention(norm(x)); x += feed_forward(norm(x)), with the norms where `norm_at` says.
 
     'pre': x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745)
@@ -54,10 +54,15 @@ class Sequential(nn.Module):
         return Norm(config, name=f'{name}_norm')(x_BLD) if at == 'post' else x_BLD
 
 
-class Parallel(nn.Module):
+class Parallel(BlockFacts, nn.Module):
     """x += attention(norm(x)) + feed_forward(norm(x)), one norm for both (GPT-J; PaLM, arXiv:2204.02311)."""
 
     config: Model
+
+    @staticmethod
+    def check(config: Model) -> None:
+        require(config.norm_at == 'pre', 'model.norm_at', config.norm_at,
+                'a parallel block norms what it reads; use "pre"')  # fmt: skip
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Any) -> tuple[jax.Array, Any]:
@@ -82,12 +87,8 @@ class ParallelTwoNorms(Parallel):
         return attention_in, Norm(self.config, name='feed_forward_norm')(x_BLD)
 
 
-def _parts(config: Model) -> tuple[type[nn.Module], ...]:
-    return (
-        resolve_part('model.norm', config.norm, NORMS),
-        resolve_part('model.attention', config.attention, ATTENTIONS),
-        resolve_part('model.feed_forward', config.feed_forward, FEED_FORWARDS),
-    )
+def _parts(config: Model) -> tuple[Any, ...]:
+    return parts.norm(config), parts.attention(config), parts.feed_forward(config)
 
 
 def scaled(module: nn.Module, y_BLD: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 
 Policy = Callable[..., Any]
@@ -43,7 +43,7 @@ def block(config: Model, module: type[nn.Module], *, scanned: bool) -> type[nn.M
     Raises:
       ConfigError: an unknown policy.
     """
-    policy = resolve_part('model.remat', config.remat, POLICIES)
+    policy = parts.named(config, 'remat')
     if config.remat in ('none', 'attention'):
         return module
     return nn.remat(module, policy=policy, prevent_cse=not scanned)
