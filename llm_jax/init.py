@@ -60,6 +60,11 @@ class Weight:
         return 'hidden' if growing & set(self.axes_out) else 'readout'
 
     @property
+    def decays(self) -> bool:
+        """Whether weight decay shrinks it: what has inputs does, tables included; biases, scales and sinks do not."""
+        return bool(self.axes_in)
+
+    @property
     def is_matrix(self) -> bool:
         """Whether it maps features to features: neither tokens, nor positions, nor experts are on one side of it."""
         return bool(set(WIDTHS) & set(self.axes_in) and set(WIDTHS) & set(self.axes_out))
@@ -209,7 +214,7 @@ def initializer(config: Model, weight: Weight) -> Init:
     base = dataclasses.replace(
         weight, fan_in=round(weight.fan_in / weight.grow_in), fan_out=round(weight.fan_out / weight.grow_out)
     )
-    init, factor = parts.named(config, 'init')(config, base), _mup_std(weight)
+    init, factor = parts.named(config, 'init')(config, base, **config.options.init), _mup_std(weight)
     return init if factor == 1.0 else lambda *args, **kwargs: init(*args, **kwargs) * factor
 
 

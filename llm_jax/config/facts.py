@@ -127,13 +127,6 @@ class BlockFacts:
         """Raises: ConfigError: the layer's config cannot work."""
 
 
-class ScheduleFacts:
-    """Facts of a schedule: which parts of its span it divides by or ends with, and so must not be 0."""
-
-    needs_warmup = False
-    needs_decay = False
-
-
 class WithDefaults:
     """A part that lacks some facts of its kind: what it has not is the default.
 

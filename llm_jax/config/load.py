@@ -22,7 +22,7 @@ import ml_collections
 
 from llm_jax.config import parts
 from llm_jax.config.facts import BlockFacts, require
-from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model
+from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model, Options, PartOptions
 
 # --- From an experiment file to a ConfigDict -------------------------------------------
 
@@ -36,7 +36,7 @@ def default(cls: type = Config) -> ml_collections.ConfigDict:
             out[f.name] = table(f.type) if dataclasses.is_dataclass(f.type) else _default_of(f)
         out.lock()
         for f in _user_fields(cls):
-            if f.type is dict or f.type == dict | str:
+            if f.type in (dict, Options) or f.type == dict | str:
                 out[f.name].unlock()  # free-form tables: new keys are welcome
         return out
 
@@ -78,12 +78,14 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
     """Sets fields from the command line, e.g. `{'model.n_layers': '4'}`, in place.
 
     Values are Python literals where they read as one, else strings. Keys inside the
-    free-form tables (`data.sources`, `data.mixture`, `mesh.rules`) may be new.
+    free-form tables (`data.sources`, `data.mixture`, `mesh.rules`, options) may be new.
     """
     for key, text in overrides.items():
         *parents, leaf = key.split('.')
         node = config
         for i, name in enumerate(parents):
+            if i and parents[i - 1] == 'options' and not node.is_locked and name not in node:
+                node[name] = ml_collections.ConfigDict()  # of a stage, whose first option this is
             if not isinstance(node, ml_collections.ConfigDict) or name not in node:
                 raise ConfigError(_no_such_field('.'.join(parents[: i + 1]), node))
             node = node[name]
@@ -252,6 +254,13 @@ def _check(config: Config) -> None:
              f'there are only model.n_layers = {model.n_layers}')  # fmt: skip
     for layer in dict.fromkeys(model.layer(i) for i in range(model.n_layers)):
         _check_layer(layer)
+    for section, options, given in (
+        ('optimizer', config.optimizer.options, ('config', 'weights')),
+        ('schedule', config.schedule.options, ('progress', 'span')),
+    ):
+        if options:
+            part = parts.named(getattr(config, section), 'name', section)
+            parts.check_options(f'{section}.options', part, options, given)
     dtypes = {'model.dtype': model.dtype, 'train.accumulation_dtype': train.accumulation_dtype,
               'optimizer.m_dtype': config.optimizer.m_dtype}  # fmt: skip
     for field, value in dtypes.items():
@@ -300,6 +309,13 @@ def _check_layer(model: Model) -> None:
     parts.position(model).check(model, attention.head_dims(model))
     parts.feed_forward(model).check(model)
     getattr(parts.block(model), 'check', BlockFacts.check)(model)
+    for kind in _names(PartOptions):
+        if options := getattr(model.options, kind):
+            parts.check_options(f'model.options.{kind}', parts.named(model, kind), options, _GIVEN)
+
+
+# What every part of the model is made with.
+_GIVEN = ('config', 'weight', 'axes', 'layers', 'parent', 'name')
 
 
 def build(cls: type, values: Any, prefix: str = '') -> Any:
@@ -321,9 +337,9 @@ def build(cls: type, values: Any, prefix: str = '') -> Any:
             raise ConfigError(_no_such_field(prefix + name, fields))
     out = {}
     for name, f in fields.items():
-        value = values[name] if name in values else _default_of(f)
         path = prefix + name
         is_section = dataclasses.is_dataclass(f.type)
+        value = values[name] if name in values else {} if is_section else _default_of(f)
         if path in ('model.pattern', 'model.first_layers'):
             out[name] = _layers(value, path)
         else:
@@ -370,6 +386,8 @@ def _typed(value: Any, expected: Any, path: str) -> Any:
     options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     if isinstance(value, ml_collections.ConfigDict):
         value = {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
+    if expected is Options and isinstance(value, Mapping):
+        return _options(value)
     if options == (dict, str) and isinstance(value, str):
         return {value.partition(':')[0]: value}  # one source, named after its kind
     if tuple in options and isinstance(value, (list, tuple)):
@@ -384,6 +402,13 @@ def _typed(value: Any, expected: Any, path: str) -> Any:
         return value
     names = ' or '.join('a callable' if o is Callable else o.__name__ for o in options)
     raise ConfigError(f'{path} = {value!r} is {type(value).__name__}; it must be {names}')
+
+
+def _options(value: Any) -> Any:
+    """A table of options, or what is in one, hashable."""
+    if isinstance(value, Mapping):
+        return Options({name: _options(inner) for name, inner in value.items()})
+    return tuple(map(_options, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_section(value: Any) -> bool:

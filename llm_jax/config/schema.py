@@ -12,6 +12,14 @@ from llm_jax.config.errors import ConfigError, Part
 
 __all__ = ['Config', 'ConfigError', 'Part']
 
+
+class Options(dict):
+    """Options of a part, by name; never changed, and so hashable."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.items())))
+
+
 # A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
 Duration = int | str
 
@@ -26,7 +34,7 @@ def field(default: Any, meaning: str, **facts: Any) -> Any:
     """
     metadata = {'meaning': meaning, **facts}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -108,6 +116,18 @@ class Mup:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartOptions:
+    """Options of the model's parts: attributes of their modules, for parts of one's own."""
+
+    position: Options = field(Options(), 'of model.position')
+    norm: Options = field(Options(), 'of model.norm')
+    attention: Options = field(Options(), 'of model.attention')
+    feed_forward: Options = field(Options(), 'of model.feed_forward')
+    residual: Options = field(Options(), 'of model.residual')
+    init: Options = field(Options(), 'of model.init: keyword arguments of the scheme')
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = field(0, "rows V of the embedding; 0 takes the tokenizer's size")
     d_model: int = field(256, 'width D of the residual stream')
@@ -164,6 +184,7 @@ class Model:
     )
     init_std: float = field(0.02, 'standard deviation of the initial weights')
     mup: Mup = section(Mup, 'maximal update parametrisation')
+    options: PartOptions = section(PartOptions, 'what parts of your own are made with')
     dtype: str = field('float32', 'dtype of the computation; parameters are always float32')
     matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
     remat: Part = field(
@@ -288,11 +309,13 @@ class Optimizer:
     nesterov: bool = field(True, '"sgd", "muon": whether the step looks ahead of that sum')
     weight_decay: float = field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
     decay_mask: tuple = field(
-        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias|sinks|balance)', False)),
-        '(regex, decays) pairs; the first that matches a whole parameter path decides',
+        (),
+        '(regex, decays) pairs, of which the first that matches a whole parameter path decides; '
+        'empty decays what has inputs: matrices and embeddings, no vectors',
     )
     clip: float = field(1.0, 'largest global gradient norm; 0 never clips')
     m_dtype: str = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
+    options: Options = field(Options(), 'keyword arguments of the update rule, for one of your own')
     offload: bool = field(False, "whether the optimizer's state lies in the host's memory between updates")
 
 
@@ -306,6 +329,7 @@ class Schedule:
     warmup: Duration = field('2 %', 'linear rise from 0 to the peak')
     decay: Duration = field('20 %', 'the final fall of "wsd"')
     floor: float = field(0.1, 'final learning rate as a fraction of the peak')
+    options: Options = field(Options(), 'keyword arguments of the shape, for one of your own')
 
 
 DEFAULT_RULES = {

@@ -84,7 +84,7 @@ def forward(
     updated = []
     for i, (params, cache) in enumerate(zip(weights.layers, caches, strict=True)):
         layer = config.layer(i)
-        block = parts.block(layer)(layer)
+        block = parts.module(layer, 'residual')
         x_BLD, cache = block.apply({'params': params}, x_BLD, tokens[layer].replace(layer=i), cache)
         updated.append(cache)
     if x_BLD.shape[1] > 1:  # the head is the largest product: one token of each row is enough

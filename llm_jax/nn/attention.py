@@ -173,7 +173,8 @@ class LatentAttention(AttentionFacts, nn.Module):
         config, mla = self.config, self.config.mla
         D, H, R, N, V = config.d_model, config.n_heads, mla.kv_rank, mla.d_nope, mla.d_value
         position = parts.position(config)
-        Norm = functools.partial(parts.norm(config), config, ('latent',), **{'eps': e for e in [mla.norm_eps] if e})
+        eps = {'eps': mla.norm_eps} if mla.norm_eps else {}
+        norm = lambda name: parts.module(config, 'norm', ('latent',), **eps, name=name)
         rotate = lambda x: position.rotate(config, x, tokens.tables)
 
         def narrow(name: str, width: int, axis: str, bias: bool = False) -> jax.Array:
@@ -181,14 +182,14 @@ class LatentAttention(AttentionFacts, nn.Module):
 
         bias = config.bias in (True, 'attention')
         if mla.q_rank:
-            latent_BLQ = Norm(name='q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
+            latent_BLQ = norm('q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
             shape, axes = (mla.q_rank, H, N + mla.d_rope), ('rank', 'heads', 'd_head')
             q_BLHK = Einsum('BLR,RHK->BLHK', shape, axes, config, name='q_up')(latent_BLQ)
         else:
             shape, axes = (D, H, N + mla.d_rope), ('d_model', 'heads', 'd_head')
             q_BLHK = Einsum('BLD,DHK->BLHK', shape, axes, config, name='q')(x_BLD)
         q_nope, q_rope = q_BLHK[..., :N], rotate(q_BLHK[..., N:])
-        latent_BLR = Norm(name='kv_norm')(narrow('kv_down', R, 'latent', bias))
+        latent_BLR = norm('kv_norm')(narrow('kv_down', R, 'latent', bias))
         k_rope_BL1K = rotate(narrow('k_rope', mla.d_rope, 'd_head', bias)[:, :, None])
         to_heads = ('rank', 'heads', 'd_head')
         up_k = Einsum('BLR,RHK->BLHK', (R, H, N), to_heads, config, name='k_up')
@@ -289,7 +290,7 @@ def _qk_norm(config: Model, name: str, axis: str, x_BLHK: jax.Array) -> jax.Arra
     if config.qk_norm == 'none':
         return x_BLHK
     axes = (axis, 'd_head') if config.qk_norm == 'whole' else ('d_head',)
-    return parts.norm(config)(config, axes, name=name)(x_BLHK)
+    return parts.module(config, 'norm', axes, name=name)(x_BLHK)
 
 
 ATTENTIONS = {'mha': MultiHeadAttention, 'gqa': Attention, 'mqa': MultiQueryAttention, 'mla': LatentAttention}

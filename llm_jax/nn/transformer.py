@@ -42,12 +42,12 @@ class Transformer(nn.Module):
         config = self.config
         first, pattern, repeats, last = layout(config)
         self.embed = Embed(config, config.vocab_size)
-        self.position = parts.position(config)(config)
-        self.first = tuple(_block(layer, scanned=False)(layer) for layer in first)
+        self.position = parts.module(config, 'position')
+        self.first = tuple(_block(layer, scanned=False)(layer, **layer.options.residual) for layer in first)
         if repeats:
             self.layers = _stack(config, pattern, repeats)
-        self.last = tuple(_block(layer, scanned=False)(layer) for layer in last)
-        self.final_norm = parts.norm(config)(config)
+        self.last = tuple(_block(layer, scanned=False)(layer, **layer.options.residual) for layer in last)
+        self.final_norm = parts.module(config, 'norm')
         if not config.tie_embeddings:
             shape, axes = (config.d_model, config.vocab_size), ('d_model', 'vocab')
             exact = dataclasses.replace(config, matmul='default')
@@ -153,7 +153,9 @@ class Group(nn.Module):
     def __call__(self, x_BLD: jax.Array, tokens: tuple[Tokens, ...], cache: None) -> tuple[jax.Array, None]:
         """dtype[B, L, D] -> the same."""
         for i, (layer, seen) in enumerate(zip(self.layers, tokens, strict=True)):
-            x_BLD, _ = _block(layer, scanned=layer.scan)(layer, name=str(i))(x_BLD, seen, cache)
+            x_BLD, _ = _block(layer, scanned=layer.scan)(layer, **layer.options.residual, name=str(i))(
+                x_BLD, seen, cache
+            )
         return x_BLD, None
 
 
@@ -217,7 +219,10 @@ def _stack(config: Model, pattern: tuple[Model, ...], repeats: int, **linen) -> 
     """The pattern, repeated: `(x, tokens, None) -> (x, None)`."""
     # Each repeat gets the index of its own layer; the rest of what it knows is the same for all.
     seen = tuple(Tokens(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, layer=0) for _ in pattern)
-    body, argument = (Group, pattern) if len(pattern) > 1 else (_block(config, scanned=config.scan), pattern[0])
+    body, argument, options = Group, pattern, {}
+    if len(pattern) == 1:
+        body, argument = _block(config, scanned=config.scan), pattern[0]
+        options = argument.options.residual
     return nn.scan(
         body,
         variable_axes={'params': 0, 'weights': 0, 'vectors': 0, STATS: 0},
@@ -226,7 +231,7 @@ def _stack(config: Model, pattern: tuple[Model, ...], repeats: int, **linen) -> 
         length=repeats,
         # Unrolled, every layer is its own piece of the program; the parameters stay stacked.
         unroll=config.scan_unroll if config.scan else repeats,
-    )(argument, **linen)
+    )(argument, **options, **linen)
 
 
 def init_params(model: Transformer, key: jax.Array) -> dict:

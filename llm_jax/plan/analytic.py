@@ -80,10 +80,8 @@ def cost(case: Case) -> Cost:
     stream = layers * tokens * model.d_model * width
 
     room = model.moe.capacity if parts.feed_forward(model).is_mixture(model) and sizes['expert'] > 1 else 1
-    inner = (
-        3 * room * parts.feed_forward(model).hidden_units(model)
-        + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
-    )
+    hidden = parts.feed_forward(model).hidden_units(model)
+    inner = 3 * room * hidden + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
     moved = _STREAM / stream_shards(case) + _INNER * inner / model.d_model / sizes['tensor']
     traffic = stream * moved * (3 + again) / 4 + turns * weights * _WEIGHTS
     traffic += 2 * sum(state_parts(case).values())

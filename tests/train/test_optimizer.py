@@ -11,6 +11,7 @@ from tiny import GPT2, LLAMA, random_params, tiny_config, tiny_model
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.init import Weight
+from llm_jax.nn.transformer import parameters_of
 from llm_jax.train.optimizer import SCHEDULES, Span, decay_mask, make_optimizer, make_schedule
 
 PEAK, TOTAL, WARMUP, DECAY, FLOOR = 2e-3, 100, 10, 20, 0.1
@@ -143,15 +144,16 @@ EVERYTHING = {'attention_sinks': True, 'feed_forward': 'moe', 'model__moe__balan
 
 @pytest.mark.parametrize('family', [GPT2, LLAMA, GPT2 | EVERYTHING])
 def test_default_mask_decays_matrices_only(family):
-    params = random_params(tiny_model(tiny_config(**family)))
-    mask = decay_mask(schema.Optimizer().decay_mask, params)
+    model = tiny_model(tiny_config(**family))
+    params = random_params(model)
+    mask = decay_mask(schema.Optimizer().decay_mask, params, parameters_of(model))
     for path, decays in jax.tree_util.tree_leaves_with_path(mask):
         assert decays == (path[-1].key in ('kernel', 'embedding'))
 
 
 def test_the_first_pattern_that_matches_the_whole_path_decides():
     params = {'a': {'kernel': 0}, 'b': {'kernel': 0}, 'a_b': {'kernel': 0}}
-    mask = decay_mask((('a/kernel', False), ('a', True), ('.*', True)), params)
+    mask = decay_mask((('a/kernel', False), ('a', True), ('.*', True)), params, {})
     assert mask == {'a': {'kernel': False}, 'b': {'kernel': True}, 'a_b': {'kernel': True}}
 
 
@@ -159,4 +161,4 @@ def test_a_mask_must_cover_every_parameter():
     params = {'a': {'kernel': 0, 'gain': 0}, 'b': {'gain': 0}}
     message = 'optimizer.decay_mask does not cover a/gain, b/gain: add a (regex, bool) pair for each'
     with pytest.raises(ConfigError, match=re.escape(message)):
-        decay_mask(schema.Optimizer().decay_mask, params)
+        decay_mask(((r'.*/(kernel|embedding)', True),), params, {})
