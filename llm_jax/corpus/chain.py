@@ -48,7 +48,8 @@ def label(part: Part) -> str:
 def make(field: str, part: Part, known: Mapping[str, Known], config: Any) -> Stage | Exchange:
     """The stage or exchange that a config names.
 
-    A class is made without arguments, once per process; any other callable is the stage itself.
+    A class is made with its options (`config.options`), once per process; any other
+    callable is the stage itself, and gets them as keyword arguments.
 
     Raises:
       ConfigError: there is none of that name.
@@ -58,7 +59,10 @@ def make(field: str, part: Part, known: Mapping[str, Known], config: Any) -> Sta
         function = parts.resolve_part(field, found.make, {})
         return function(getattr(config, found.section)) if found.section else function()
     resolved = parts.resolve_part(field, part, dict.fromkeys(known, label))
-    return resolved() if isinstance(resolved, type) else resolved
+    options = config.options.get(label(part), {})
+    if isinstance(resolved, type):
+        return resolved(**options)
+    return functools.partial(resolved, **options) if options else resolved
 
 
 def depends_on(part: Part, known: Mapping[str, Known], config: Any) -> list[Any]:
@@ -70,7 +74,9 @@ def depends_on(part: Part, known: Mapping[str, Known], config: Any) -> list[Any]
         return [part, options, [model] if model else _stamps(options), code_of(module)]
     resolved = parts.resolve_part('stages', part, {})
     file = sys.modules[resolved.__module__].__file__
-    return [label(part), hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()]
+    said = [label(part), hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()]
+    options = config.options.get(label(part))
+    return [*said, options] if options else said
 
 
 def model_of(part: Part, known: Mapping[str, Known], config: Any) -> str:
