@@ -15,7 +15,7 @@ from typing import Any
 from llm_jax import config as config_lib
 from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError, Part
-from llm_jax.corpus.batch import through
+from llm_jax.corpus.batch import batches, through
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.exchange import Exchange
 from llm_jax.corpus.tally import Tally
@@ -133,7 +133,7 @@ class Chain:
 
     def run(self, documents: Iterable[Document], tally: Tally) -> Iterator[tuple[Document, int]]:
         """Documents that no stage drops, with the bytes of their texts; counts all of them."""
-        for some in _batches(documents):
+        for some in batches(documents, lambda document: len(document.text), _BATCH_CHARS, _BATCH_DOCUMENTS):
             here = [(document, text_bytes(document, 'the stages before')) for document in some]
             for name, stage in self._stages:
                 start = time.process_time()
@@ -149,19 +149,6 @@ class Chain:
                     tally.arrived(name, n_bytes)
                     here.append((out, n_bytes))
             yield from here
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _through(name: str, stage: Stage, documents: list[Document]) -> list[Document | Dropped]:
