@@ -160,5 +160,5 @@ def varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     What is the same everywhere has its gradient summed over devices where it is used; here, and not in a loop
     that does not turn equally often everywhere.
     """
-    axes = frozenset().union(*map(mesh.differs, arrays))
-    return tuple(mesh.vary(x, axes) for x in arrays)
+    axes = frozenset().union(*map(mesh.varying_axes, arrays))
+    return tuple(mesh.mark_varying(x, axes) for x in arrays)

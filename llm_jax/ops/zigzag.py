@@ -23,7 +23,7 @@ def split(x: jax.Array, rules: tuple) -> jax.Array:
     It moves nothing between devices when the rows were whole. Where the mesh does not
     split the length it changes nothing.
     """
-    parts = mesh.shards(rules, 'length')
+    parts = mesh.shard_count(rules, 'length')
     rest = (None,) * (x.ndim - 2)
     if parts > 1:
         x = mesh.shard(x, rules, ('batch', None, *rest))
@@ -34,7 +34,7 @@ def split(x: jax.Array, rules: tuple) -> jax.Array:
 
 def restore(x: jax.Array, rules: tuple, axes: tuple[str | None, ...]) -> jax.Array:
     """The inverse of `split`, for [B, L, ...] whose logical axes after (B, L) are `axes`; still split by length."""
-    parts = mesh.shards(rules, 'length')
+    parts = mesh.shard_count(rules, 'length')
     if parts == 1:
         return x
     x = mesh.shard(x, rules, ('batch', None, *axes))
