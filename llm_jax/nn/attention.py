@@ -254,7 +254,7 @@ def attend_tokens(
     if kv_axis != 'kv_heads' and table:
         table['kv_heads'] = table[kv_axis] if kv_axis else None
     kernel, _ = choose_kernel(
-        config, platform=mesh.platform(), length=q.shape[1], context=mesh.shards(config.rules, 'length'),
+        config, platform=mesh.platform(), length=q.shape[1], context=mesh.shard_count(config.rules, 'length'),
         cached=cached, dropout=bool(rate),
         need=Need(q.shape[-1], v.shape[-1], softcap, sinks_H is not None, slopes_H is not None),
     )  # fmt: skip

@@ -160,7 +160,7 @@ def mixture(
       dtype[B, L, D], and the number of choices that were dropped, float32.
     """
     moe, rules = config.moe, config.rules
-    table, sizes = mesh.current(rules), dict(jax.sharding.get_abstract_mesh().shape)
+    table, sizes = mesh.active_rules(rules), dict(jax.sharding.get_abstract_mesh().shape)
     axes = {name: mesh.mesh_axes(table.get(name)) for name in ('batch', 'length', 'experts', 'd_model', 'd_ff')}
     token_axes = axes['batch'] + axes['length']
     if not set(axes['d_model']) <= set(token_axes):

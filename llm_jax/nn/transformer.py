@@ -208,7 +208,7 @@ def layer_params(params: Any, config: Model, layer: int) -> Any:
     path, index = place(config, layer)
     for name in path:
         params = params[name]
-    return params if index is None else jax.tree.map(lambda stack: mesh.take(stack, index), params)
+    return params if index is None else jax.tree.map(lambda stack: mesh.take_layer(stack, index), params)
 
 
 def _block(layer: Model, scanned: bool) -> type[nn.Module]:
@@ -259,7 +259,7 @@ def parameters_of(model: Transformer) -> dict:
 
 def _init(model: Transformer, key: jax.Array) -> dict:
     rows = max(1, jax.sharding.get_abstract_mesh().size)  # a batch that every mesh can split
-    parts = mesh.shards(model.config.rules, 'residual_length')
+    parts = mesh.shard_count(model.config.rules, 'residual_length')
     return model.init(key, jnp.zeros((rows, 2 * parts if parts > 1 else 1), jnp.int32))
 
 

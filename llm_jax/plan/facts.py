@@ -66,7 +66,7 @@ def step_rows(outcome: Outcome) -> list[Row]:
     useful = case.flops_per_token * case.tokens_per_step
     source = outcome.source
     rows = [
-        Row('mesh', mesh_lib.written(case.sizes), 'config'),
+        Row('mesh', mesh_lib.format_sizes(case.sizes), 'config'),
         Row('parameters', f'{fmt.count(case.counts.total)}, {fmt.count(case.counts.active)} active', ANALYTIC),
         Row('tokens a step', fmt.count(case.tokens_per_step), 'config'),
         Row('useful FLOPs a step', f'{useful / 1e15:,.1f} PFLOP', ANALYTIC),

@@ -126,7 +126,7 @@ def _chunked(head, z_loss, chunk, once, params, x_BLD, targets_BL, weights_BL):
     if not (batch := _batch_axes(x_BLD) if once else ()):
         return scan(params, *rows)
     own = lambda *args: jax.lax.psum(scan(*args), batch)
-    return mesh.over(batch, own, (_whole(params, batch, x_BLD.dtype), *rows), (jax.P(), jax.P()))
+    return mesh.map_over_axes(batch, own, (_whole(params, batch, x_BLD.dtype), *rows), (jax.P(), jax.P()))
 
 
 def _chunked_forward(head, z_loss, chunk, once, params, x_BLD, targets_BL, weights_BL):
@@ -155,7 +155,7 @@ def _chunked_forward(head, z_loss, chunk, once, params, x_BLD, targets_BL, weigh
 
     whole = _whole(params, batch, x_BLD.dtype)
     parts = jax.tree.map(lambda w: jax.P(batch, *_lies(w)), whole)
-    sums, d_parts, d_x = mesh.over(batch, own, (whole, *rows), ((jax.P(), jax.P()), parts, _lies(x_BLD)))
+    sums, d_parts, d_x = mesh.map_over_axes(batch, own, (whole, *rows), ((jax.P(), jax.P()), parts, _lies(x_BLD)))
     return sums, (_summed(d_parts, params, batch), d_x)
 
 
@@ -170,7 +170,7 @@ def _batch_axes(x_BLD):
 
 def _split_by(batch, w):
     """For each dimension of a parameter, the axes of the batch that split it."""
-    return [mesh.mesh_axes(mesh.only(entry, batch)) for entry in _lies(w)]
+    return [mesh.mesh_axes(mesh.keep_axes(entry, batch)) for entry in _lies(w)]
 
 
 def _whole(params, batch, dtype):
@@ -184,7 +184,7 @@ def _whole(params, batch, dtype):
         splits = _split_by(batch, w)
         if not any(splits):
             return w
-        stays = [mesh.only(entry, set(mesh.mesh_axes(entry)) - {*batch}) for entry in _lies(w)]
+        stays = [mesh.keep_axes(entry, set(mesh.mesh_axes(entry)) - {*batch}) for entry in _lies(w)]
 
         def gather(w):
             for dim, axes in enumerate(splits):

@@ -166,7 +166,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
-        context = mesh_lib.shards(config.model.rules, 'length')
+        context = mesh_lib.shard_count(config.model.rules, 'length')
         attention = kernels(config.model, platform=mesh_lib.platform(), length=config.data.seq_len, context=context)
         key = jax.eval_shape(lambda: jax.random.key(0))
         params = jax.eval_shape(lambda k: init_state(model, optax.identity(), k, with_ema=False), key).params

@@ -54,9 +54,9 @@ def make_loss(model: Transformer, config: Config, *, bos_id: int) -> Callable[..
         )
         B, L = rows.inputs.shape
         # Devices that share the length of a row each take slices of their part of it.
-        parts = mesh.shards(rules, 'residual_length')
-        n_rows = B // mesh.batch_shards(rules) * parts // mesh.shards(rules, 'length')
-        n_logits = model.config.vocab_size // mesh.shards(rules, 'vocab')
+        parts = mesh.shard_count(rules, 'residual_length')
+        n_rows = B // mesh.batch_shard_count(rules) * parts // mesh.shard_count(rules, 'length')
+        n_logits = model.config.vocab_size // mesh.shard_count(rules, 'vocab')
         chunk = parts * chunk_length(L // parts, n_rows, config.train.loss_chunk, n_logits)
         head_params = {name: params[name] for name in head_names}
         options = {'z_loss': config.train.z_loss, 'chunk': chunk, 'once': config.train.gather_head_once}

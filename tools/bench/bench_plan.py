@@ -155,7 +155,7 @@ def worked(shape: str) -> str:
     memory, roof = outcome.memory, outcome.roofline
     cells = (
         f'`{experiment}.py`{"".join(f" `{flag}`" for flag in overrides)}', str(machine),
-        mesh_lib.written(outcome.case.sizes),
+        mesh_lib.format_sizes(outcome.case.sizes),
         f'{facts.gib(memory.total)} of {facts.gib(memory.limit)}', f'{facts.seconds(roof.step)}, {roof.bound}',
         fmt.percent(outcome.mfu), f'{outcome.compile_seconds:.0f} s',
     )  # fmt: skip
