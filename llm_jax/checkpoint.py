@@ -4,8 +4,15 @@
 `train` (step and optimizer state) and `meta` (JSON), so that a later stage reads the
 parameters alone. Saves are asynchronous and atomic: a directory gets its final name when
 it is complete, and nothing else is ever loaded.
+
+A checkpoint is saved before it is evaluated, so that an evaluation that fails costs no
+checkpoint. What the evaluation gives is written to `<run>/evaluations.json` (step ->
+metrics) afterwards, and decides which checkpoint is the best from the next save on.
 """
 
+from collections.abc import Sequence
+import json
+import math
 from typing import Any
 
 from etils import epath
@@ -30,10 +37,11 @@ class Checkpoints:
         run may be going on.
         """
         policies = ocp.checkpoint_managers
+        self._evaluations_file = epath.Path(run_dir) / 'evaluations.json'
+        self._evaluations = _read_evaluations(self._evaluations_file)
         keep = [policies.LatestN(config.keep)]
         if config.keep_best:
-            best = policies.BestN(get_metric_fn=lambda m: -m.get('val/loss', float('inf')), n=1)
-            keep.append(best)
+            keep.append(_KeepBest(self._evaluations))
         self._directory = epath.Path(run_dir).resolve() / 'checkpoints'
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -54,20 +62,13 @@ class Checkpoints:
         """The steps of all complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """The step with the lowest validation loss; the newest if none was evaluated."""
-        losses = {step: self.meta(step)['metrics'].get('val/loss') for step in self.steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
-        return min(known, key=known.get) if known else self.latest_step
-
-    def save(self, step: int, items: Items, meta: dict[str, Any], metrics: dict[str, float]) -> None:
+    def save(self, step: int, items: Items, meta: dict[str, Any]) -> None:
         """Starts to write a checkpoint; returns once the arrays are copied off the device.
 
         Args:
           step: optimizer steps taken.
           items: named trees of arrays.
           meta: JSON.
-          metrics: 'val/loss' decides which checkpoint is the best.
 
         Raises:
           ConfigError: the disk is full or not writable (of this save or the one before).
@@ -76,10 +77,26 @@ class Checkpoints:
         with _disk_errors(self._directory):
             self._manager.save(
                 step,
-                args=ocp.args.Composite(meta=ocp.args.JsonSave({**meta, 'metrics': metrics}), **args),
-                metrics=metrics,
+                args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args),
                 force=True,
             )
+
+    def record_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Notes the metrics of a step's parameters; to be called in every process of a job.
+
+        Args:
+          step: optimizer steps taken.
+          metrics: 'val/loss' decides which checkpoint is the best.
+
+        Raises:
+          ConfigError: the disk is full or not writable.
+        """
+        self._evaluations[step] = metrics
+        if jax.process_index() == 0:
+            partial = self._evaluations_file.with_suffix('.partial')
+            with _disk_errors(self._directory):
+                partial.write_text(json.dumps({str(s): m for s, m in self._evaluations.items()}, indent=2) + '\n')
+                partial.replace(self._evaluations_file)
 
     def restore(self, step: int, shapes: Items, mesh: Mesh | None) -> Items:
         """Reads named trees, laid out on `mesh` whatever mesh they were saved from.
@@ -109,7 +126,7 @@ class Checkpoints:
             ) from error
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON saved with a checkpoint, its metrics among it."""
+        """The JSON saved with a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
 
     def has(self, step: int, item: str) -> bool:
@@ -125,6 +142,28 @@ class Checkpoints:
         """Waits, then lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves the checkpoint with the lowest validation loss among those that were evaluated."""
+
+    def __init__(self, evaluations: dict[int, dict[str, float]]) -> None:
+        """Args: evaluations: step -> metrics; read anew at every save."""
+        self._evaluations = evaluations
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One boolean for each checkpoint; at most one is true."""
+        del context
+        # Earlier versions kept the metrics in the checkpoint.
+        metrics = [self._evaluations.get(info.step) or info.metrics or {} for info in checkpoints]
+        losses = [of_step.get('val/loss', math.inf) for of_step in metrics]
+        best = losses.index(min(losses)) if losses else -1
+        return [i == best and loss < math.inf for i, loss in enumerate(losses)]
+
+
+def _read_evaluations(file: epath.Path) -> dict[int, dict[str, float]]:
+    """Step -> metrics; empty if nothing was evaluated."""
+    return {int(step): metrics for step, metrics in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
 class _disk_errors:  # noqa: N801 - used like a function

@@ -4,6 +4,7 @@ runs/<name>/config.json      the resolved config
             experiment.py    the file it came from, with any parts it defines
             tokenizer/       the tokenizer
             checkpoints/     by step
+            evaluations.json of checkpoints, by step
             metrics.jsonl, samples.jsonl, run.json, report.html, report.md, tensorboard/
 """
 

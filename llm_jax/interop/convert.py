@@ -90,6 +90,6 @@ def _write(
     # Without text there is no data to go on with: a run begins from here with init_from.
     meta = {'tokenizer': found.fingerprint if found else '', 'data': '', 'source': source}
     checkpoints = Checkpoints(run_dir, config.checkpoint)
-    checkpoints.save(0, {'params': params}, meta, {})
+    checkpoints.save(0, {'params': params}, meta)
     checkpoints.close()
     return found

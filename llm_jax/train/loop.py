@@ -84,7 +84,7 @@ def _train(
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
     config, steps = plan.config, plan.steps
-    setup.check_samples(config, tokenizer)
+    setup.check_samples(config, steps, tokenizer)
     if is_main:
         runs.write_config(run_dir, config, experiment and epath.Path(experiment))
         tokenizer.save(run_dir / 'tokenizer')
@@ -156,22 +156,28 @@ def _train(
                 if step == start + 1:
                     record.started(clock, metrics)
 
-                # Asked to stop, nothing comes before the checkpoint: grace periods are short.
-                stop = interrupt.asked(step)
+                # Asked to stop, nothing but the checkpoint is made: grace periods are short.
+                stop, is_last = interrupt.asked(step), step == steps.total
+                saves = steps.due(steps.checkpoint, step) or is_last or stop
                 evaluates = steps.due(steps.eval, step) and not stop
                 samples = steps.due(steps.sample, step) and not stop
-                saves = steps.due(steps.checkpoint, step) or stop
-                if not (evaluates or samples or saves):
+                if not (saves or evaluates or samples):
                     continue
-                finish(*pending)  # nothing is evaluated or saved after a bad step
+                finish(*pending)  # nothing is saved or evaluated after a bad step
                 pending = None
                 with record.paused():
-                    results = evaluated(step, state.averaged) if evaluates else {}
-                    if samples:
-                        record.samples(step, sampled(state.averaged))
+                    # First of all, so that nothing that fails after it costs a checkpoint.
                     if saves:
                         meta = {'tokenizer': tokenizer.fingerprint, 'data': prepared.manifest['digest']}
-                        checkpoints.save(step, setup.to_items(state), meta, results)
+                        checkpoints.save(step, setup.to_items(state), meta)
+                    if is_last:
+                        checkpoints.wait()
+                    if evaluates:
+                        results = evaluated(step, state.averaged)
+                        checkpoints.record_evaluation(step, results)
+                    if samples:
+                        with record.failure_as_warning(f'there are no samples at step {step}'):
+                            record.samples(step, sampled(state.averaged))
                 if stop:
                     status = 'stopped'
                     break
@@ -179,10 +185,13 @@ def _train(
             checkpoints.close()
         except BaseException:
             record.end('failed', clock)
+            if jax.process_count() == 1:  # of several, one that failed may wait for the others forever
+                checkpoints.wait()
             raise
         record.end(status, clock, signal=interrupt.signal, step=step)
     if is_main:
-        write_report(run_dir)
+        with record.failure_as_warning('there is no report'):
+            write_report(run_dir)
         record.farewell(status, step, results)
     return Result(status, step, results)
 

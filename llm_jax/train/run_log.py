@@ -169,6 +169,27 @@ class Record:
             if self._samples:
                 self._samples.write(step, {'prompt': prompt, 'text': text})
 
+    @contextlib.contextmanager
+    def failure_as_warning(self, consequence: str) -> Iterator[None]:
+        """Makes an error inside a warning: a line on the console, and an entry of `warnings` in run.json.
+
+        It is for what a run can do without, such as samples. Where several processes compute together, an error
+        of a device is raised all the same: the other processes may still be waiting for this one.
+
+        Args:
+          consequence: what the run lacks if it fails, such as 'there is no report'.
+        """
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise
+            reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+            self.console.event(f'warning: {consequence}, because of {reason}')
+            self._info.setdefault('warnings', []).append({'consequence': consequence, 'reason': reason})
+            if self._enabled:
+                self._write_info()
+
     def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0) -> None:
         """Closes the files and notes how it ended."""
         self._info |= {'status': status, 'finished': _now(), 'seconds_total': clock.seconds()}
@@ -194,15 +215,17 @@ class Record:
             side = 'below' if bits < gzip else 'above'
             rows['gzip -9 on the same text'] = f'{gzip:.4f} bits per byte'
             rows['the model against gzip'] = f'{abs(1 - bits / gzip):.1%} {side}'
-        rows['report'] = str(self._run_dir / 'report.html')
+        report = self._run_dir / 'report.html'
+        if report.exists():
+            rows['report'] = str(report)
         self.console.table(self._plan.config.name, rows)
         if status == 'finished':
             prompt = (self._plan.config.train.sample_prompts or ('',))[0]
             self.console.event(
                 'Try next:\n'
                 f'  ./tools/run sample {self._run_dir} --prompt {shlex.quote(prompt)}\n'
-                f'  open {self._run_dir / "report.html"}\n'
-                '  the same file with a part swapped: --config.model.feed_forward=relu2 --workdir runs/relu2'
+                + (f'  open {report}\n' if report.exists() else '')
+                + '  the same file with a part swapped: --config.model.feed_forward=relu2 --workdir runs/relu2'
             )
 
     def _write_info(self) -> None:

@@ -30,7 +30,7 @@ from llm_jax.train.step import jit_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The config's durations, in optimizer steps; 0 means never."""
+    """The config's durations in optimizer steps; 0 is never, also at the end."""
 
     total: int
     warmup: int
@@ -65,8 +65,8 @@ class Steps:
         )
 
     def due(self, every: int, step: int) -> bool:
-        """Whether something that happens every so many steps happens after `step` of them."""
-        return step == self.total or (every > 0 and step % every == 0)
+        """True if something that happens every so many steps, and at the end, happens after `step` of them."""
+        return every > 0 and (step % every == 0 or step == self.total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +184,9 @@ def keep_compiled(directory: str) -> None:
         jax.config.update('jax_compilation_cache_dir', directory if '://' in directory else os.path.abspath(directory))
 
 
-def check_samples(config: Config, tokenizer: Tokenizer) -> None:
+def check_samples(config: Config, steps: Steps, tokenizer: Tokenizer) -> None:
     """Raises: ConfigError: a sample during training would be longer than the model's context."""
-    for prompt in config.train.sample_prompts:
+    for prompt in config.train.sample_prompts if steps.sample else ():
         length = 1 + len(tokenizer.encode(prompt)) + config.train.sample_tokens
         if length > config.model.max_seq_len:
             raise ConfigError(

@@ -189,7 +189,7 @@ def test_a_checkpoint_does_not_depend_on_the_stages(tmp_path, repeats):
     params = random_params(model)
     checkpoints = Checkpoints(tmp_path, config.checkpoint)
     with on_axes(stage=2, tensor=2):
-        checkpoints.save(1, {'params': place_params(model, params)}, {}, {})
+        checkpoints.save(1, {'params': place_params(model, params)}, {})
         checkpoints.wait()
     for axes in ({'fsdp': 2}, {'stage': 4}):
         with on_axes(**axes) as _:

@@ -46,7 +46,7 @@ def test_a_checkpoint_brings_it_back(tmp_path, fields):
     with on_mesh(MESH):
         state, _ = steps(1, **{f'optimizer__{name}': value for name, value in fields.items()})
         checkpoints = Checkpoints(tmp_path, config.checkpoint)
-        checkpoints.save(1, setup.to_items(state), {}, {})
+        checkpoints.save(1, setup.to_items(state), {})
         checkpoints.wait()
     with on_mesh((2, 2, 2)):
         mesh = jax.sharding.get_mesh()
