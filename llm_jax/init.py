@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 
 # Logical axes that grow with the width of the model. All grow as d_model does, but heads:
@@ -58,6 +58,11 @@ class Weight:
         if not growing & set(self.axes_in):
             return 'embedding'
         return 'hidden' if growing & set(self.axes_out) else 'readout'
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay shrinks it: what has inputs does, tables included; biases, scales and sinks do not."""
+        return bool(self.axes_in)
 
     @property
     def is_matrix(self) -> bool:
@@ -209,7 +214,7 @@ def initializer(config: Model, weight: Weight) -> Init:
     base = dataclasses.replace(
         weight, fan_in=round(weight.fan_in / weight.grow_in), fan_out=round(weight.fan_out / weight.grow_out)
     )
-    init, factor = resolve_part('model.init', config.init, SCHEMES)(config, base), _mup_std(weight)
+    init, factor = parts.named(config, 'init')(config, base, **config.options.init), _mup_std(weight)
     return init if factor == 1.0 else lambda *args, **kwargs: init(*args, **kwargs) * factor
 
 

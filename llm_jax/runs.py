@@ -18,13 +18,12 @@ import jax
 
 from llm_jax import config as config_lib
 from llm_jax.checkpoint import Checkpoints
+from llm_jax.config.parts import EXPERIMENT
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf
 from llm_jax.nn.transformer import Transformer, build, init_params
 from llm_jax.tokenizer import Tokenizer, find
 
-# The experiment's own copy in the run directory; 'experiment.py:Name' names a part in it.
-EXPERIMENT = 'experiment.py'
 # A change of these makes another model, other data or another stage: the checkpoints no longer fit.
 _FIXED = ('model', 'data.seq_len', 'data.tokenizer', 'train.objective', 'train.trainable')
 # Fields of `model` that change how it is computed, not what it is.

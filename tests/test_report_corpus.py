@@ -6,6 +6,7 @@ import re
 import building
 import pytest
 
+from llm_jax import config as config_lib
 from llm_jax.corpus.build import build
 from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.schema import Corpus
@@ -63,7 +64,7 @@ def test_reasons_are_summed_over_sources():
 
 def test_the_config_shows_what_was_changed(made):
     _, manifest = made
-    changed = dict(report._changed(manifest))
+    changed = dict(report._changed(manifest, config_lib.to_dict(Corpus())))
     assert changed['packing.seq_len'] == '32' and changed['tokenizer.vocab_size'] == '320'
     assert changed['sources.a.path'].endswith('a*.jsonl')
     assert not any(name.startswith('gopher') for name in changed) and Corpus().packing.seq_len != 32

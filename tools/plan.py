@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
     load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
-    config = cli.experiment(known.experiment, rest, load)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
+    config = cli.experiment(known.experiment, rest, load)
     from llm_jax.plan import command  # imports JAX: errors in the config come first, and at once
 
     request = command.Request(

@@ -15,7 +15,7 @@ import sys
 from llm_jax.config import cli, schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import quality
-from llm_jax.data.documents import open_sources
+from llm_jax.corpus.read.plain import open_sources
 
 
 def main(argv: list[str]) -> None:

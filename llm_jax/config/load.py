@@ -21,7 +21,8 @@ from typing import Any
 import ml_collections
 
 from llm_jax.config import parts
-from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model
+from llm_jax.config.facts import BlockFacts, require
+from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model, Options, PartOptions
 
 # --- From an experiment file to a ConfigDict -------------------------------------------
 
@@ -35,7 +36,7 @@ def default(cls: type = Config) -> ml_collections.ConfigDict:
             out[f.name] = table(f.type) if dataclasses.is_dataclass(f.type) else _default_of(f)
         out.lock()
         for f in _user_fields(cls):
-            if f.type is dict or f.type == dict | str:
+            if f.type in (dict, Options) or f.type == dict | str:
                 out[f.name].unlock()  # free-form tables: new keys are welcome
         return out
 
@@ -77,12 +78,14 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
     """Sets fields from the command line, e.g. `{'model.n_layers': '4'}`, in place.
 
     Values are Python literals where they read as one, else strings. Keys inside the
-    free-form tables (`data.sources`, `data.mixture`, `mesh.rules`) may be new.
+    free-form tables (`data.sources`, `data.mixture`, `mesh.rules`, options) may be new.
     """
     for key, text in overrides.items():
         *parents, leaf = key.split('.')
         node = config
         for i, name in enumerate(parents):
+            if i and parents[i - 1] == 'options' and not node.is_locked and name not in node:
+                node[name] = ml_collections.ConfigDict()  # of a stage, whose first option this is
             if not isinstance(node, ml_collections.ConfigDict) or name not in node:
                 raise ConfigError(_no_such_field('.'.join(parents[: i + 1]), node))
             node = node[name]
@@ -226,7 +229,7 @@ def _check(config: Config) -> None:
         'checkpoint.keep': config.checkpoint.keep,
     }  # fmt: skip
     for field, value in positive.items():
-        _require(value >= 1, field, value, 'it must be at least 1')
+        require(value >= 1, field, value, 'it must be at least 1')
     not_negative = {
         'model.vocab_size': model.vocab_size, 'model.n_kv_heads': model.n_kv_heads, 'model.d_head': model.d_head,
         'model.mup.base_width': model.mup.base_width, 'model.mup.base_head': model.mup.base_head,
@@ -236,7 +239,7 @@ def _check(config: Config) -> None:
         'optimizer.weight_decay': config.optimizer.weight_decay, 'schedule.floor': config.schedule.floor,
     }  # fmt: skip
     for field, value in not_negative.items():
-        _require(value >= 0, field, value, 'it must be at least 0')
+        require(value >= 0, field, value, 'it must be at least 0')
     fractions = {
         'model.dropout': model.dropout, 'train.ema_decay': train.ema_decay,
         'optimizer.b1': config.optimizer.b1, 'optimizer.b2': config.optimizer.b2,
@@ -244,40 +247,43 @@ def _check(config: Config) -> None:
         'data.validation_fraction': data.validation_fraction, 'data.test_fraction': data.test_fraction,
     }  # fmt: skip
     for field, value in fractions.items():
-        _require(0 <= value < 1, field, value, 'it must be at least 0 and below 1')
-    _require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
+        require(0 <= value < 1, field, value, 'it must be at least 0 and below 1')
+    require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
              'it does nothing without model.mup.base_width; set that too')  # fmt: skip
-    _require(len(model.first_layers) <= model.n_layers, 'model.first_layers', len(model.first_layers),
+    require(len(model.first_layers) <= model.n_layers, 'model.first_layers', len(model.first_layers),
              f'there are only model.n_layers = {model.n_layers}')  # fmt: skip
     for layer in dict.fromkeys(model.layer(i) for i in range(model.n_layers)):
         _check_layer(layer)
-    if model.residual in ('parallel', 'parallel_two_norms'):
-        _require(
-            model.norm_at == 'pre', 'model.norm_at', model.norm_at, 'a parallel block norms what it reads; use "pre"'
-        )
+    for section, options, given in (
+        ('optimizer', config.optimizer.options, ('config', 'weights')),
+        ('schedule', config.schedule.options, ('progress', 'span')),
+    ):
+        if options:
+            part = parts.named(getattr(config, section), 'name', section)
+            parts.check_options(f'{section}.options', part, options, given)
     dtypes = {'model.dtype': model.dtype, 'train.accumulation_dtype': train.accumulation_dtype,
               'optimizer.m_dtype': config.optimizer.m_dtype}  # fmt: skip
     for field, value in dtypes.items():
-        _require(value in ('float32', 'bfloat16'), field, value, 'use float32 or bfloat16')
-    _require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
+        require(value in ('float32', 'bfloat16'), field, value, 'use float32 or bfloat16')
+    require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
              model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
-    _require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
+    require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
              f'it must divide train.batch_size = {train.batch_size}')  # fmt: skip
     sizes = {axis: getattr(mesh, axis) for axis in ('data', 'fsdp', 'tensor', 'context', 'expert', 'stage')}
-    _require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
+    require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
              'axes are at least 1, and at most one of them is -1 ("the rest")')  # fmt: skip
-    _require(mesh.stage_microbatches >= 0, 'mesh.stage_microbatches', mesh.stage_microbatches,
+    require(mesh.stage_microbatches >= 0, 'mesh.stage_microbatches', mesh.stage_microbatches,
              'it must be at least 1, or 0 for one per stage')  # fmt: skip
-    _require(mesh.stage_repeats >= 1, 'mesh.stage_repeats', mesh.stage_repeats, 'each stage has at least one group')
+    require(mesh.stage_repeats >= 1, 'mesh.stage_repeats', mesh.stage_repeats, 'each stage has at least one group')
     for name in ('start_timeout', 'heartbeat_timeout'):
         seconds = getattr(mesh, name)
-        _require(seconds >= 1, f'mesh.{name}', seconds, 'it is a time in whole seconds, at least 1')
+        require(seconds >= 1, f'mesh.{name}', seconds, 'it is a time in whole seconds, at least 1')
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
-    _require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
+    require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
     for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):
         if field == 'data.mixture' and value and not _is_corpus(data):
-            _require(set(value) == set(data.sources), field, value, f'it needs the names {sorted(data.sources)}')
-    _require(bool(data.sources), 'data.sources', data.sources, 'name at least one source of text')
+            require(set(value) == set(data.sources), field, value, f'it needs the names {sorted(data.sources)}')
+    require(bool(data.sources), 'data.sources', data.sources, 'name at least one source of text')
 
 
 def _is_corpus(data: Data) -> bool:
@@ -286,23 +292,7 @@ def _is_corpus(data: Data) -> bool:
 
 
 def _check_layer(model: Model) -> None:
-    """What must hold for every layer, whatever a pattern changes in it."""
-    _require(model.d_head or model.d_model % model.n_heads == 0, 'model.n_heads', model.n_heads,
-             f'it must divide model.d_model = {model.d_model}, or set model.d_head')  # fmt: skip
-    _require(model.n_heads % model.kv_heads == 0, 'model.n_kv_heads', model.kv_heads,
-             f'it must divide model.n_heads = {model.n_heads}')  # fmt: skip
-    if model.attention in ('mha', 'mqa') and model.n_kv_heads:
-        _require(model.n_kv_heads == model.kv_heads, 'model.n_kv_heads', model.n_kv_heads,
-                 f'{model.attention!r} has {model.kv_heads}; set it to 0, or attention = "gqa"')  # fmt: skip
-    if model.position == 'rope':
-        width = model.mla.d_rope if model.attention == 'mla' else int(model.head_size * model.rope.fraction)
-        _require(width % 2 == 0 and width > 0, 'model.d_head', model.head_size,
-                 f'rope needs an even rotated width, not {width}')  # fmt: skip
-    if model.position == 'sinusoidal':
-        _require(model.d_model % 2 == 0, 'model.d_model', model.d_model, 'sinusoidal needs an even width')
-    if model.attention == 'mla':
-        _require(model.qk_norm == 'none' and not model.attention_gate, 'model.attention', 'mla',
-                 'it has norms of its own and no gate; set qk_norm = "none", attention_gate = False')  # fmt: skip
+    """What must hold for every layer, whatever a pattern changes in it: fields first, then what its parts say."""
     choices = {
         'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
         'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),
@@ -312,26 +302,20 @@ def _check_layer(model: Model) -> None:
     }  # fmt: skip
     for name, known in choices.items():
         value = functools.reduce(getattr, name.split('.'), model)
-        _require(any(value is k or (value == k and type(value) is type(k)) for k in known), f'model.{name}', value,
+        require(any(value is k or (value == k and type(value) is type(k)) for k in known), f'model.{name}', value,
                  f'it must be one of {", ".join(map(repr, known))}')  # fmt: skip
-    if model.feed_forward == 'moe':
-        moe = model.moe
-        _require(1 <= moe.top_k <= moe.n_experts, 'model.moe.top_k', moe.top_k,
-                 f'it must be 1 to model.moe.n_experts = {moe.n_experts}')  # fmt: skip
-        _require(moe.n_groups >= 1 and moe.n_experts % moe.n_groups == 0, 'model.moe.n_groups', moe.n_groups,
-                 f'it must divide model.moe.n_experts = {moe.n_experts}')  # fmt: skip
-        _require(1 <= moe.top_groups <= moe.n_groups, 'model.moe.top_groups', moe.top_groups,
-                 f'it must be 1 to model.moe.n_groups = {moe.n_groups}')  # fmt: skip
-        reachable = moe.top_groups * moe.n_experts // moe.n_groups
-        _require(moe.top_k <= reachable, 'model.moe.top_k', moe.top_k,
-                 f'model.moe.top_groups = {moe.top_groups} groups hold only {reachable} experts')  # fmt: skip
-        _require(moe.capacity >= 1, 'model.moe.capacity', moe.capacity,
-                 'it must be at least 1: a round takes at least an even share')  # fmt: skip
+    attention = parts.attention(model)
+    attention.check(model)
+    parts.position(model).check(model, attention.head_dims(model))
+    parts.feed_forward(model).check(model)
+    getattr(parts.block(model), 'check', BlockFacts.check)(model)
+    for kind in _names(PartOptions):
+        if options := getattr(model.options, kind):
+            parts.check_options(f'model.options.{kind}', parts.named(model, kind), options, _GIVEN)
 
 
-def _require(condition: bool, field: str, value: Any, fix: str) -> None:
-    if not condition:
-        raise ConfigError(f'{field} = {value!r}: {fix}')
+# What every part of the model is made with.
+_GIVEN = ('config', 'weight', 'axes', 'layers', 'parent', 'name')
 
 
 def build(cls: type, values: Any, prefix: str = '') -> Any:
@@ -353,9 +337,9 @@ def build(cls: type, values: Any, prefix: str = '') -> Any:
             raise ConfigError(_no_such_field(prefix + name, fields))
     out = {}
     for name, f in fields.items():
-        value = values[name] if name in values else _default_of(f)
         path = prefix + name
         is_section = dataclasses.is_dataclass(f.type)
+        value = values[name] if name in values else {} if is_section else _default_of(f)
         if path in ('model.pattern', 'model.first_layers'):
             out[name] = _layers(value, path)
         else:
@@ -402,6 +386,8 @@ def _typed(value: Any, expected: Any, path: str) -> Any:
     options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     if isinstance(value, ml_collections.ConfigDict):
         value = {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
+    if expected is Options and isinstance(value, Mapping):
+        return _options(value)
     if options == (dict, str) and isinstance(value, str):
         return {value.partition(':')[0]: value}  # one source, named after its kind
     if tuple in options and isinstance(value, (list, tuple)):
@@ -416,6 +402,13 @@ def _typed(value: Any, expected: Any, path: str) -> Any:
         return value
     names = ' or '.join('a callable' if o is Callable else o.__name__ for o in options)
     raise ConfigError(f'{path} = {value!r} is {type(value).__name__}; it must be {names}')
+
+
+def _options(value: Any) -> Any:
+    """A table of options, or what is in one, hashable."""
+    if isinstance(value, Mapping):
+        return Options({name: _options(inner) for name, inner in value.items()})
+    return tuple(map(_options, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_section(value: Any) -> bool:

@@ -1,16 +1,122 @@
 """Finding the parts a config names: by short name, 'package.module:Name', or callable."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
 import types
+from typing import Any
 
-from llm_jax.config.schema import ConfigError, Part
+from llm_jax.config import facts, moved
+from llm_jax.config.errors import ConfigError, Part
+
+# The copy of an experiment in its run directory; 'experiment.py:Name' names a part in it.
+EXPERIMENT = 'experiment.py'
+
+# --- The parts of a config -------------------------------------------------------------
+# Each answers for the facts of its kind (facts.py), also where a user's callable says none.
+
+
+def attention(config: Any) -> Any:
+    """The attention part of a layer's config: `(config, name=...)` makes it, its class answers for its facts."""
+    return _with_facts(named(config, 'attention'), facts.AttentionFacts)
+
+
+def feed_forward(config: Any) -> Any:
+    """The feed-forward part of a layer's config."""
+    return _with_facts(named(config, 'feed_forward'), facts.FeedForwardFacts)
+
+
+def expert(config: Any) -> Any:
+    """The feed-forward part that each expert of a mixture is."""
+    return _with_facts(named(config.moe, 'activation', 'model.moe'), facts.FeedForwardFacts)
+
+
+def position(config: Any) -> Any:
+    """The position part of a layer's config."""
+    return _with_facts(named(config, 'position'), facts.PositionFacts)
+
+
+def norm(config: Any) -> Callable:
+    """The norm of a layer's config."""
+    return named(config, 'norm')
+
+
+def block(config: Any) -> Any:
+    """The block around attention and feed-forward (`model.residual`): the class itself, for Linen's transforms."""
+    return named(config, 'residual')
+
+
+def module(config: Any, kind: str, *args: Any, **linen: Any) -> Any:
+    """A module of a layer's part of this kind ('attention', 'norm', ...), made with the options of the config.
+
+    Args:
+      config: of the layer.
+      kind: the field of the model that names the part.
+      *args: further attributes, such as the axes of a norm.
+      **linen: `name`, and attributes that only some parts of the kind have.
+    """
+    return named(config, kind)(config, *args, **{**getattr(config.options, kind), **linen})
+
+
+def check_options(field: str, part: Callable, options: Mapping[str, Any], given: Collection[str]) -> None:
+    """Checks that a part takes the options that a config has for it.
+
+    Args:
+      field: dotted name of the options, for the error.
+      part: function, or class whose attributes the options are.
+      options: by name.
+      given: arguments that the library gives every part of this kind.
+
+    Raises:
+      ConfigError: an option that the part does not take, with those that it takes.
+    """
+    accepted = inspect.signature(part).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in accepted):
+        return
+    takes = [one.name for one in accepted if one.name not in given and one.kind is not one.VAR_POSITIONAL]
+    for name, value in options.items():
+        if name not in takes:
+            known = f'it takes {", ".join(takes)}' if takes else 'it takes none'
+            label = getattr(part, '__name__', repr(part))
+            raise ConfigError(
+                f'{field}.{name} = {value!r}: {label} has no such option{nearest(name, takes).rstrip(".")}; {known}'
+            )
+
+
+def named(config: Any, name: str, section: str = 'model') -> Callable:
+    """The callable that a field of a config section names, among those that its schema offers.
+
+    Args:
+      config: the section.
+      name: of the field; its metadata say in which module the table of names is. That is
+        imported only when a part of it is asked for, so reading a config loads no JAX.
+      section: where the section stands in the config, for errors.
+
+    Raises:
+      ConfigError: an unknown name, with what exists and the nearest match.
+    """
+    table = _table(type(config).__dataclass_fields__[name].metadata['parts'])
+    return resolve_part(f'{section}.{name}', getattr(config, name), table)
+
+
+@functools.cache
+def _table(spec: str) -> Mapping[str, Callable]:
+    return _import_spec('the table of parts', spec)
+
+
+@functools.cache
+def _with_facts(part: Callable, kind: type) -> Any:
+    return part if isinstance(part, type) and issubclass(part, kind) else facts.WithDefaults(part, kind)
+
+
+# --- Finding callables -----------------------------------------------------------------
 
 
 def resolve_part(field: str, value: Part, known: Mapping[str, Callable]) -> Callable:
@@ -66,11 +172,14 @@ def _import_file_at(path: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that pickling and dataclasses find it
-    spec.loader.exec_module(module)
+    kept = path.endswith(f'/{EXPERIMENT}') and pathlib.Path(path).with_name('config.json').exists()
+    with moved.old_names() if kept else contextlib.nullcontext():
+        spec.loader.exec_module(module)
     return module
 
 
 def import_file(path: pathlib.Path) -> types.ModuleType:
+    """The module that a Python file is; the copy of an experiment in a run directory may be of an older layout."""
     if not path.is_file():
         near = _nearest_file(path)
         hint = f' Did you mean {near}?' if near else ''

@@ -3,27 +3,39 @@
 `load.py` turns an experiment file into these frozen dataclasses.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
-# A part of the model: a name the library knows, 'package.module:Name', or a callable.
-Part = str | Callable
+from llm_jax.config import parts as parts_lib
+from llm_jax.config.errors import ConfigError, Part
+
+__all__ = ['Config', 'ConfigError', 'Part']
+
+
+class Options(dict):
+    """Options of a part, by name; never changed, and so hashable."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.items())))
+
+
 # A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
 Duration = int | str
-# Feed-forwards with a second input projection, the gate: three matrices, not two.
-GATED = ('swiglu', 'geglu', 'geglu_exact', 'swiglu_clipped')
 
 
-class ConfigError(ValueError):
-    """A mistake in what the user asked for; the message says what and how to fix it."""
+def field(default: Any, meaning: str, **facts: Any) -> Any:
+    """A field of a config section; what it means is shown to users.
 
-
-def field(default: Any, meaning: str) -> Any:
-    """A field of a config section; what it means is shown to users."""
+    Args:
+      default: its value where nobody sets it.
+      meaning: one line.
+      **facts: `parts`, the 'module:TABLE' of the parts that it can name.
+    """
+    metadata = {'meaning': meaning, **facts}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata={'meaning': meaning})
-    return dataclasses.field(default=default, metadata={'meaning': meaning})
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(cls: type, meaning: str) -> Any:
@@ -72,7 +84,9 @@ class Moe:
     n_experts: int = field(8, 'experts E')
     top_k: int = field(2, 'experts that a token goes to')
     d_ff: int = field(0, 'hidden width of one expert; 0 means model.d_ff')
-    activation: str = field('swiglu', 'what an expert is: one of the plain feed-forwards')
+    activation: Part = field(
+        'swiglu', 'what an expert is: one of the plain feed-forwards', parts='llm_jax.nn.feed_forward:DENSE'
+    )
     n_shared: int = field(0, 'experts that every token goes to, as one of n_shared times the width')
     shared_gate: bool = field(False, 'whether a sigmoid of the token scales the shared experts')
     score: str = field('softmax', 'softmax over all experts, softmax_top over the chosen ones, or sigmoid')
@@ -102,6 +116,18 @@ class Mup:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartOptions:
+    """Options of the model's parts: attributes of their modules, for parts of one's own."""
+
+    position: Options = field(Options(), 'of model.position')
+    norm: Options = field(Options(), 'of model.norm')
+    attention: Options = field(Options(), 'of model.attention')
+    feed_forward: Options = field(Options(), 'of model.feed_forward')
+    residual: Options = field(Options(), 'of model.residual')
+    init: Options = field(Options(), 'of model.init: keyword arguments of the scheme')
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     vocab_size: int = field(0, "rows V of the embedding; 0 takes the tokenizer's size")
     d_model: int = field(256, 'width D of the residual stream')
@@ -113,15 +139,17 @@ class Model:
     max_seq_len: int = field(0, 'longest context in tokens; 0 means data.seq_len')
     pattern: tuple = field((), 'fields that differ by layer, repeated over the depth: ({"window": 512}, {})')
     first_layers: tuple = field((), 'the same for the layers before the pattern begins, one entry each')
-    position: Part = field('rope', 'none, learned, sinusoidal, rope, alibi, or a callable')
+    position: Part = field(
+        'rope', 'none, learned, sinusoidal, rope, alibi, or a callable', parts='llm_jax.nn.positions:POSITIONS'
+    )
     rope: Rope = section(Rope, 'rotary positions')
-    norm: Part = field('rmsnorm', 'layernorm, rmsnorm, or a callable')
+    norm: Part = field('rmsnorm', 'layernorm, rmsnorm, or a callable', parts='llm_jax.nn.norms:NORMS')
     norm_eps: float = field(1e-5, 'added to the variance inside the norm')
     norm_bias: bool = field(False, 'whether norms add a learned bias')
     norm_offset: bool = field(False, 'whether a norm multiplies by 1 + its scale, which starts at 0 (Gemma)')
     norm_scale: bool = field(True, 'whether norms have a learned scale')
     norm_at: str = field('pre', 'where a branch is normed: pre, post, output, sandwich')
-    attention: Part = field('mha', 'mha, gqa, mqa, mla, or a callable')
+    attention: Part = field('mha', 'mha, gqa, mqa, mla, or a callable', parts='llm_jax.nn.attention:ATTENTIONS')
     mla: Mla = section(Mla, 'the widths of "mla"')
     window: int = field(0, 'tokens that a query sees, itself included; 0 means all before it')
     attention_softcap: float = field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
@@ -134,10 +162,14 @@ class Model:
     attention_gate: bool = field(False, "whether a sigmoid of the block's input gates what attention gives")
     qk_norm: str = field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
     feed_forward: Part = field(
-        'swiglu', 'gelu, gelu_exact, relu, relu2, swiglu, geglu, geglu_exact, swiglu_clipped, moe, or a callable'
+        'swiglu',
+        'gelu, gelu_exact, relu, relu2, swiglu, geglu, geglu_exact, swiglu_clipped, moe, or a callable',
+        parts='llm_jax.nn.block:FEED_FORWARDS',
     )
     moe: Moe = section(Moe, 'the experts of "moe"')
-    residual: Part = field('sequential', 'sequential, parallel, parallel_two_norms, or a callable block')
+    residual: Part = field(
+        'sequential', 'sequential, parallel, parallel_two_norms, or a callable block', parts='llm_jax.nn.block:BLOCKS'
+    )
     residual_scale: float = field(1.0, 'what each branch is multiplied by before it is added')
     bias: bool | str = field(False, 'learned biases of linear maps: false, true (all), "qkv", "attention"')
     dropout: float = field(0.0, 'rate on embeddings, attention weights and branch outputs')
@@ -145,13 +177,20 @@ class Model:
     embed_scale: float = field(1.0, 'what embeddings are multiplied by')
     logit_scale: float = field(1.0, 'what logits are multiplied by')
     logit_softcap: float = field(0.0, 'logits z become c tanh(z / c); 0 is off')
-    init: Part = field('gpt2', 'gpt2, normal, xavier, lecun, orthogonal, zero_residual, small_embedding, or a callable')
+    init: Part = field(
+        'gpt2',
+        'gpt2, normal, xavier, lecun, orthogonal, zero_residual, small_embedding, or a callable',
+        parts='llm_jax.init:SCHEMES',
+    )
     init_std: float = field(0.02, 'standard deviation of the initial weights')
     mup: Mup = section(Mup, 'maximal update parametrisation')
+    options: PartOptions = section(PartOptions, 'what parts of your own are made with')
     dtype: str = field('float32', 'dtype of the computation; parameters are always float32')
     matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
     remat: Part = field(
-        'none', 'what the backward pass recomputes: none, attention, dots, offload, full, or a checkpoint policy'
+        'none',
+        'what the backward pass recomputes: none, attention, dots, offload, full, or a checkpoint policy',
+        parts='llm_jax.ops.remat:POLICIES',
     )
     scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
     scan_unroll: int = field(1, 'repeats of the pattern in one turn of that loop; it need not divide them')
@@ -160,8 +199,8 @@ class Model:
 
     @property
     def kv_heads(self) -> int:
-        """Key/value heads G after `attention` has had its say."""
-        return {'mha': self.n_heads, 'mqa': 1}.get(self.attention, self.n_kv_heads or self.n_heads)
+        """Key/value heads G, as the attention part says."""
+        return parts_lib.attention(self).kv_heads(self)
 
     @property
     def head_size(self) -> int:
@@ -175,8 +214,7 @@ class Model:
         That is 4 D for two matrices, and 8/3 D for three (Shazeer 2020), rounded up to
         a multiple of 64, which divides well over devices and matrix units.
         """
-        kind = self.moe.activation if self.feed_forward == 'moe' else self.feed_forward
-        if self.d_ff or kind not in GATED:
+        if self.d_ff or not parts_lib.feed_forward(self).is_gated(self):
             return self.d_ff or 4 * self.d_model
         return -(-8 * self.d_model // (3 * 64)) * 64
 
@@ -257,14 +295,16 @@ class Train:
     ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none')
     compile_cache: str = field('.cache/xla', 'where compiled programs are kept between runs; empty keeps none')
     compiler_options: dict = field(
-        {}, "option of XLA -> value, over the platform's own of train/compiler.py; None leaves an option out"
+        {}, 'option of XLA -> value, over the defaults of train/compiler.py; None leaves an option out'
     )
     notices: bool = field(True, "whether to save and stop when Google's cloud says that it will stop the machine")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    name: Part = field('adamw', 'adamw, lion, adafactor, sgd, muon, or a callable')
+    name: Part = field(
+        'adamw', 'adamw, lion, adafactor, sgd, muon, or a callable', parts='llm_jax.train.optimizers:RULES'
+    )
     learning_rate: float = field(3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it')
     b1: float = field(0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment')
     b2: float = field(0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment')
@@ -273,20 +313,27 @@ class Optimizer:
     nesterov: bool = field(True, '"sgd", "muon": whether the step looks ahead of that sum')
     weight_decay: float = field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
     decay_mask: tuple = field(
-        ((r'.*/(kernel|embedding)', True), (r'.*/(scale|bias|sinks|balance)', False)),
-        '(regex, decays) pairs; the first that matches a whole parameter path decides',
+        (),
+        '(regex, decays) pairs, of which the first that matches a whole parameter path decides; '
+        'empty decays what has inputs: matrices and embeddings, no vectors',
     )
     clip: float = field(1.0, 'largest global gradient norm; 0 never clips')
     m_dtype: str = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
+    options: Options = field(Options(), 'keyword arguments of the update rule, for one of your own')
     offload: bool = field(False, "whether the optimizer's state lies in the host's memory between updates")
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    name: Part = field('cosine', 'constant, linear, cosine, wsd, inverse_sqrt, or a callable')
+    name: Part = field(
+        'cosine',
+        'constant, linear, cosine, wsd, inverse_sqrt, or a callable',
+        parts='llm_jax.train.optimizer:SCHEDULES',
+    )
     warmup: Duration = field('2 %', 'linear rise from 0 to the peak')
     decay: Duration = field('20 %', 'the final fall of "wsd"')
     floor: float = field(0.1, 'final learning rate as a fraction of the peak')
+    options: Options = field(Options(), 'keyword arguments of the shape, for one of your own')
 
 
 DEFAULT_RULES = {

@@ -15,7 +15,7 @@ from typing import Any
 from llm_jax import config as config_lib
 from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError, Part
-from llm_jax.corpus.batch import through
+from llm_jax.corpus.batch import batches, through
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.exchange import Exchange
 from llm_jax.corpus.tally import Tally
@@ -48,7 +48,8 @@ def label(part: Part) -> str:
 def make(field: str, part: Part, known: Mapping[str, Known], config: Any) -> Stage | Exchange:
     """The stage or exchange that a config names.
 
-    A class is made without arguments, once per process; any other callable is the stage itself.
+    A class is made with its options (`config.options`), once per process; any other
+    callable is the stage itself, and gets them as keyword arguments.
 
     Raises:
       ConfigError: there is none of that name.
@@ -58,7 +59,10 @@ def make(field: str, part: Part, known: Mapping[str, Known], config: Any) -> Sta
         function = parts.resolve_part(field, found.make, {})
         return function(getattr(config, found.section)) if found.section else function()
     resolved = parts.resolve_part(field, part, dict.fromkeys(known, label))
-    return resolved() if isinstance(resolved, type) else resolved
+    options = config.options.get(label(part), {})
+    if isinstance(resolved, type):
+        return resolved(**options)
+    return functools.partial(resolved, **options) if options else resolved
 
 
 def depends_on(part: Part, known: Mapping[str, Known], config: Any) -> list[Any]:
@@ -70,7 +74,9 @@ def depends_on(part: Part, known: Mapping[str, Known], config: Any) -> list[Any]
         return [part, options, [model] if model else _stamps(options), code_of(module)]
     resolved = parts.resolve_part('stages', part, {})
     file = sys.modules[resolved.__module__].__file__
-    return [label(part), hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()]
+    said = [label(part), hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()]
+    options = config.options.get(label(part))
+    return [*said, options] if options else said
 
 
 def model_of(part: Part, known: Mapping[str, Known], config: Any) -> str:
@@ -127,7 +133,7 @@ class Chain:
 
     def run(self, documents: Iterable[Document], tally: Tally) -> Iterator[tuple[Document, int]]:
         """Documents that no stage drops, with the bytes of their texts; counts all of them."""
-        for some in _batches(documents):
+        for some in batches(documents, lambda document: len(document.text), _BATCH_CHARS, _BATCH_DOCUMENTS):
             here = [(document, text_bytes(document, 'the stages before')) for document in some]
             for name, stage in self._stages:
                 start = time.process_time()
@@ -143,19 +149,6 @@ class Chain:
                     tally.arrived(name, n_bytes)
                     here.append((out, n_bytes))
             yield from here
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _through(name: str, stage: Stage, documents: list[Document]) -> list[Document | Dropped]:

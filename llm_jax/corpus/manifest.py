@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 import platform
 from typing import Any
 
 from llm_jax import config as config_lib
 from llm_jax.corpus import steps
 from llm_jax.corpus.chain import label
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.read.source import Input
 from llm_jax.corpus.schema import Corpus
 
@@ -21,11 +20,6 @@ _PACKAGES = (
 )  # fmt: skip
 # Where files lie is no part of what they are.
 _PLACES = ('out', 'work')
-
-
-def digest(*items: Any) -> str:
-    """A hash of JSON values."""
-    return hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

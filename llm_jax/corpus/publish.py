@@ -1,31 +1,30 @@
 """What becomes of the final documents: a data set, a tokenizer, packed rows, a manifest."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any
-import zlib
+from typing import Any
 
 import sentencepiece
 
+from llm_jax import config as config_lib
 from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import chain, manifest, mixing, shards, steps
+from llm_jax.corpus.digest import digest
+from llm_jax.corpus.packing import GZIP_BYTES, GzipMeasure
 from llm_jax.corpus.read.source import Input
+from llm_jax.corpus.run import Run
+from llm_jax.corpus.schema import Corpus
 from llm_jax.corpus.shards import Shard
+from llm_jax.corpus.splits import SPLITS, split_of
 from llm_jax.corpus.steps import DONE, Group
 from llm_jax.corpus.storage import Store
 from llm_jax.data import array_record, pack
-from llm_jax.data.documents import SPLITS, split_of
+from llm_jax.report import corpus as report
 from llm_jax.tokenizer import training
 
-if TYPE_CHECKING:
-    from llm_jax.corpus.build import Run
-
-_GZIP_BYTES = 32_000_000
 # Text of each source on which two tokenizers are compared.
 _COMPARED_BYTES = 1_000_000
 Counts = dict[str, dict[str, Any]]  # source -> counts
@@ -79,9 +78,8 @@ def publish(run: Run, out: Store, final: Sequence[Shard], inputs: Mapping[str, S
 
 
 def _report(run: Run, out: Store, result: Mapping[str, Any]) -> None:
-    from llm_jax.report import corpus as report
-
-    for name, text in report.render(result, run.funnel().tallies).items():
+    defaults = config_lib.to_dict(Corpus())
+    for name, text in report.render(result, run.funnel().tallies, defaults).items():
         out.write(name, text.encode('utf-8', 'backslashreplace'))
 
 
@@ -145,14 +143,14 @@ def _tokenizer(run: Run, groups: Sequence[Group], train_bytes: Mapping[str, int]
     if config.path:
         tok = tokenizer_lib.load(config.path)
         directory = f'tokenizer/{run.key(tok.fingerprint)}'
-        run.use(directory)
+        run.keep(directory)
         if not store.exists(f'{directory}/{DONE}'):
             tok.save(f'{store.root}/{directory}')
             store.write_json(f'{directory}/{DONE}', {})
         return f'{store.root}/{directory}', compared
     options = dataclasses.asdict(config) | {'library': sentencepiece.__version__}
     directory = f'tokenizer/{run.key(options, [group.directory for group in sampled], run.config.mixture)}'
-    run.use(directory)
+    run.keep(directory)
     if not store.exists(f'{directory}/{DONE}'):
         with run.console.step('tokenizer') as progress:
             progress(0, 1)
@@ -235,7 +233,7 @@ def _rows(
         'bytes_per_token': total('bytes') / total('tokens'),
         'gzip': _gzip(run, final, held),
         'mixture': {source: entry['weight'] for source, entry in mixture.items()} if config.mixture else {},
-        'digest': manifest.digest(files),
+        'digest': digest(files),
     }
     out.write_json('rows/manifest.json', rows, indent=1)
     return rows | {'files': files}, mixture
@@ -262,25 +260,21 @@ def _mixture(run: Run, train: Counts) -> dict[str, Any]:
 
 def _gzip(run: Run, final: Sequence[Shard], held: Mapping) -> dict[str, Any]:
     """What `gzip -9` makes of the first validation documents: what a model's bits per byte are compared with."""
-    left = min(_GZIP_BYTES, sum(n_bytes for _, n_bytes in held['validation'].values()))
+    left = min(GZIP_BYTES, sum(n_bytes for _, n_bytes in held['validation'].values()))
     key = run.key('gzip', [shard.digest for shard in final], dataclasses.asdict(run.config.splits))
     directory = f'gzip/{key}'
-    run.use(directory)
+    run.keep(directory)
     if run.store.exists(f'{directory}/{DONE}'):
         return run.store.read_json(f'{directory}/{DONE}')
-    compressor, size, done = zlib.compressobj(9, wbits=31), 0, 0
-    splits = run.config.splits
+    measure, splits = GzipMeasure(left), run.config.splits
     for shard in final:
-        if done >= left:
+        if measure.is_full:
             break
         for document in shards.read(run.store, shard):
             if split_of(document.cluster or document.text, splits.validation, splits.test) == 'validation':
-                data = document.text.encode()[: left - done]
-                size += len(compressor.compress(data))
-                done += len(data)
-                if done >= left:
+                measure.add(document.text.encode())
+                if measure.is_full:
                     break
-    size += len(compressor.flush())
-    found = {'bits_per_byte': 8 * size / done if done else None, 'bytes': done}
+    found = {'bits_per_byte': measure.bits_per_byte(), 'bytes': measure.bytes}
     run.store.write_json(f'{directory}/{DONE}', found)
     return found

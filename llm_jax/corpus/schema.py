@@ -12,7 +12,7 @@ import ml_collections
 
 from llm_jax import config as config_lib
 from llm_jax.config import parts, schema
-from llm_jax.config.schema import ConfigError, Part, field, section
+from llm_jax.config.schema import ConfigError, Options, Part, field, section
 from llm_jax.corpus import mixing
 from llm_jax.corpus.chain import label
 from llm_jax.corpus.decontaminate import Decontaminate
@@ -90,6 +90,7 @@ class Corpus:
     near: Near = section(Near, 'documents that are nearly the same')
     lines: Lines = section(Lines, 'lines that many documents have')
     substrings: Substrings = section(Substrings, 'long passages that are there twice')
+    options: Options = field(Options(), 'stage or exchange of your own -> its keyword arguments')
     mixture: dict = field({}, 'name -> weight, "2 epochs" or "1e9 tokens"; empty takes each source once')
     tokenizer: schema.Tokenizer = section(schema.Tokenizer, 'how text becomes tokens')
     compare_tokenizer: str = field('', "another tokenizer to compare bytes per token with, such as GPT-2's files")
@@ -165,6 +166,7 @@ def _check(config: Corpus) -> None:
         both = [label(part) for part in config.stages_of(name)] + labels
         twice = sorted({one for one in both if both.count(one) > 1})
         _require(not twice, 'stages', twice, 'a stage can be counted only under a name of its own; take it once')
+    _check_options(config)
     mixing.check(config.mixture, config.sources)
     training.check(config.tokenizer, 'tokenizer')
     _require(config.packing.method in METHODS, 'packing.method', config.packing.method,
@@ -186,6 +188,18 @@ def _check_parts(name: str, value: tuple, known: Mapping[str, Any]) -> None:
     for part in value:
         _require(callable(part) or isinstance(part, str), name, part, 'name a stage or give a callable')
         parts.resolve_part(name, part, dict.fromkeys(known, _check_parts))
+
+
+def _check_options(config: Corpus) -> None:
+    """Checks that the options are those of stages of the user's own, and that these take them."""
+    stages = [part for name in config.sources for part in config.stages_of(name)]
+    own = {label(part): part for part in (*stages, *config.dedup, *config.finish)
+           if part not in STAGES and part not in EXCHANGES}  # fmt: skip
+    for name, options in config.options.items():
+        _require(name in own, f'options.{name}', options,
+                 f'no stage of your own is called so{parts.nearest(name, own)} There are: {", ".join(own) or "none"}; '
+                 'those of the library have sections')  # fmt: skip
+        parts.check_options(f'options.{name}', parts.resolve_part('stages', own[name], {}), options, ('document',))
 
 
 def _require(condition: bool, name: str, value: Any, fix: str) -> None:

@@ -30,20 +30,20 @@ from llm_jax.corpus.chain import Chain, label, make, text_bytes
 from llm_jax.corpus.document import Broken, Document, Dropped, Raw
 from llm_jax.corpus.exchange import Exchange
 from llm_jax.corpus.extract import EXTRACTORS
+from llm_jax.corpus.packing import Counts, tokenise
 from llm_jax.corpus.read.source import Input
 from llm_jax.corpus.registry import EXCHANGES, STAGES
 from llm_jax.corpus.schema import Corpus
 from llm_jax.corpus.shards import Shard
+from llm_jax.corpus.splits import SPLITS, split_of
 from llm_jax.corpus.storage import Store
 from llm_jax.corpus.tally import Tally
 from llm_jax.data import array_record, pack
-from llm_jax.data.documents import SPLITS, split_of
 from llm_jax.tokenizer import training
 
 DONE = 'done.json'
 READ, EXTRACT = 'read', 'extract'
 DOCUMENTS = 'documents'
-_BATCH_CHARS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,16 +314,12 @@ class Rows:
         store, packing = self.recipe.store, self.recipe.config.packing
         store.remove(group.directory)
         tok = load_tokenizer(self.tokenizer)
-        counts = {split: {'documents': 0, 'bytes': 0, 'tokens': 0} for split in SPLITS}
+        counts = {split: Counts() for split in SPLITS}
         documents: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         dtype = pack.row_dtype(tok.vocab_size)
-        for batch in _batches(_split(self.recipe, group)):
-            texts = [document.text for document, _ in batch]
-            for (document, split), ids in zip(batch, tok.encode_batch(texts), strict=True):
-                count = counts[split]
-                count['documents'] += 1
-                count['bytes'] += text_bytes(document, 'the stages')
-                count['tokens'] += len(ids) + 1
+        for batch in tokenise(_split(self.recipe, group), lambda item: item[0].text, tok):
+            for (document, split), ids in batch:
+                counts[split].add(text_bytes(document, 'the stages'), len(ids))
                 documents[split].append(np.asarray(ids, dtype))
         results, files = {}, {}
         how = {'seq_len': packing.seq_len, 'bos_id': tok.bos_id, 'vocab_size': tok.vocab_size}
@@ -338,7 +334,8 @@ class Rows:
                 size = array_record.write_rows(path, _noted(rows, filled), seq_len=packing.seq_len, dtype=dtype)
                 if filled:
                     files[split] = _taken(store, group.directory, split, local, size)
-                results[split] = counts[split] | {'rows': len(filled), 'filled': sum(filled)}
+                counts[split].rows = len(filled)
+                results[split] = dataclasses.asdict(counts[split]) | {'filled': sum(filled)}
         store.write_json(f'{group.directory}/{DONE}', {'splits': results, 'files': files})
 
 
@@ -352,18 +349,6 @@ def _noted(rows: Iterator[tuple[np.ndarray, int]], lengths: list[int]) -> Iterat
 @functools.lru_cache(maxsize=2)
 def load_tokenizer(directory: str) -> tokenizer_lib.Tokenizer:
     return tokenizer_lib.load(directory)
-
-
-def _batches(items: Iterator[tuple[Document, str]]) -> Iterator[list[tuple[Document, str]]]:
-    batch, size = [], 0
-    for item in items:
-        batch.append(item)
-        size += len(item[0].text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _local_directory(store: Store, directory: str) -> tempfile.TemporaryDirectory:

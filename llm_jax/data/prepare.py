@@ -1,40 +1,25 @@
-"""Preparation: sources of text become a tokenizer and rows of tokens, once, cached by content.
+"""Preparation: what training reads, made or found: rows of tokens and the tokenizer they were made with.
 
-    sources -> train / validation / test by hash -> tokenizer -> tokens -> rows -> ArrayRecord
-
-The cache has `tokenizer-<hash>/` and `rows-<hash>/`; a hash covers everything that its
-directory depends on, so that a change of any of it is another directory. `rows-*`
-holds a TFDS directory per source and `manifest.json`, which counts what is in it.
-A corpus that `prepare_data` made has all this, and is used as it is.
+Rows come from `corpus/` alone: those of a corpus that `prepare_data` made ('corpus:DIR') are opened
+as they are, those of plain sources are built into the cache by `corpus.plain`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
-import re
 from typing import Any
-import zlib
 
 import jax
 import numpy as np
-import sentencepiece
 
 from llm_jax import tokenizer
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
-from llm_jax.data import array_record, files, pack, store
-from llm_jax.data.documents import SPLITS, Source, open_sources
-
-# Changes when the same inputs would give other files.
-_FORMAT = 1
-_BATCH_CHARS = 1 << 20
-_GZIP_BYTES = 32_000_000
-
-# Told the stage, and how many bytes of text it has done.
-Progress = Callable[[str, int], None]
+from llm_jax.corpus import plain
+from llm_jax.corpus.plain import Progress
+from llm_jax.corpus.read.plain import open_sources
+from llm_jax.data import array_record, files, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,20 +84,17 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None) ->
 def _prepare(config: schema.Data, seed: int, progress: Progress | None) -> Prepared:
     if is_corpus(config):
         return _open_corpus(config)
-    report = progress or (lambda stage, done: None)
-    parts = _parts(config)
-    inputs = [[part.split, part.source.name, part.source.fingerprint, part.source.fractions] for part in parts]
-    common = [_FORMAT, inputs, config.max_document_chars]
-    if config.tokenizer.path:
-        tok = tokenizer.load(config.tokenizer.path)
-    else:
-        recipe = dataclasses.asdict(config.tokenizer) | {'seed': seed, 'version': sentencepiece.__version__}
-        build = lambda directory: _train_tokenizer(config, parts, seed, report).save(directory)
-        tok = tokenizer.load(store.cached(config.cache_dir, f'tokenizer-{_hash(common, recipe)}', build))
-    name = f'rows-{_hash(common, config.seq_len, tok.fingerprint)}'
-    build = lambda directory: _write(directory, config, parts, tok, report)
-    directory = store.cached(config.cache_dir, name, build)
-    return Prepared(directory, tok, json.loads((directory / 'manifest.json').read_text()))
+    return Prepared(*plain.build(config, seed, progress or (lambda stage, done: None)))
+
+
+def read_documents(specs: Mapping[str, str]) -> dict[str, Iterator[str]]:
+    """Opens plain sources whole, without a split: name -> texts.
+
+    Raises:
+      ConfigError: an unknown kind, or inputs that do not exist.
+    """
+    opened, _ = open_sources(schema.Data(sources=dict(specs), validation_fraction=0.0, test_fraction=0.0))
+    return {source.name: source.documents('train') for source in opened}
 
 
 def is_corpus(config: schema.Data) -> bool:
@@ -165,176 +147,3 @@ def _open_corpus(config: schema.Data) -> Prepared:
         if not any(entry['rows'] for entry in manifest['splits'][split].values()):
             raise ConfigError(f'{field} has no row in its {split} split; raise splits.{split}, or add sources to it')
     return Prepared(directory / 'rows', tok, manifest)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One split of one source, and the directory of its rows."""
-
-    split: str
-    source: Source
-    directory: str
-
-    def documents(self) -> Iterator[str]:
-        return self.source.documents(self.split)
-
-
-def _parts(config: schema.Data) -> list[_Part]:
-    main, held_out = open_sources(config)
-    directory = lambda i, source: f'{i:02d}-{re.sub("[^A-Za-z0-9_]", "_", source.name)}'
-    splits = ('train', 'test') if held_out else SPLITS
-    parts = [_Part(split, s, directory(i, s)) for i, s in enumerate(main) for split in splits]
-    return parts + [_Part('validation', s, directory(i, s)) for i, s in enumerate(held_out, len(main))]
-
-
-def _hash(*items: Any) -> str:
-    return hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# --- Tokenizer -------------------------------------------------------------------------
-
-
-def _train_tokenizer(config: schema.Data, parts: list[_Part], seed: int, report: Progress) -> tokenizer.Tokenizer:
-    for split in ('train', 'validation'):  # before the minutes that follow
-        _require_documents(config, split, any(True for p in parts if p.split == split for _ in p.documents()))
-    texts = (text for part in parts if part.split == 'train' for text in part.documents())
-    return tokenizer.train(config.tokenizer, _reported(texts, 'tokenizer', report), seed)
-
-
-def _reported(texts: Iterable[str], stage: str, report: Progress) -> Iterator[str]:
-    done = shown = 0
-    for text in texts:
-        yield text
-        done += len(text.encode())
-        if done - shown >= _BATCH_CHARS:
-            shown = done
-            report(stage, done)
-    report(stage, done)
-
-
-def _require_documents(config: schema.Data, split: str, found: bool) -> None:
-    if found:
-        return
-    if split == 'validation' and config.validation_sources:
-        raise ConfigError(f'data.validation_sources = {dict(config.validation_sources)} hold no text')
-    cause = {'validation': f', data.validation_fraction = {config.validation_fraction}'}.get(split, '')
-    raise ConfigError(
-        f'no document of data.sources = {dict(config.sources)} is in the {split} split{cause}. Cut the documents '
-        'with data.max_document_chars (such as 10000), add sources, change the fractions, '
-        'or name data.validation_sources'
-    )
-
-
-# --- Rows ------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Counts:
-    documents: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    rows: int = 0
-
-
-class _Gzip:
-    """What `gzip -9` makes of the first bytes of a text."""
-
-    def __init__(self, limit: int):
-        self._compressor = zlib.compressobj(9, wbits=31)
-        self._left, self._size, self.bytes = limit, 0, 0
-
-    def add(self, data: bytes) -> None:
-        data = data[: self._left - self.bytes]
-        self._size += len(self._compressor.compress(data))
-        self.bytes += len(data)
-
-    def bits_per_byte(self) -> float:
-        self._size += len(self._compressor.flush())
-        return 8 * self._size / self.bytes
-
-
-def _write(
-    directory: pathlib.Path,
-    config: schema.Data,
-    parts: list[_Part],
-    tok: tokenizer.Tokenizer,
-    report: Progress,
-) -> None:
-    """Fills the directory of rows, one document batch in memory at a time."""
-    gzip, digest = _Gzip(_GZIP_BYTES), hashlib.sha256()
-    splits: dict[str, dict[str, dict]] = {split: {} for split in SPLITS}
-    for subdirectory in dict.fromkeys(part.directory for part in parts):
-        here = [part for part in parts if part.directory == subdirectory]
-        counts = {part.split: _Counts() for part in here}
-
-        def rows(part: _Part, count: _Counts) -> Iterator[tuple[np.ndarray, int]]:
-            tokens = _tokens(part, tok, count, gzip, report)
-            keep_tail = part.split != 'train'
-            for row, length in pack.pack(
-                tokens, seq_len=config.seq_len, bos_id=tok.bos_id, vocab_size=tok.vocab_size, keep_tail=keep_tail
-            ):
-                digest.update(row.data)
-                count.rows += 1
-                yield row, length
-
-        dtype = pack.row_dtype(tok.vocab_size)
-        streams = {part.split: rows(part, counts[part.split]) for part in here}
-        array_record.write(directory / subdirectory, streams, seq_len=config.seq_len, dtype=dtype)
-        for part in here:
-            entry = dataclasses.asdict(counts[part.split]) | {'directory': subdirectory}
-            splits[part.split][part.source.name] = entry
-    _require_rows(config, splits)
-    total = lambda what: sum(entry[what] for entry in splits['train'].values())
-    manifest = {
-        'format': _FORMAT,
-        'seq_len': config.seq_len,
-        'vocab_size': tok.vocab_size,
-        'tokenizer': tok.fingerprint,
-        'inputs': {f'{part.split}/{part.source.name}': part.source.fingerprint for part in parts},
-        'splits': splits,
-        'bytes_per_token': total('bytes') / total('tokens'),
-        'gzip': {'bits_per_byte': gzip.bits_per_byte(), 'bytes': gzip.bytes},
-        'digest': digest.hexdigest(),
-    }
-    (directory / 'manifest.json').write_text(json.dumps(manifest, indent=1))
-
-
-def _tokens(
-    part: _Part, tok: tokenizer.Tokenizer, count: _Counts, gzip: _Gzip, report: Progress
-) -> Iterator[list[int]]:
-    """Tokens of the documents of one part; counts them as they pass."""
-    for batch in _batches(part.documents()):
-        for text, ids in zip(batch, tok.encode_batch(batch, num_threads=os.cpu_count() or 1), strict=True):
-            data = text.encode()
-            if part.split == 'validation':
-                gzip.add(data)
-            count.documents += 1
-            count.bytes += len(data)
-            count.tokens += len(ids) + 1
-            yield ids
-        report(f'{part.source.name} {part.split}', count.bytes)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _require_rows(config: schema.Data, splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
-    total = lambda split, what: sum(entry[what] for entry in splits[split].values())
-    for split in ('train', 'validation'):
-        _require_documents(config, split, total(split, 'documents') > 0)
-    if not total('train', 'rows'):
-        raise ConfigError(
-            f'the training split has {total("train", "tokens")} tokens, which make no row of '
-            f'data.seq_len = {config.seq_len} + 1; lower data.seq_len or add text to data.sources'
-        )
-    if not total('validation', 'rows'):
-        raise ConfigError('the validation split has no token to predict; add text or raise data.validation_fraction')

@@ -2,7 +2,8 @@
 
 import math
 
-from llm_jax.config import schema
+from llm_jax.config import parts, schema
+from llm_jax.config.facts import Dimension
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.dist.mesh import AXES, mesh_axes
 
@@ -33,16 +34,12 @@ def check_fit(config: Config, sizes: dict[str, int]) -> None:
     dimensions = [
         ('train.batch_size / train.grad_accumulation', micro_batch, 'batch'),
         ('model.d_model', model.d_model, 'd_model'),
-        ('model.n_heads', model.n_heads, 'heads'),
-        ('model.n_kv_heads', model.kv_heads, 'kv_heads'),
-        ('model.d_ff', model.ff_size, 'd_ff'),
         ('model.vocab_size', model.vocab_size, 'vocab'),
-        *_experts(model),
-        *_latents(model),
+        *_of_layers(model),
     ]
     batch = mesh_axes(dict(model.rules)['batch'])
     for axis in mesh_axes(dict(model.rules)['experts']):
-        if sizes[axis] > 1 and axis not in batch and _experts(model):
+        if sizes[axis] > 1 and axis not in batch and any(logical == 'experts' for _, _, logical in dimensions):
             raise ConfigError(
                 f'mesh.rules.experts = {axis!r} is an axis that does not split the batch (mesh.rules.batch = {batch}): '
                 'tokens go to the devices of their experts from all of them. Add it to mesh.rules.batch'
@@ -79,18 +76,11 @@ def _check_length(length: int, rules: dict, sizes: dict[str, int]) -> None:
         )
 
 
-def _experts(model: schema.Model) -> list[tuple[str, int, str]]:
-    """(field, value, logical axis) of the layers that are mixtures of experts."""
-    layers = {layer for layer in map(model.layer, range(model.n_layers)) if layer.feed_forward == 'moe'}
-    fields = [('model.moe.n_experts', layer.moe.n_experts, 'experts') for layer in layers]
-    return fields + [('model.moe.d_ff', layer.moe.d_ff or layer.ff_size, 'd_ff') for layer in layers]
-
-
-def _latents(model: schema.Model) -> list[tuple[str, int, str]]:
-    """The same of the layers with latent attention."""
-    layers = {layer.mla for layer in map(model.layer, range(model.n_layers)) if layer.attention == 'mla'}
-    ranks = [(f'model.mla.{name}', getattr(mla, name), 'rank') for mla in layers for name in ('q_rank', 'kv_rank')]
-    return [rank for rank in ranks if rank[1]]
+def _of_layers(model: schema.Model) -> list[Dimension]:
+    """What the parts of all layers say that a mesh may split."""
+    layers = dict.fromkeys(map(model.layer, range(model.n_layers)))
+    kinds = [(kind, layer) for layer in layers for kind in (parts.attention(layer), parts.feed_forward(layer))]
+    return list(dict.fromkeys(dimension for part, layer in kinds for dimension in part.dimensions(layer)))
 
 
 def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:

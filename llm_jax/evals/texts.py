@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.data import pack
 from llm_jax.data.batch import unpack_rows
-from llm_jax.data.documents import open_sources
+from llm_jax.data.prepare import read_documents
 from llm_jax.runs import Loaded
 from llm_jax.train.forward import per_token_nll
 
@@ -44,12 +43,11 @@ def read_texts(specs: Mapping[str, str], max_bytes: int) -> dict[str, list[str]]
     Raises:
       ConfigError: a source that is not there, or that has no text.
     """
-    opened, _ = open_sources(schema.Data(sources=dict(specs), validation_fraction=0.0, test_fraction=0.0))
     found = {}
-    for source in opened:
+    for name, documents in read_documents(specs).items():
         texts: list[str] = []
         left = max_bytes or math.inf
-        for text in source.documents('train'):
+        for text in documents:
             data = text.encode()
             if len(data) > left:
                 text = data[: int(left)].decode(errors='ignore')
@@ -58,8 +56,8 @@ def read_texts(specs: Mapping[str, str], max_bytes: int) -> dict[str, list[str]]
             if left <= 0:
                 break
         if not any(texts):
-            raise ConfigError(f'{source.name} = {specs[source.name]!r} holds no text')
-        found[source.name] = texts
+            raise ConfigError(f'{name} = {specs[name]!r} holds no text')
+        found[name] = texts
     return found
 
 

@@ -12,11 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.parts import resolve_part
-from llm_jax.config.schema import Model
+from llm_jax.config import parts
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.dist import mesh
-from llm_jax.nn.attention import ATTENTIONS
-from llm_jax.nn.block import BLOCKS
 from llm_jax.nn.transformer import Transformer, layer_params, place
 
 
@@ -41,10 +39,22 @@ def unstack(params: Any, config: Model) -> Weights:
 
 
 def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Any, ...]:
-    """An empty cache for each layer, laid out on the current mesh. For use under jit."""
-    layers = (config.layer(i) for i in range(config.n_layers))
-    attention = lambda layer: resolve_part('model.attention', layer.attention, ATTENTIONS)
-    return tuple(attention(layer).empty_cache(layer, batch_size, slots) for layer in layers)
+    """An empty cache for each layer, laid out on the current mesh. For use under jit.
+
+    Raises:
+      ConfigError: an attention part that keeps none.
+    """
+
+    def empty(layer: Model) -> Any:
+        attention = parts.attention(layer)
+        if not hasattr(attention, 'empty_cache'):
+            raise ConfigError(
+                f'model.attention = {layer.attention!r} keeps no cache, so it cannot be sampled from: give its class '
+                '`empty_cache(config, rows, slots)`, or train without samples (train.sample_every = 0)'
+            )
+        return attention.empty_cache(layer, batch_size, slots)
+
+    return tuple(empty(config.layer(i)) for i in range(config.n_layers))
 
 
 def forward(
@@ -74,8 +84,8 @@ def forward(
     updated = []
     for i, (params, cache) in enumerate(zip(weights.layers, caches, strict=True)):
         layer = config.layer(i)
-        block = resolve_part('model.residual', layer.residual, BLOCKS)(layer)
-        x_BLD, cache = block.apply({'params': params}, x_BLD, tokens[layer], cache)
+        block = parts.module(layer, 'residual')
+        x_BLD, cache = block.apply({'params': params}, x_BLD, tokens[layer].replace(layer=i), cache)
         updated.append(cache)
     if x_BLD.shape[1] > 1:  # the head is the largest product: one token of each row is enough
         pick = mesh.shard(last_B[:, None] == jnp.arange(x_BLD.shape[1]), config.rules, mesh.TOKENS)

@@ -193,7 +193,7 @@ def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], 
 def _by_rows(model: Transformer) -> Transformer:
     """The model with tokens of a row on one device: devices that share a row in training take rows of their own."""
     rules = model.config.rules
-    if mesh.shards(rules, 'length') == mesh.shards(rules, 'residual_length') == 1:
+    if mesh.shard_count(rules, 'length') == mesh.shard_count(rules, 'residual_length') == 1:
         return model
     return Transformer(dataclasses.replace(model.config, rules=mesh.whole_rows(rules)))
 
@@ -214,7 +214,7 @@ def _check_prompts(prompts, max_new_tokens: int, vocab_size: int, max_seq_len: i
 
 def _blocks(model, params, prompts, max_new_tokens, choose, key, stop_ids) -> Iterator[list[list[int]]]:
     config, B = model.config, len(prompts)
-    shards = mesh.batch_shards(config.rules)
+    shards = mesh.batch_shard_count(config.rules)
     lengths_B = np.zeros(-(-B // shards) * shards, np.int32)
     lengths_B[:B] = [len(prompt) for prompt in prompts]
     longest = int(lengths_B.max())

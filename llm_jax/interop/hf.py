@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from llm_jax import config as config_lib
 from llm_jax import models
+from llm_jax.config import parts
 from llm_jax.config.schema import Config, ConfigError, Model
 from llm_jax.interop import files, tensors
 from llm_jax.interop.same import differences
@@ -68,7 +69,7 @@ def with_context(model: Model, max_seq_len: int) -> Model:
     Raises:
       ConfigError: it has a learned vector for each position.
     """
-    if model.position == 'learned' and max_seq_len != model.max_seq_len:
+    if parts.position(model).has_table(model) and max_seq_len != model.max_seq_len:
         raise ConfigError(f'max_seq_len = {max_seq_len}: this model has learned {model.max_seq_len} positions')
     rope = dataclasses.replace(model.rope, original_len=original_len(model))
     return dataclasses.replace(model, max_seq_len=max_seq_len, rope=rope)

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+from llm_jax.config import parts
 from llm_jax.config.schema import Mla, Model, Moe, Mup, Rope
 from llm_jax.models.hf_config import original_len
+from llm_jax.nn.attention import GROUPED
 
 # Fields of training, of how it is computed, and of how layers are written down.
 _FREE = {
@@ -42,19 +44,21 @@ def differences(a: Model, b: Model) -> list[str]:
 
 def _plain(model: Model) -> dict[str, Any]:
     """The fields of a layer that count, defaults filled in."""
-    heads = model.attention in ('mha', 'gqa', 'mqa')
+    heads = parts.attention(model) in GROUPED
+    feed_forward = parts.feed_forward(model)
+    is_mixture, rotates = feed_forward.is_mixture(model), parts.position(model).rotates(model)
     model = dataclasses.replace(
         model,
         attention='gqa' if heads else model.attention,
         n_kv_heads=model.kv_heads if heads else 0,
         d_head=model.head_size if heads else 0,
-        d_ff=model.ff_size if model.feed_forward != 'moe' else 0,  # that of the experts is in `moe`
+        d_ff=0 if is_mixture else model.ff_size,  # that of the experts is in `moe`
         # ALiBi and no position have no rotary part; without experts those fields mean nothing.
-        rope=_rope(model) if model.position == 'rope' else Rope(),
+        rope=_rope(model) if rotates else Rope(),
         mla=Mla() if heads else dataclasses.replace(model.mla, norm_eps=model.mla.norm_eps or model.norm_eps),
-        moe=_moe(model) if model.feed_forward == 'moe' else Moe(),
+        moe=_moe(model) if is_mixture else Moe(),
         mup=model.mup if model.mup.base_width else Mup(),
-        attention_scale=model.attention_scale or _scale(model),
+        attention_scale=model.attention_scale or parts.attention(model).head_dims(model).key ** -0.5,
     )
     out = {}
     for field in dataclasses.fields(model):
@@ -66,11 +70,6 @@ def _plain(model: Model) -> dict[str, Any]:
         else:
             out[field.name] = value
     return out
-
-
-def _scale(model: Model) -> float:
-    width = model.mla.d_nope + model.mla.d_rope if model.attention == 'mla' else model.head_size
-    return width**-0.5
 
 
 def _rope(model: Model) -> Rope:

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 import numpy as np
 
+from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError, Model
 from llm_jax.models.layouts import Layout, Row, Shape, check_shape, paths
 from llm_jax.nn.transformer import Transformer, init_params, place
@@ -79,7 +80,8 @@ def tensors(model: Model, family: types.ModuleType) -> list[Tensor]:
     out = [tensor for row in family.OUTER for tensor in _expand(row, '', leaves, (), None)]
     for i in range(model.n_layers):
         path, index = place(model, i)
-        experts = model.layer(i).moe.n_experts if model.layer(i).feed_forward == 'moe' else None
+        layer = model.layer(i)
+        experts = layer.moe.n_experts if parts.feed_forward(layer).is_mixture(layer) else None
         lead = () if index is None else (index,)
         for row in _rows_of_layer(family.LAYER, experts):
             named = (row[0], family.LAYERS.format(layer=i) + row[1], row[2])

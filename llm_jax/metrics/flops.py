@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 
 
@@ -66,6 +67,7 @@ def flops_per_token(config: Model, counts: Counts, seq_len: int) -> float:
     - Attention scores and their use take 2 H K L each forward, twice that backward.
       The full L x L square is counted, although a causal kernel may skip half of it; of
       a sliding window its width counts. Grouped keys change the weights, not this term.
+    - An attention part of another kind says its products itself (`attention_products`).
     - Norms, biases, activations and the softmax are left out, and so is what remat
       computes a second time: MFU is about useful work.
 
@@ -76,9 +78,5 @@ def flops_per_token(config: Model, counts: Counts, seq_len: int) -> float:
     """
     attention = 0
     for layer in (config.layer(i) for i in range(config.n_layers)):
-        latent = layer.attention == 'mla'
-        query = layer.mla.d_nope + layer.mla.d_rope if latent else layer.head_size
-        value = layer.mla.d_value if latent else layer.head_size
-        seen = min(layer.window, seq_len) if layer.window else seq_len
-        attention += 6 * layer.n_heads * (query + value) * seen
+        attention += 6 * parts.attention(layer).attention_products(layer, seq_len)
     return 6.0 * counts.matmul + attention

@@ -1,6 +1,5 @@
 """Self-attention with its projections, over whole sequences or over a cache."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -11,17 +10,16 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from llm_jax import init
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
+from llm_jax.config.facts import AttentionFacts, Dimension, HeadDims, require
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.nn import cache as cache_lib
 from llm_jax.nn import rope
 from llm_jax.nn.einsum import Einsum, vector
-from llm_jax.nn.norms import NORMS
-from llm_jax.nn.positions import POSITIONS
 from llm_jax.ops import remat
 from llm_jax.ops.attend import Scores, attend
-from llm_jax.ops.attend.choose import choose_kernel
+from llm_jax.ops.attend.choose import Need, choose_kernel
 
 
 @flax.struct.dataclass
@@ -35,12 +33,15 @@ class Tokens:
         mesh that splits the length, ids and positions are in the order of `zigzag.split`,
         while segments are whole rows on every device, in the order of the text.
       tables: of the position part.
+      layer: int32 scalar, the index of the layer that reads this, from 0. In a loop over
+        layers it is traced: compute with it, do not branch on it.
     """
 
     ids_BL: jax.Array
     positions_BL: jax.Array
     segments_BL: jax.Array | None
     tables: Any
+    layer: jax.Array | int = 0
 
 
 @flax.struct.dataclass
@@ -51,8 +52,8 @@ class Cache:
     v: jax.Array
 
 
-class Attention(nn.Module):
-    """Multi-head attention; with fewer key/value heads, grouped-query or multi-query.
+class Attention(AttentionFacts, nn.Module):
+    """Grouped-query attention: query heads share n_kv_heads key/value heads.
 
     MHA: Vaswani et al. 2017, arXiv:1706.03762. MQA: Shazeer 2019, arXiv:1911.02150.
     GQA: Ainslie et al. 2023, arXiv:2305.13245. Gate: Qiu et al. 2025, arXiv:2505.06708.
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         """dtype[B, L, D] -> the same, and the cache with these tokens in it."""
         config = self.config
         H, G, K = config.n_heads, config.kv_heads, config.head_size
-        position = resolve_part('model.position', config.position, POSITIONS)
+        position = parts.position(config)
         bias = config.bias in (True, 'qkv', 'attention')
         q_BLHK = _qk_norm(config, 'q_norm', 'heads', self.project(x_BLD, 'q', H, 'heads', bias))
         k_BLGK = _qk_norm(config, 'k_norm', 'kv_heads', self.project(x_BLD, 'k', G, 'kv_heads', bias))
@@ -102,7 +103,38 @@ class Attention(nn.Module):
         return Einsum('BLD,DHK->BLHK', shape, axes, config, use_bias=bias, name=name)(x_BLD)
 
 
-class LatentAttention(nn.Module):
+class MultiHeadAttention(Attention):
+    """A key/value head for each query head."""
+
+    @staticmethod
+    def kv_heads(config: Model) -> int:
+        return config.n_heads
+
+    @classmethod
+    def check(cls, config: Model) -> None:
+        super().check(config)
+        _check_kv_heads(config, cls.kv_heads(config))
+
+
+class MultiQueryAttention(Attention):
+    """One key/value head for all query heads."""
+
+    @staticmethod
+    def kv_heads(config: Model) -> int:
+        return 1
+
+    @classmethod
+    def check(cls, config: Model) -> None:
+        super().check(config)
+        _check_kv_heads(config, cls.kv_heads(config))
+
+
+def _check_kv_heads(config: Model, kv_heads: int) -> None:
+    require(config.n_kv_heads in (0, kv_heads), 'model.n_kv_heads', config.n_kv_heads,
+            f'{config.attention!r} has {kv_heads}; set it to 0, or attention = "gqa"')  # fmt: skip
+
+
+class LatentAttention(AttentionFacts, nn.Module):
     """Multi-head latent attention: keys and values are made of one narrow vector, which is all that is cached
     (DeepSeek-V2, arXiv:2405.04434, §2.1).
 
@@ -112,6 +144,22 @@ class LatentAttention(nn.Module):
     """
 
     config: Model
+
+    @staticmethod
+    def head_dims(config: Model) -> HeadDims:
+        mla = config.mla
+        return HeadDims(mla.d_nope + mla.d_rope, mla.d_value, mla.d_rope)
+
+    @classmethod
+    def dimensions(cls, config: Model) -> list[Dimension]:
+        ranks = [(f'model.mla.{name}', getattr(config.mla, name), 'rank') for name in ('q_rank', 'kv_rank')]
+        return [('model.n_heads', config.n_heads, 'heads'), *(rank for rank in ranks if rank[1])]
+
+    @classmethod
+    def check(cls, config: Model) -> None:
+        super().check(config)
+        require(config.qk_norm == 'none' and not config.attention_gate, 'model.attention', config.attention,
+                'it has norms of its own and no gate; set qk_norm = "none", attention_gate = False')  # fmt: skip
 
     @staticmethod
     def empty_cache(config: Model, batch_size: int, slots: int) -> jax.Array:
@@ -124,9 +172,9 @@ class LatentAttention(nn.Module):
         """dtype[B, L, D] -> the same, and the cache with these tokens in it."""
         config, mla = self.config, self.config.mla
         D, H, R, N, V = config.d_model, config.n_heads, mla.kv_rank, mla.d_nope, mla.d_value
-        position = resolve_part('model.position', config.position, POSITIONS)
-        Norm = resolve_part('model.norm', config.norm, NORMS)
-        latent_config = dataclasses.replace(config, norm_eps=mla.norm_eps or config.norm_eps)
+        position = parts.position(config)
+        eps = {'eps': mla.norm_eps} if mla.norm_eps else {}
+        norm = lambda name: parts.module(config, 'norm', ('latent',), **eps, name=name)
         rotate = lambda x: position.rotate(config, x, tokens.tables)
 
         def narrow(name: str, width: int, axis: str, bias: bool = False) -> jax.Array:
@@ -134,14 +182,14 @@ class LatentAttention(nn.Module):
 
         bias = config.bias in (True, 'attention')
         if mla.q_rank:
-            latent_BLQ = Norm(latent_config, ('latent',), name='q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
+            latent_BLQ = norm('q_norm')(narrow('q_down', mla.q_rank, 'latent', bias))
             shape, axes = (mla.q_rank, H, N + mla.d_rope), ('rank', 'heads', 'd_head')
             q_BLHK = Einsum('BLR,RHK->BLHK', shape, axes, config, name='q_up')(latent_BLQ)
         else:
             shape, axes = (D, H, N + mla.d_rope), ('d_model', 'heads', 'd_head')
             q_BLHK = Einsum('BLD,DHK->BLHK', shape, axes, config, name='q')(x_BLD)
         q_nope, q_rope = q_BLHK[..., :N], rotate(q_BLHK[..., N:])
-        latent_BLR = Norm(latent_config, ('latent',), name='kv_norm')(narrow('kv_down', R, 'latent', bias))
+        latent_BLR = norm('kv_norm')(narrow('kv_down', R, 'latent', bias))
         k_rope_BL1K = rotate(narrow('k_rope', mla.d_rope, 'd_head', bias)[:, :, None])
         to_heads = ('rank', 'heads', 'd_head')
         up_k = Einsum('BLR,RHK->BLHK', (R, H, N), to_heads, config, name='k_up')
@@ -169,14 +217,36 @@ class LatentAttention(nn.Module):
 
 def attend_tokens(
     module: nn.Module, q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, scale: float, cached: bool,
-    kv_axis: str | None = 'kv_heads',
+    kv_axis: str | None = 'kv_heads', *, window: int | None = None, softcap: float | None = None,
+    sinks: bool | None = None,
 ) -> jax.Array:  # fmt: skip
-    """`attend` as the config of the module says, with its sinks and dropout."""
-    config = module.config
-    position = resolve_part('model.position', config.position, POSITIONS)
+    """Attention of a part's queries, keys and values: by position and document, with sinks and dropout.
+
+    Widths, head counts and the kernel follow from the arrays; call it from a compact method.
+
+    Args:
+      module: the part; its config says the kernel, the position part, dropout and the rest.
+      q: queries [B, L, H, K].
+      k: keys [B, S, G, K], G dividing H; with a cache S is its slots.
+      v: values [B, S, G, V].
+      tokens: as every part gets them.
+      scale: factor of the scores.
+      cached: whether keys and values are those of a cache.
+      kv_axis: logical axis of G; None for one that is whole on every device.
+      window: tokens that a query sees, itself included, 0 for all; None takes model.window.
+      softcap: scores s become c tanh(s / c), 0 for none; None takes model.attention_softcap.
+      sinks: whether each head has a learned score without a value; None takes model.attention_sinks.
+
+    Returns:
+      [B, L, H, V]
+    """
+    config, H = module.config, q.shape[2]
+    window = config.window if window is None else window
+    softcap = config.attention_softcap if softcap is None else softcap
+    slopes_H = parts.position(config).slopes(config, H)
     sinks_H = None
-    if config.attention_sinks:
-        sinks_H = vector(module, 'sinks', nn.initializers.zeros, (config.n_heads,), ('heads',))
+    if config.attention_sinks if sinks is None else sinks:
+        sinks_H = vector(module, 'sinks', nn.initializers.zeros, (H,), ('heads',))
     rate = config.dropout if module.has_rng('dropout') else 0.0
     # Kept only where somebody asks for the intermediates, as the coordinate check does.
     module.sow('intermediates', 'queries_keys', (q, k, scale))
@@ -184,13 +254,14 @@ def attend_tokens(
     if kv_axis != 'kv_heads' and table:
         table['kv_heads'] = table[kv_axis] if kv_axis else None
     kernel, _ = choose_kernel(
-        config, platform=mesh.platform(), length=q.shape[1], context=mesh.shards(config.rules, 'length'),
+        config, platform=mesh.platform(), length=q.shape[1], context=mesh.shard_count(config.rules, 'length'),
         cached=cached, dropout=bool(rate),
+        need=Need(q.shape[-1], v.shape[-1], softcap, sinks_H is not None, slopes_H is not None),
     )  # fmt: skip
     settings = {
         'rules': tuple(table.items()),
-        'scores': Scores(scale, config.attention_softcap, config.window, rate),
-        'slopes_H': position.slopes(config),
+        'scores': Scores(scale, softcap, window, rate),
+        'slopes_H': slopes_H,
         'kernel': kernel,
         'context': config.context_attention,
     }
@@ -219,7 +290,9 @@ def _qk_norm(config: Model, name: str, axis: str, x_BLHK: jax.Array) -> jax.Arra
     if config.qk_norm == 'none':
         return x_BLHK
     axes = (axis, 'd_head') if config.qk_norm == 'whole' else ('d_head',)
-    return resolve_part('model.norm', config.norm, NORMS)(config, axes, name=name)(x_BLHK)
+    return parts.module(config, 'norm', axes, name=name)(x_BLHK)
 
 
-ATTENTIONS = {'mha': Attention, 'gqa': Attention, 'mqa': Attention, 'mla': LatentAttention}
+ATTENTIONS = {'mha': MultiHeadAttention, 'gqa': Attention, 'mqa': MultiQueryAttention, 'mla': LatentAttention}
+# Those that differ in the number of key/value heads alone.
+GROUPED = (Attention, MultiHeadAttention, MultiQueryAttention)

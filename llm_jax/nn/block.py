@@ -7,18 +7,18 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
+from llm_jax.config.facts import BlockFacts, require
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
-from llm_jax.nn.attention import ATTENTIONS, Tokens
+from llm_jax.nn.attention import Tokens
 from llm_jax.nn.feed_forward import DENSE
 from llm_jax.nn.moe import MixtureOfExperts
-from llm_jax.nn.norms import NORMS
 
 FEED_FORWARDS = {**DENSE, 'moe': MixtureOfExperts}
 
 
-class Sequential(nn.Module):
+class Sequential(BlockFacts, nn.Module):
     """x += attention(norm(x)); x += feed_forward(norm(x)), with the norms where `norm_at` says.
 
     'pre': x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745)
@@ -32,62 +32,57 @@ class Sequential(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Any) -> tuple[jax.Array, Any]:
         """dtype[B, L, D] -> the same, and this layer's updated cache."""
-        Norm, Attention, FeedForward = _parts(self.config)
 
         def attention(y_BLD: jax.Array) -> jax.Array:
             nonlocal cache
-            y_BLD, cache = Attention(self.config, name='attention')(y_BLD, tokens, cache)
+            y_BLD, cache = parts.module(self.config, 'attention', name='attention')(y_BLD, tokens, cache)
             return y_BLD
 
-        feed_forward = FeedForward(self.config, name='feed_forward')
-        x_BLD = self.add(x_BLD, 'attention', attention, Norm)
-        return self.add(x_BLD, 'feed_forward', feed_forward, Norm), cache
+        feed_forward = parts.module(self.config, 'feed_forward', name='feed_forward')
+        x_BLD = self.add(x_BLD, 'attention', attention)
+        return self.add(x_BLD, 'feed_forward', feed_forward), cache
 
-    def add(self, x_BLD: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array], Norm: type) -> jax.Array:
+    def add(self, x_BLD: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """x with the branch added, and normed where `norm_at` says."""
-        config, at = self.config, self.config.norm_at
-        y_BLD = Norm(config, name=f'{name}_norm')(x_BLD) if at in ('pre', 'sandwich') else x_BLD
+        at, norm = self.config.norm_at, lambda name: parts.module(self.config, 'norm', name=name)
+        y_BLD = norm(f'{name}_norm')(x_BLD) if at in ('pre', 'sandwich') else x_BLD
         y_BLD = branch(y_BLD)
         if at in ('output', 'sandwich'):
-            y_BLD = Norm(config, name=f'{name}_out_norm')(y_BLD)
+            y_BLD = norm(f'{name}_out_norm')(y_BLD)
         x_BLD += scaled(self, y_BLD)
-        return Norm(config, name=f'{name}_norm')(x_BLD) if at == 'post' else x_BLD
+        return norm(f'{name}_norm')(x_BLD) if at == 'post' else x_BLD
 
 
-class Parallel(nn.Module):
+class Parallel(BlockFacts, nn.Module):
     """x += attention(norm(x)) + feed_forward(norm(x)), one norm for both (GPT-J; PaLM, arXiv:2204.02311)."""
 
     config: Model
 
+    @staticmethod
+    def check(config: Model) -> None:
+        require(config.norm_at == 'pre', 'model.norm_at', config.norm_at,
+                'a parallel block norms what it reads; use "pre"')  # fmt: skip
+
     @nn.compact
     def __call__(self, x_BLD: jax.Array, tokens: Tokens, cache: Any) -> tuple[jax.Array, Any]:
         """dtype[B, L, D] -> the same, and this layer's updated cache."""
-        Norm, Attention, FeedForward = _parts(self.config)
-        attention_in, feed_forward_in = self.normed(x_BLD, Norm)
-        y_BLD, cache = Attention(self.config, name='attention')(attention_in, tokens, cache)
-        y_BLD += FeedForward(self.config, name='feed_forward')(feed_forward_in)
+        attention_in, feed_forward_in = self.normed(x_BLD)
+        y_BLD, cache = parts.module(self.config, 'attention', name='attention')(attention_in, tokens, cache)
+        y_BLD += parts.module(self.config, 'feed_forward', name='feed_forward')(feed_forward_in)
         return x_BLD + scaled(self, y_BLD), cache
 
-    def normed(self, x_BLD: jax.Array, Norm: type) -> tuple[jax.Array, jax.Array]:
+    def normed(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What attention and what the feed-forward reads."""
-        y_BLD = Norm(self.config, name='norm')(x_BLD)
+        y_BLD = parts.module(self.config, 'norm', name='norm')(x_BLD)
         return y_BLD, y_BLD
 
 
 class ParallelTwoNorms(Parallel):
     """The same with a norm for each branch (GPT-NeoX, arXiv:2204.06745)."""
 
-    def normed(self, x_BLD: jax.Array, Norm: type) -> tuple[jax.Array, jax.Array]:
-        attention_in = Norm(self.config, name='attention_norm')(x_BLD)
-        return attention_in, Norm(self.config, name='feed_forward_norm')(x_BLD)
-
-
-def _parts(config: Model) -> tuple[type[nn.Module], ...]:
-    return (
-        resolve_part('model.norm', config.norm, NORMS),
-        resolve_part('model.attention', config.attention, ATTENTIONS),
-        resolve_part('model.feed_forward', config.feed_forward, FEED_FORWARDS),
-    )
+    def normed(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        norm = lambda name: parts.module(self.config, 'norm', name=name)
+        return norm('attention_norm')(x_BLD), norm('feed_forward_norm')(x_BLD)
 
 
 def scaled(module: nn.Module, y_BLD: jax.Array) -> jax.Array:

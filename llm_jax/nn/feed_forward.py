@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm_jax.config.facts import FeedForwardFacts
 from llm_jax.config.schema import Model
 from llm_jax.nn.einsum import Einsum
 from llm_jax.ops import remat
@@ -20,7 +21,7 @@ def _relu2(x: jax.Array) -> jax.Array:
     return jnp.square(jax.nn.relu(x))
 
 
-class Plain(nn.Module):
+class Plain(FeedForwardFacts, nn.Module):
     """down(activation(up(x))).
 
     Attributes:
@@ -32,6 +33,10 @@ class Plain(nn.Module):
     width: int = 0
     activation: ClassVar[Callable[..., jax.Array]]
     inputs: ClassVar[tuple[str, ...]] = ('up',)
+
+    @classmethod
+    def is_gated(cls, config: Model) -> bool:
+        return len(cls.inputs) > 1
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:

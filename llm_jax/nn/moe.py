@@ -12,12 +12,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
+from llm_jax.config.facts import Dimension, FeedForwardFacts, require
 from llm_jax.config.schema import ConfigError, Model, Moe
 from llm_jax.dist import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import Einsum, kernel, vector
-from llm_jax.nn.feed_forward import DENSE, Plain
+from llm_jax.nn.feed_forward import Plain
 from llm_jax.ops.dispatch import Dispatch
 from llm_jax.ops.grouped import grouped_product
 from llm_jax.ops.product import activation_axes
@@ -26,7 +27,7 @@ from llm_jax.ops.product import activation_axes
 STATS = 'router'
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(FeedForwardFacts, nn.Module):
     """Σ over the chosen experts of weight · expert(x), with all choices, unless model.moe.dropless says otherwise.
 
     Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088; shared experts and
@@ -35,6 +36,38 @@ class MixtureOfExperts(nn.Module):
     """
 
     config: Model
+
+    @classmethod
+    def is_gated(cls, config: Model) -> bool:
+        return parts.expert(config).is_gated(config)
+
+    @staticmethod
+    def is_mixture(config: Model) -> bool:
+        return True
+
+    @staticmethod
+    def hidden_units(config: Model) -> int:
+        return expert_size(config) * config.moe.top_k
+
+    @staticmethod
+    def dimensions(config: Model) -> list[Dimension]:
+        experts = ('model.moe.n_experts', config.moe.n_experts, 'experts')
+        return [experts, ('model.moe.d_ff', expert_size(config), 'd_ff')]
+
+    @staticmethod
+    def check(config: Model) -> None:
+        moe = config.moe
+        require(1 <= moe.top_k <= moe.n_experts, 'model.moe.top_k', moe.top_k,
+                f'it must be 1 to model.moe.n_experts = {moe.n_experts}')  # fmt: skip
+        require(moe.n_groups >= 1 and moe.n_experts % moe.n_groups == 0, 'model.moe.n_groups', moe.n_groups,
+                f'it must divide model.moe.n_experts = {moe.n_experts}')  # fmt: skip
+        require(1 <= moe.top_groups <= moe.n_groups, 'model.moe.top_groups', moe.top_groups,
+                f'it must be 1 to model.moe.n_groups = {moe.n_groups}')  # fmt: skip
+        reachable = moe.top_groups * moe.n_experts // moe.n_groups
+        require(moe.top_k <= reachable, 'model.moe.top_k', moe.top_k,
+                f'model.moe.top_groups = {moe.top_groups} groups hold only {reachable} experts')  # fmt: skip
+        require(moe.capacity >= 1, 'model.moe.capacity', moe.capacity,
+                'it must be at least 1: a round takes at least an even share')  # fmt: skip
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -55,7 +88,7 @@ class MixtureOfExperts(nn.Module):
         stats = stats if moe.dropless else stats | {'dropped': dropped}
         self.sow(STATS, 'stats', stats, reduce_fn=lambda _, new: new, init_fn=dict)
         if moe.n_shared:
-            shared_BLD = self.dense(config, moe.n_shared * self.width, name='shared')(x_BLD)
+            shared_BLD = self.dense(config, moe.n_shared * expert_size(config), name='shared')(x_BLD)
             if moe.shared_gate:
                 gate = Einsum('BLD,DE->BLE', (D, 1), ('d_model', 'scores'), config, name='shared_gate')
                 shared_BLD *= mesh.shard(jax.nn.sigmoid(gate(x_BLD)), config.rules, mesh.STREAM)
@@ -64,22 +97,23 @@ class MixtureOfExperts(nn.Module):
 
     @property
     def dense(self) -> type[Plain]:
-        return resolve_part('model.moe.activation', self.config.moe.activation, DENSE)
-
-    @property
-    def width(self) -> int:
-        return self.config.moe.d_ff or self.config.ff_size
+        return parts.expert(self.config)
 
     def experts(self) -> tuple[list[tuple[jax.Array, ...]], tuple[jax.Array, ...]]:
         """The matrices (and biases) of all experts: those that read the residual stream, and the one that writes it."""
         config, moe = self.config, self.config.moe
-        D, E, F = config.d_model, moe.n_experts, self.width
+        D, E, F = config.d_model, moe.n_experts, expert_size(config)
 
         def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], writes_residual: bool = False):
             return _Matrices(config, E, shape, axes, moe.top_k / E, writes_residual, name=name)()
 
         ins = [matrix(name, (D, F), ('d_model', 'd_ff')) for name in self.dense.inputs]
         return ins, matrix('down', (F, D), ('d_ff', 'd_model'), writes_residual=True)
+
+
+def expert_size(config: Model) -> int:
+    """Hidden width of one expert."""
+    return config.moe.d_ff or config.ff_size
 
 
 class _Matrices(nn.Module):
@@ -126,7 +160,7 @@ def mixture(
       dtype[B, L, D], and the number of choices that were dropped, float32.
     """
     moe, rules = config.moe, config.rules
-    table, sizes = mesh.current(rules), dict(jax.sharding.get_abstract_mesh().shape)
+    table, sizes = mesh.active_rules(rules), dict(jax.sharding.get_abstract_mesh().shape)
     axes = {name: mesh.mesh_axes(table.get(name)) for name in ('batch', 'length', 'experts', 'd_model', 'd_ff')}
     token_axes = axes['batch'] + axes['length']
     if not set(axes['d_model']) <= set(token_axes):

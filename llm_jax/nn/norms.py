@@ -14,10 +14,12 @@ class _Norm(nn.Module):
 
     Attributes:
       axes: logical axes of the last dimensions, which are normalised together.
+      eps: added to the variance; 0 takes the config's.
     """
 
     config: Model
     axes: tuple[str, ...] = ('residual',)
+    eps: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,14 +48,14 @@ class LayerNorm(_Norm):
 
     def normalise(self, x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
         x -= x.mean(dims, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.square(x).mean(dims, keepdims=True) + self.config.norm_eps)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(dims, keepdims=True) + (self.eps or self.config.norm_eps))
 
 
 class RMSNorm(_Norm):
     """x / √(mean(x²) + eps) · scale (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def normalise(self, x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
-        return x * jax.lax.rsqrt(jnp.square(x).mean(dims, keepdims=True) + self.config.norm_eps)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(dims, keepdims=True) + (self.eps or self.config.norm_eps))
 
 
 NORMS = {'layernorm': LayerNorm, 'rmsnorm': RMSNorm}

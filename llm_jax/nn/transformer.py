@@ -12,16 +12,14 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError, Model
 from llm_jax.dist import mesh
 from llm_jax.nn.attention import Tokens
-from llm_jax.nn.block import BLOCKS, dropout
+from llm_jax.nn.block import dropout
 from llm_jax.nn.einsum import Einsum
 from llm_jax.nn.embed import Embed
 from llm_jax.nn.moe import STATS
-from llm_jax.nn.norms import NORMS
-from llm_jax.nn.positions import POSITIONS
 from llm_jax.ops import pipeline, remat, zigzag
 
 
@@ -44,12 +42,12 @@ class Transformer(nn.Module):
         config = self.config
         first, pattern, repeats, last = layout(config)
         self.embed = Embed(config, config.vocab_size)
-        self.position = resolve_part('model.position', config.position, POSITIONS)(config)
-        self.first = tuple(_block(layer, scanned=False)(layer) for layer in first)
+        self.position = parts.module(config, 'position')
+        self.first = tuple(_block(layer, scanned=False)(layer, **layer.options.residual) for layer in first)
         if repeats:
             self.layers = _stack(config, pattern, repeats)
-        self.last = tuple(_block(layer, scanned=False)(layer) for layer in last)
-        self.final_norm = resolve_part('model.norm', config.norm, NORMS)(config)
+        self.last = tuple(_block(layer, scanned=False)(layer, **layer.options.residual) for layer in last)
+        self.final_norm = parts.module(config, 'norm')
         if not config.tie_embeddings:
             shape, axes = (config.d_model, config.vocab_size), ('d_model', 'vocab')
             exact = dataclasses.replace(config, matmul='default')
@@ -81,15 +79,15 @@ class Transformer(nn.Module):
         """
         x_BLD, tokens = self.enter(tokens_BL, positions_BL, segments_BL)
         first, pattern, repeats, last = layout(self.config)
-        for block, layer in zip(self.first, first, strict=True):
-            x_BLD, _ = block(x_BLD, tokens[layer], None)
+        for i, (block, layer) in enumerate(zip(self.first, first, strict=True)):
+            x_BLD, _ = block(x_BLD, tokens[layer].replace(layer=i), None)
         plan = pipeline.schedule(self.config.rules, self.config.pipeline)
         if repeats and plan.stages > 1 and not self.is_initializing():
             x_BLD = self.staged(plan, x_BLD, tokens[pattern[0]])
         elif repeats:
-            x_BLD, _ = self.layers(x_BLD, _seen(pattern, tokens), None)
-        for block, layer in zip(self.last, last, strict=True):
-            x_BLD, _ = block(x_BLD, tokens[layer], None)
+            x_BLD, _ = self.layers(x_BLD, _seen(pattern, tokens, stacked_layers(self.config)), None)
+        for i, (block, layer) in enumerate(zip(self.last, last, strict=True), self.config.n_layers - len(last)):
+            x_BLD, _ = block(x_BLD, tokens[layer].replace(layer=i), None)
         return self.final_norm(x_BLD)
 
     def staged(self, plan: pipeline.Schedule, x_BLD: jax.Array, tokens: Tokens) -> jax.Array:
@@ -98,15 +96,18 @@ class Transformer(nn.Module):
         _, pattern, repeats, _ = layout(config)
         group = _stack(config, pattern, repeats // (plan.stages * plan.repeats), parent=None)
 
-        def layers(params: Any, x_BLD: jax.Array, rows: tuple, key: jax.Array | None) -> tuple[jax.Array, Any]:
-            seen = _seen(pattern, tokens_of(pattern, *rows))
+        def layers(group_params: Any, x_BLD: jax.Array, rows: tuple, key: jax.Array | None) -> tuple[jax.Array, Any]:
+            params, first_R = group_params
+            seen = _seen(pattern, tokens_of(pattern, *rows), first_R)
             rngs = None if key is None else {'dropout': key}
             (x_BLD, _), reports = group.apply({'params': params}, x_BLD, seen, None, rngs=rngs, mutable=[STATS])
             return x_BLD, reports.get(STATS, {})
 
         rows = tokens.ids_BL, tokens.positions_BL, tokens.segments_BL
         key = self.make_rng('dropout') if self.has_rng('dropout') else None
-        params = self.layers.variables['params']
+        # The indices of the layers go to the stages as the parameters do.
+        index_R = mesh.shard(stacked_layers(config), config.rules, ('layers',))
+        params = self.layers.variables['params'], index_R
         x_BLD, reports = pipeline.run(layers, params, x_BLD, rows, key, plan=plan, rules=config.rules)
         for name, report in reports.items() if self.is_mutable_collection(STATS) else ():
             self.layers.put_variable(STATS, name, report)
@@ -152,7 +153,9 @@ class Group(nn.Module):
     def __call__(self, x_BLD: jax.Array, tokens: tuple[Tokens, ...], cache: None) -> tuple[jax.Array, None]:
         """dtype[B, L, D] -> the same."""
         for i, (layer, seen) in enumerate(zip(self.layers, tokens, strict=True)):
-            x_BLD, _ = _block(layer, scanned=layer.scan)(layer, name=str(i))(x_BLD, seen, cache)
+            x_BLD, _ = _block(layer, scanned=layer.scan)(layer, **layer.options.residual, name=str(i))(
+                x_BLD, seen, cache
+            )
         return x_BLD, None
 
 
@@ -160,14 +163,24 @@ def tokens_of(
     layers: tuple[Model, ...], tokens_BL: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array | None
 ) -> dict[Model, Tokens]:
     """What each kind of layer knows of the tokens."""
-    position = lambda layer: resolve_part('model.position', layer.position, POSITIONS)
-    tables = lambda layer: position(layer).tables(layer, positions_BL)
+
+    def tables(layer: Model) -> Any:
+        width = parts.attention(layer).head_dims(layer).rotary
+        return parts.position(layer).tables(layer, positions_BL, width)
+
     return {layer: Tokens(tokens_BL, positions_BL, segments_BL, tables(layer)) for layer in dict.fromkeys(layers)}
 
 
-def _seen(pattern: tuple[Model, ...], tokens: dict[Model, Tokens]) -> Any:
-    seen = tuple(tokens[layer] for layer in pattern)
+def _seen(pattern: tuple[Model, ...], tokens: dict[Model, Tokens], first_R: jax.Array) -> Any:
+    """What the layers of a stack know of the tokens; `first_R` are the indices of the first in each repeat."""
+    seen = tuple(tokens[layer].replace(layer=first_R + i) for i, layer in enumerate(pattern))
     return seen if len(pattern) > 1 else seen[0]
+
+
+def stacked_layers(config: Model) -> jax.Array:
+    """The index of the first layer in each repeat of the pattern, int32[repeats]."""
+    _, pattern, repeats, _ = layout(config)
+    return len(config.first_layers) + len(pattern) * jnp.arange(repeats)
 
 
 def layout(config: Model) -> tuple[tuple[Model, ...], tuple[Model, ...], int, tuple[Model, ...]]:
@@ -195,25 +208,30 @@ def layer_params(params: Any, config: Model, layer: int) -> Any:
     path, index = place(config, layer)
     for name in path:
         params = params[name]
-    return params if index is None else jax.tree.map(lambda stack: mesh.take(stack, index), params)
+    return params if index is None else jax.tree.map(lambda stack: mesh.take_layer(stack, index), params)
 
 
 def _block(layer: Model, scanned: bool) -> type[nn.Module]:
-    return remat.block(layer, resolve_part('model.residual', layer.residual, BLOCKS), scanned=scanned)
+    return remat.block(layer, parts.block(layer), scanned=scanned)
 
 
 def _stack(config: Model, pattern: tuple[Model, ...], repeats: int, **linen) -> nn.Module:
     """The pattern, repeated: `(x, tokens, None) -> (x, None)`."""
-    body, argument = (Group, pattern) if len(pattern) > 1 else (_block(config, scanned=config.scan), pattern[0])
+    # Each repeat gets the index of its own layer; the rest of what it knows is the same for all.
+    seen = tuple(Tokens(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, layer=0) for _ in pattern)
+    body, argument, options = Group, pattern, {}
+    if len(pattern) == 1:
+        body, argument = _block(config, scanned=config.scan), pattern[0]
+        options = argument.options.residual
     return nn.scan(
         body,
         variable_axes={'params': 0, 'weights': 0, 'vectors': 0, STATS: 0},
         split_rngs={'params': True, 'dropout': True},
-        in_axes=(nn.broadcast, nn.broadcast),
+        in_axes=(seen if len(pattern) > 1 else seen[0], nn.broadcast),
         length=repeats,
         # Unrolled, every layer is its own piece of the program; the parameters stay stacked.
         unroll=config.scan_unroll if config.scan else repeats,
-    )(argument, **linen)
+    )(argument, **options, **linen)
 
 
 def init_params(model: Transformer, key: jax.Array) -> dict:
@@ -241,7 +259,7 @@ def parameters_of(model: Transformer) -> dict:
 
 def _init(model: Transformer, key: jax.Array) -> dict:
     rows = max(1, jax.sharding.get_abstract_mesh().size)  # a batch that every mesh can split
-    parts = mesh.shards(model.config.rules, 'residual_length')
+    parts = mesh.shard_count(model.config.rules, 'residual_length')
     return model.init(key, jnp.zeros((rows, 2 * parts if parts > 1 else 1), jnp.int32))
 
 

@@ -1,14 +1,14 @@
-"""How tokens get to the experts that they chose, and what comes of it back to them.
+"""Expert dispatch: rows travel to the devices of their experts, and results return.
 
-Everything here runs on one device of a mesh, inside `jax.shard_map`. Nothing knows how
-many rows an expert will get when the program is compiled, so rows travel and are
-multiplied in *rounds* of a fixed size: a little more than an even share. The first round
-is nearly always the only one. Where a router is uneven, further rounds take the rest:
-the result is that of an endless buffer, its memory that of one round. (Or the rest is
-dropped, as in GShard, arXiv:2006.16668, and Switch Transformer, arXiv:2101.03961.)
+Everything here runs within `jax.shard_map`, on the local arrays of one device. The number of
+rows that an expert gets is not known when the program is compiled, so rows are exchanged and
+multiplied in *chunks* of a fixed size: a little more than an even share. The first chunk is
+nearly always the only one. Where a router is uneven, further chunks take the rest: the result
+is that of an unbounded buffer, the memory that of one chunk. (Or the rest is dropped, as in
+GShard, arXiv:2006.16668, and Switch Transformer, arXiv:2101.03961.)
 
 Shapes: T tokens of this device, k choices of a token, n devices that share the experts,
-E experts in all, e = E / n of this device, C rows of a round.
+E experts in all, e = E / n local experts, C rows of a chunk (for each device in 'all_to_all').
 """
 
 from collections.abc import Callable
@@ -19,27 +19,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.ops.grouped import loop, varying
+from llm_jax.ops.grouped import loop, unify_varying
 
 # (parameters, rows [N, D] in order of their expert, rows of each expert int[e], expert of each row int[N]) -> [N, D].
-# What it gives for rows past the last expert's does not matter.
+# Its results for rows past the last expert's are ignored.
 Network = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-# (which round, what says where rows go, (parameters, tokens [T, D], weights [T, k])) -> [T, D], its part of the sum.
-Round = Callable[[jax.Array | int, Any, tuple], jax.Array]
+# (index of the chunk, routing tables, (parameters, tokens [T, D], weights [T, k])) -> [T, D], its part of the sum.
+ChunkFn = Callable[[jax.Array | int, Any, tuple], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-    """Who shares the experts, and how.
+    """Weighted sum of expert outputs over devices that share the experts.
 
     Attributes:
-      how: 'all_to_all' sends each row where its expert is; 'gather' shows every device all rows.
+      how: 'all_to_all' sends each row to the device of its expert; 'gather' gathers all rows
+        on every device.
       n_experts: E, of all devices.
       axes: mesh axes over which the experts are split.
       n_devices: n, the size of those axes together.
-      token_axes: mesh axes over which tokens are split, `axes` among them.
-      capacity: rows of a round over an even share, at least 1.
-      dropless: whether further rounds take what did not fit into the first.
+      token_axes: mesh axes over which tokens are split; includes `axes`.
+      capacity: rows of a chunk relative to an even share, at least 1.
+      dropless: whether further chunks process the rows that exceed the first.
     """
 
     how: str
@@ -56,202 +57,252 @@ class Dispatch:
         """Σ over each token's choices of weight · network(token).
 
         Args:
-          network: the experts of this device, applied to sorted rows.
-          params: of the network.
+          network: the local experts, applied to sorted rows.
+          params: parameters of the network.
           x_TD: tokens.
           chosen_Tk: int, the experts of each token, all different.
-          weights_Tk: what their results are multiplied by.
+          weights_Tk: factor of each expert's output.
 
         Returns:
-          dtype[T, D], and how many choices of this device were dropped, float32.
+          dtype[T, D], and the number of dropped choices of this device, float32.
         """
         dispatch = self._all_to_all if self.how == 'all_to_all' and self.n_devices > 1 else self._gather
         return dispatch(network, params, x_TD, chosen_Tk, weights_Tk)
 
-    def _gather(self, network, params, x_TD, chosen_Tk, weights_Tk):
-        """Each device takes what is its experts' from the tokens of all, and they sum what they make of them."""
+    def _gather(
+        self, network: Network, params: Any, x_TD: jax.Array, chosen_Tk: jax.Array, weights_Tk: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """All-gathers the tokens, applies the local experts to those that chose them, and reduce-scatters the sums."""
         T, k = chosen_Tk.shape
         n, e = self.n_devices, self.n_experts // self.n_devices
-        mine_Tk = chosen_Tk  # T is that of all n devices from here on
+        local_Tk = chosen_Tk  # from here on, T counts the tokens of all n devices
         if n > 1:
-            together = lambda x: jax.lax.all_gather(x, self.axes, tiled=True)
-            x_TD, weights_Tk = together(x_TD), together(weights_Tk)
-            mine_Tk = together(chosen_Tk) - e * jax.lax.axis_index(self.axes)
-        mine_Tk = jnp.where((mine_Tk >= 0) & (mine_Tk < e), mine_Tk, e)  # e is nobody here
-        order_N, position_Tk = _sorted(mine_Tk)
-        sizes_e = jnp.bincount(mine_Tk.reshape(-1), length=e)
-        ends_e, taken = jnp.cumsum(sizes_e), sizes_e.sum()
+            all_gather = lambda x: jax.lax.all_gather(x, self.axes, tiled=True)
+            x_TD, weights_Tk = all_gather(x_TD), all_gather(weights_Tk)
+            local_Tk = all_gather(chosen_Tk) - e * jax.lax.axis_index(self.axes)
+        local_Tk = jnp.where((local_Tk >= 0) & (local_Tk < e), local_Tk, e)  # e marks experts of other devices
+        order_N, position_Tk = _sort_choices(local_Tk)
+        sizes_e = jnp.bincount(local_Tk.reshape(-1), length=e)
+        ends_e, n_local = jnp.cumsum(sizes_e), sizes_e.sum()
         worst = n * T * min(k, e)
-        C = self._rows(T * k, worst)
+        C = self._chunk_rows(T * k, worst)
 
-        def one_round(i, routing, inputs):
-            (order_N, position_Tk, mine_Tk, ends_e, taken), (params, x_TD, weights_Tk) = routing, inputs
+        def process_chunk(i: jax.Array | int, routing: Any, inputs: tuple) -> jax.Array:
+            (order_N, position_Tk, local_Tk, ends_e, n_local), (params, x_TD, weights_Tk) = routing, inputs
             slots_C = i * C + jnp.arange(C)
             slot_Tk = position_Tk - i * C
             choices = Moves(
-                order_N[jnp.minimum(slots_C, order_N.size - 1)], slots_C < taken,
-                slot_Tk.reshape(-1, 1), ((mine_Tk < e) & (slot_Tk >= 0) & (slot_Tk < C)).reshape(-1, 1),
-            )  # fmt: skip
-            tokens = choices.of_tokens(k)
-            ends_of_round_e = jnp.clip(ends_e - i * C, 0, C)
-            expert_C = jnp.minimum((jnp.arange(C)[:, None] >= ends_of_round_e).sum(-1), e - 1)
-            y_CD = network(params, spread(x_TD, tokens), jnp.diff(ends_of_round_e, prepend=0), expert_C)
+                source_N=order_N[jnp.minimum(slots_C, order_N.size - 1)],
+                valid_N=slots_C < n_local,
+                target_Tk=slot_Tk.reshape(-1, 1),
+                moved_Tk=((local_Tk < e) & (slot_Tk >= 0) & (slot_Tk < C)).reshape(-1, 1),
+            )
+            tokens = choices.to_token_moves(k)
+            chunk_ends_e = jnp.clip(ends_e - i * C, 0, C)
+            expert_C = jnp.minimum((jnp.arange(C)[:, None] >= chunk_ends_e).sum(-1), e - 1)
+            y_CD = network(params, spread(x_TD, tokens), jnp.diff(chunk_ends_e, prepend=0), expert_C)
             y_CD = jnp.where(tokens.valid_N[:, None], y_CD, 0) * spread(weights_Tk.reshape(-1, 1), choices)
             return collect(y_CD, tokens)
 
-        # No device waits for another within a round, so each goes by its own count.
-        routing, inputs = (order_N, position_Tk, mine_Tk, ends_e, taken), (params, x_TD, weights_Tk)
-        y_TD = self._rounds(one_round, math.ceil(worst / C), -(-taken // C), routing, inputs)
-        dropped = jnp.zeros_like(taken) if self.dropless else jnp.maximum(taken - C, 0)
+        # A chunk has no collectives here, so each device can run its own number of chunks.
+        routing, inputs = (order_N, position_Tk, local_Tk, ends_e, n_local), (params, x_TD, weights_Tk)
+        y_TD = self._sum_chunks(process_chunk, math.ceil(worst / C), -(-n_local // C), routing, inputs)
+        dropped = jnp.zeros_like(n_local) if self.dropless else jnp.maximum(n_local - C, 0)
         y_TD = jax.lax.psum_scatter(y_TD, self.axes, tiled=True) if n > 1 else y_TD
         return y_TD, dropped.astype(jnp.float32)
 
-    def _all_to_all(self, network, params, x_TD, chosen_Tk, weights_Tk):
-        """Each row goes to the device of its expert and comes back."""
+    def _all_to_all(
+        self, network: Network, params: Any, x_TD: jax.Array, chosen_Tk: jax.Array, weights_Tk: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sends each row to the device of its expert, and the result back."""
         T, k = chosen_Tk.shape
         n, e = self.n_devices, self.n_experts // self.n_devices
-        exchange = lambda x: jax.lax.all_to_all(x, self.axes, 0, 0, tiled=True)  # [to or from, ...]
-        order_N, position_Tk = _sorted(chosen_Tk)  # by device, and for each device by expert
-        going_ne = jnp.bincount(chosen_Tk.reshape(-1), length=n * e).reshape(n, e)
-        coming_ne = exchange(going_ne)
-        going_n = going_ne.sum(1)
-        starts_n, ends_ne = jnp.cumsum(going_n) - going_n, jnp.cumsum(coming_ne, 1)
-        worst = T * min(k, e)  # a token's choices differ, so no more of them than e go to one device
-        C = self._rows(T * k / n, worst)
+        exchange = lambda x: jax.lax.all_to_all(x, self.axes, 0, 0, tiled=True)  # [device, ...]
+        order_N, position_Tk = _sort_choices(chosen_Tk)  # by device, and for each device by expert
+        sent_ne = jnp.bincount(chosen_Tk.reshape(-1), length=n * e).reshape(n, e)
+        received_ne = exchange(sent_ne)
+        sent_n = sent_ne.sum(1)
+        starts_n, ends_ne = jnp.cumsum(sent_n) - sent_n, jnp.cumsum(received_ne, 1)
+        worst = T * min(k, e)  # a token's choices differ, so at most e of them are on one device
+        C = self._chunk_rows(T * k / n, worst)
 
-        def leaving(i, order_N, position_Tk, chosen_Tk, starts_n, going_n) -> Moves:
-            """Choices into what is sent: C rows for each device."""
-            slots_C = i * C + jnp.arange(C)
-            choice_nC = order_N[jnp.minimum(starts_n[:, None] + slots_C, order_N.size - 1)]
-            to_Tk = chosen_Tk // e
-            slot_Tk = position_Tk - starts_n[to_Tk] - i * C
-            return Moves(
-                choice_nC.reshape(-1), (slots_C < going_n[:, None]).reshape(-1),
-                (to_Tk * C + slot_Tk).reshape(-1, 1), ((slot_Tk >= 0) & (slot_Tk < C)).reshape(-1, 1),
-            )  # fmt: skip
-
-        def arriving(i, ends_ne) -> tuple[Moves, jax.Array, jax.Array]:
-            """What came, which is sorted by expert for each device that it came from, into the order of experts.
-
-            And how many rows each expert has, and the expert of each row in this order.
-            """
-            ends_ne = jnp.clip(ends_ne - i * C, 0, C)
-            sizes_ne = jnp.diff(ends_ne, axis=1, prepend=0)
-            starts_ne = ends_ne - sizes_ne
-            run_ends = jnp.cumsum(sizes_ne.T.reshape(-1))  # a run: what is of one expert from one device
-            row_N = jnp.arange(n * C)
-            run_N = jnp.minimum((row_N[:, None] >= run_ends).sum(-1), n * e - 1)
-            from_N, expert_N = run_N % n, run_N // n
-            run_starts_ne = (run_ends - sizes_ne.T.reshape(-1)).reshape(e, n).T
-            came_N = from_N * C + starts_ne[from_N, expert_N] + row_N - run_starts_ne[from_N, expert_N]
-            came_N, valid_N = jnp.minimum(came_N, n * C - 1), row_N < run_ends[-1]
-            # The same seen from what came.
-            c_C = jnp.arange(C)
-            of_nC = (c_C[:, None] >= ends_ne[:, None]).sum(-1)
-            some_nC = of_nC < e
-            of_nC, device_n1 = jnp.minimum(of_nC, e - 1), jnp.arange(n)[:, None]
-            goes_nC = run_starts_ne[device_n1, of_nC] + c_C - starts_ne[device_n1, of_nC]
-            return Moves(came_N, valid_N, goes_nC.reshape(-1, 1), some_nC.reshape(-1, 1)), sizes_ne.sum(0), expert_N
-
-        def one_round(i, routing, inputs):
-            (*where, ends_ne), (params, x_TD, weights_Tk) = routing, inputs
-            choices = leaving(i, *where)
-            tokens = choices.of_tokens(k)
-            sorting, sizes_e, expert_N = arriving(i, ends_ne)
-            came_nCD = exchange(spread(x_TD, tokens).reshape(n, C, -1))
-            # The weight of a row travels with it: else its gradient would want the results sent once more.
+        def process_chunk(i: jax.Array | int, routing: Any, inputs: tuple) -> jax.Array:
+            (*choice_tables, ends_ne), (params, x_TD, weights_Tk) = routing, inputs
+            choices = _send_moves(i, C, e, *choice_tables)
+            tokens = choices.to_token_moves(k)
+            sorting, sizes_e, expert_N = _sort_moves(i, C, ends_ne)
+            received_nCD = exchange(spread(x_TD, tokens).reshape(n, C, -1))
+            # Weights travel with their rows: applied at the sender, their gradient would need the results once more.
             weights_nC1 = exchange(spread(weights_Tk.reshape(-1, 1), choices).reshape(n, C, 1))
-            y_ND = network(params, spread(came_nCD.reshape(n * C, -1), sorting), sizes_e, expert_N)
+            y_ND = network(params, spread(received_nCD.reshape(n * C, -1), sorting), sizes_e, expert_N)
             y_nCD = collect(y_ND, sorting).reshape(n, C, -1) * weights_nC1
             return collect(exchange(y_nCD).reshape(n * C, -1), tokens)
 
-        # All devices go through as many rounds as the fullest needs, since they wait for each other there.
-        needed = jax.lax.pmax(-(-going_n.max() // C), self.token_axes)
-        routing = order_N, position_Tk, chosen_Tk, starts_n, going_n, ends_ne
-        y_TD = self._rounds(one_round, math.ceil(worst / C), needed, routing, (params, x_TD, weights_Tk))
-        dropped = jnp.zeros_like(going_n) if self.dropless else jnp.maximum(going_n - C, 0)
+        # A chunk has collectives, so all devices run as many chunks as the fullest needs.
+        needed = jax.lax.pmax(-(-sent_n.max() // C), self.token_axes)
+        routing = order_N, position_Tk, chosen_Tk, starts_n, sent_n, ends_ne
+        y_TD = self._sum_chunks(process_chunk, math.ceil(worst / C), needed, routing, (params, x_TD, weights_Tk))
+        dropped = jnp.zeros_like(sent_n) if self.dropless else jnp.maximum(sent_n - C, 0)
         return y_TD, dropped.sum().astype(jnp.float32)
 
-    def _rows(self, share: float, worst: int) -> int:
+    def _chunk_rows(self, share: float, worst: int) -> int:
         """C: `capacity` times an even share, in multiples of 8, the rows of a TPU's register."""
         return min(worst, 8 * math.ceil(self.capacity * share / 8))
 
-    def _rounds(self, one_round: Round, most: int, needed: jax.Array, routing: Any, inputs: tuple) -> jax.Array:
-        """Adds up the rounds: the first, and of the others as many as are needed.
+    def _sum_chunks(
+        self, process_chunk: ChunkFn, most: int, needed: jax.Array, routing: Any, inputs: tuple
+    ) -> jax.Array:
+        """Sums the results of the first chunk and of as many others as are needed.
 
-        The first is differentiated as any function. Of the others the backward pass keeps nothing: it goes
-        through them again, so that a round which is not needed costs neither memory nor time.
+        The first chunk is differentiated as usual. Of the others the backward pass saves
+        nothing and recomputes them, so that a chunk that is not needed costs neither memory
+        nor time.
+
+        Args:
+          process_chunk: computes one chunk.
+          most: chunks in the worst case.
+          needed: int, chunks that have rows.
+          routing: tables without a gradient.
+          inputs: (parameters, tokens, weights).
         """
         leaves, tree = jax.tree.flatten((routing, inputs))
-        routing, inputs = jax.tree.unflatten(tree, varying(*leaves))
+        routing, inputs = jax.tree.unflatten(tree, unify_varying(*leaves))
 
         if most == 1 or not self.dropless:
-            return one_round(0, routing, inputs)
+            return process_chunk(0, routing, inputs)
 
         @jax.custom_vjp
-        def rounds(needed, routing, inputs):
-            return others(one_round(0, routing, inputs), needed, routing, inputs)
+        def sum_chunks(needed: jax.Array, routing: Any, inputs: tuple) -> jax.Array:
+            return add_others(process_chunk(0, routing, inputs), needed, routing, inputs)
 
-        def others(y_TD, needed, routing, inputs):
-            return loop(1, needed, 0, lambda i, y_TD: y_TD + one_round(i, routing, inputs), y_TD)
+        def add_others(y_TD: jax.Array, needed: jax.Array, routing: Any, inputs: tuple) -> jax.Array:
+            return loop(1, needed, 0, lambda i, y_TD: y_TD + process_chunk(i, routing, inputs), y_TD)
 
-        def forward(needed, routing, inputs):
-            y_TD, back = jax.vjp(lambda inputs: one_round(0, routing, inputs), inputs)
-            return others(y_TD, needed, routing, inputs), (needed, routing, inputs, back)
+        def forward(needed: jax.Array, routing: Any, inputs: tuple) -> tuple[jax.Array, tuple]:
+            y_TD, pull_back = jax.vjp(lambda inputs: process_chunk(0, routing, inputs), inputs)
+            return add_others(y_TD, needed, routing, inputs), (needed, routing, inputs, pull_back)
 
-        def backward(kept, d_TD):
-            needed, routing, inputs, back = kept
+        # With y = Σ_i f_i(inputs): d_inputs = f_0ᵀ(d_y) + Σ_{i > 0} f_iᵀ(d_y), where each f_i is recomputed.
+        def backward(residuals: tuple, d_TD: jax.Array) -> tuple[None, None, tuple]:
+            needed, routing, inputs, pull_back = residuals
 
-            def turn(i, sums):
-                again = jax.vjp(lambda inputs: one_round(i, routing, inputs), inputs)[1]
-                return jax.tree.map(jnp.add, sums, *again(d_TD))
+            def add_gradients(i: jax.Array, sums: tuple) -> tuple:
+                pull_back_i = jax.vjp(lambda inputs: process_chunk(i, routing, inputs), inputs)[1]
+                return jax.tree.map(jnp.add, sums, *pull_back_i(d_TD))
 
-            return None, None, loop(1, needed, 0, turn, *back(d_TD))
+            return None, None, loop(1, needed, 0, add_gradients, *pull_back(d_TD))
 
-        rounds.defvjp(forward, backward)
-        return rounds(needed, routing, inputs)
+        sum_chunks.defvjp(forward, backward)
+        return sum_chunks(needed, routing, inputs)
 
 
 class Moves(NamedTuple):
-    """Where rows come from and go to, known from both sides, so that moving them never scatters.
+    """A partial map of T source rows to N target rows, indexed from both sides, so that moving them never scatters.
 
-    N rows are made of those of T, of which each is wanted k times at most.
+    Each target row has at most one source; a source row has at most k targets.
 
     Attributes:
-      from_N: int, which of T each of N is.
-      valid_N: bool, whether it is any.
-      to_Tk: int, where in N each of T goes.
-      some_Tk: bool, whether it goes anywhere.
+      source_N: int, index of each target's source.
+      valid_N: bool, False for targets without a source.
+      target_Tk: int, indices of each source's targets.
+      moved_Tk: bool, False for targets that a source does not have.
     """
 
-    from_N: jax.Array
+    source_N: jax.Array
     valid_N: jax.Array
-    to_Tk: jax.Array
-    some_Tk: jax.Array
+    target_Tk: jax.Array
+    moved_Tk: jax.Array
 
-    def of_tokens(self, k: int) -> 'Moves':
-        """The same of tokens, which have k choices each, where this is of choices."""
-        return Moves(self.from_N // k, self.valid_N, self.to_Tk.reshape(-1, k), self.some_Tk.reshape(-1, k))
+    def to_token_moves(self, k: int) -> 'Moves':
+        """Turns moves of choices into moves of tokens, which have k choices each."""
+        return Moves(self.source_N // k, self.valid_N, self.target_Tk.reshape(-1, k), self.moved_Tk.reshape(-1, k))
+
+
+def _send_moves(
+    i: jax.Array | int,
+    C: int,
+    e: int,
+    order_N: jax.Array,
+    position_Tk: jax.Array,
+    chosen_Tk: jax.Array,
+    starts_n: jax.Array,
+    sent_n: jax.Array,
+) -> Moves:
+    """Moves of choices into chunk i of the send buffer, C rows for each device.
+
+    Args:
+      i: index of the chunk.
+      C: rows of a chunk for each device.
+      e: experts of a device.
+      order_N: choices in order of their expert.
+      position_Tk: index of each choice in that order.
+      chosen_Tk: expert of each choice.
+      starts_n: index in that order of the first choice for each device.
+      sent_n: choices for each device.
+    """
+    slots_C = i * C + jnp.arange(C)
+    choice_nC = order_N[jnp.minimum(starts_n[:, None] + slots_C, order_N.size - 1)]
+    device_Tk = chosen_Tk // e
+    slot_Tk = position_Tk - starts_n[device_Tk] - i * C
+    return Moves(
+        source_N=choice_nC.reshape(-1),
+        valid_N=(slots_C < sent_n[:, None]).reshape(-1),
+        target_Tk=(device_Tk * C + slot_Tk).reshape(-1, 1),
+        moved_Tk=((slot_Tk >= 0) & (slot_Tk < C)).reshape(-1, 1),
+    )
+
+
+def _sort_moves(i: jax.Array | int, C: int, ends_ne: jax.Array) -> tuple[Moves, jax.Array, jax.Array]:
+    """Moves of the received rows, sorted by expert for each sender, into the order of experts.
+
+    Args:
+      i: index of the chunk.
+      C: rows of a chunk from each device.
+      ends_ne: end of each expert's rows among all those of a sender.
+
+    Returns:
+      (moves, rows of each expert int[e], expert of each sorted row int[N]).
+    """
+    n, e = ends_ne.shape
+    ends_ne = jnp.clip(ends_ne - i * C, 0, C)
+    sizes_ne = jnp.diff(ends_ne, axis=1, prepend=0)
+    starts_ne = ends_ne - sizes_ne
+    run_ends = jnp.cumsum(sizes_ne.T.reshape(-1))  # a run: the rows of one expert from one sender
+    row_N = jnp.arange(n * C)
+    run_N = jnp.minimum((row_N[:, None] >= run_ends).sum(-1), n * e - 1)
+    sender_N, expert_N = run_N % n, run_N // n
+    run_starts_ne = (run_ends - sizes_ne.T.reshape(-1)).reshape(e, n).T
+    source_N = sender_N * C + starts_ne[sender_N, expert_N] + row_N - run_starts_ne[sender_N, expert_N]
+    source_N, valid_N = jnp.minimum(source_N, n * C - 1), row_N < run_ends[-1]
+    # The same map, indexed by received row.
+    row_C = jnp.arange(C)
+    expert_nC = (row_C[:, None] >= ends_ne[:, None]).sum(-1)
+    moved_nC = expert_nC < e
+    expert_nC, sender_n1 = jnp.minimum(expert_nC, e - 1), jnp.arange(n)[:, None]
+    target_nC = run_starts_ne[sender_n1, expert_nC] + row_C - starts_ne[sender_n1, expert_nC]
+    moves = Moves(source_N, valid_N, target_nC.reshape(-1, 1), moved_nC.reshape(-1, 1))
+    return moves, sizes_ne.sum(0), expert_N
 
 
 @jax.custom_vjp
 def spread(x_TD: jax.Array, moves: Moves) -> jax.Array:
-    """dtype[T, D] -> [N, D], 0 where a row is none."""
-    return jnp.where(moves.valid_N[:, None], x_TD[moves.from_N], 0)
+    """Copies rows to their targets, dtype[T, D] -> [N, D]; targets without a source are 0."""
+    return jnp.where(moves.valid_N[:, None], x_TD[moves.source_N], 0)
 
 
 @jax.custom_vjp
 def collect(y_ND: jax.Array, moves: Moves) -> jax.Array:
-    """dtype[N, D] -> [T, D]: the transpose of `spread`, the sum of what each was made into."""
-    to_Tk = jnp.clip(moves.to_Tk, 0, len(y_ND) - 1)
-    return jnp.where(moves.some_Tk[..., None], y_ND[to_Tk], 0).sum(1)
+    """Sums the targets of each source row, dtype[N, D] -> [T, D]: the transpose of `spread`."""
+    target_Tk = jnp.clip(moves.target_Tk, 0, len(y_ND) - 1)
+    return jnp.where(moves.moved_Tk[..., None], y_ND[target_Tk], 0).sum(1)
 
 
+# Each is the transpose of the other, and so its backward pass.
 spread.defvjp(lambda x, moves: (spread(x, moves), moves), lambda moves, d_ND: (collect(d_ND, moves), None))
 collect.defvjp(lambda y, moves: (collect(y, moves), moves), lambda moves, d_TD: (spread(d_TD, moves), None))
 
 
-def _sorted(of_Tk: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The order int[T·k] of all choices by a number that each has, and the place int[T, k] of each in it."""
-    order_N = jnp.argsort(of_Tk.reshape(-1), stable=True)
-    return order_N, jnp.argsort(order_N).reshape(of_Tk.shape)
+def _sort_choices(keys_Tk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(order int[T·k] that sorts the choices by their keys, position int[T, k] of each choice in it)."""
+    order_N = jnp.argsort(keys_Tk.reshape(-1), stable=True)
+    return order_N, jnp.argsort(order_N).reshape(keys_Tk.shape)

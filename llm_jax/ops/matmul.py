@@ -57,9 +57,9 @@ def matmul(
     out_dtype = jnp.dtype(out_dtype or x_TI.dtype)
     if kind == 'default' and out_dtype == x_TI.dtype:
         return jnp.dot(x_TI, w_IO, out_sharding=out_sharding)
-    parts = _Parts(*(tuple(sorted(mesh.differs(a))) for a in (x_TI, w_IO)), summed)
+    parts = _Parts(*(tuple(sorted(mesh.varying_axes(a))) for a in (x_TI, w_IO)), summed)
     # What a device adds to the gradient of an operand that it has in common with others is summed by the cast.
-    x_TI, w_IO = mesh.vary(x_TI, parts.w), mesh.vary(w_IO, parts.x)
+    x_TI, w_IO = mesh.mark_varying(x_TI, parts.w), mesh.mark_varying(w_IO, parts.x)
     return KINDS[kind](x_TI, w_IO, out_dtype, out_sharding, parts)
 
 

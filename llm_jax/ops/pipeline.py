@@ -104,13 +104,13 @@ def run(
       ConfigError: the rows cannot be split so; all else, `fit.check_fit` has checked.
     """
     n_layers, axis = jax.tree.leaves(params)[0].shape[0], mesh.stage_axis(rules)
-    n = plan.microbatches * mesh.batch_shards(rules) // plan.stages
+    n = plan.microbatches * mesh.batch_shard_count(rules) // plan.stages
     if x_BLD.shape[0] % n:
         raise ConfigError(
             f'a batch of {x_BLD.shape[0]} rows cannot be split into {plan.microbatches} micro-batches on this mesh: '
             f'it must be a multiple of {n}'
         )
-    batch = mesh.current(rules)['batch']
+    batch = mesh.active_rules(rules)['batch']
     rows = jax.tree.map(lambda x: jax.sharding.reshard(x, P(batch, *jax.typeof(x).sharding.spec[1:])), rows)
 
     def local(own: jax.Array, params: Any, x_BLD: jax.Array, rows: Any, key: Any) -> tuple[jax.Array, Any]:
@@ -126,7 +126,7 @@ def run(
     out_specs = jax.typeof(x_BLD).sharding.spec, P(None, axis)
     # Nested shard_maps have no gradient with a check; nothing whole on all stages has one here.
     local = jax.checkpoint(local, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
-    x_BLD, reports = mesh.over({axis}, local, (mesh.numbers(axis), params, x_BLD, rows, key), out_specs)
+    x_BLD, reports = mesh.map_over_axes({axis}, local, (mesh.axis_indices(axis), params, x_BLD, rows, key), out_specs)
     # [repeats, S, layers of a group, ...], which is the order of the layers.
     in_order = lambda x: jax.sharding.reshard(x, P()).reshape(n_layers, *x.shape[3:])
     return x_BLD, jax.tree.map(in_order, reports)

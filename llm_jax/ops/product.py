@@ -39,7 +39,7 @@ def product(
       config: `rules`, and `matmul`, which says in which precision.
       out_dtype: of the result; empty means that of x.
     """
-    if mesh.shards(config.rules, 'residual_length') > 1:
+    if mesh.shard_count(config.rules, 'residual_length') > 1:
         return _of_split_rows(x, w, axes, n_in, config, out_dtype)
     rules, lead = config.rules, x.ndim - n_in
     fan_in, outputs = math.prod(w.shape[:n_in]), w.shape[n_in:]
@@ -71,7 +71,7 @@ def _of_split_rows(
     and scattered after it (sequence parallelism: Korthikanti et al. 2022, arXiv:2205.05198).
     """
 
-    table = mesh.current(config.rules)
+    table = mesh.active_rules(config.rules)
     named = lambda name: mesh.mesh_axes(table[name])
     stream = named('residual_length')
     finer = tuple(axis for axis in stream if axis not in named('length'))

@@ -14,15 +14,21 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 
 Policy = Callable[..., Any]
 
+
+def attention_alone(*_: Any, **__: Any) -> bool:
+    """Keeps everything: the attention core has a checkpoint of its own (`attention_core`)."""
+    return True
+
+
 # Attention weights are products with batch dimensions: "dots" does not keep them.
 POLICIES: dict[str, Policy] = {
     'none': jax.checkpoint_policies.everything_saveable,
-    'attention': jax.checkpoint_policies.everything_saveable,
+    'attention': attention_alone,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'offload': jax.checkpoint_policies.offload_dot_with_no_batch_dims('device', 'pinned_host'),
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -43,8 +49,8 @@ def block(config: Model, module: type[nn.Module], *, scanned: bool) -> type[nn.M
     Raises:
       ConfigError: an unknown policy.
     """
-    policy = resolve_part('model.remat', config.remat, POLICIES)
-    if config.remat in ('none', 'attention'):
+    policy = parts.named(config, 'remat')
+    if policy in (POLICIES['none'], attention_alone):
         return module
     return nn.remat(module, policy=policy, prevent_cse=not scanned)
 
@@ -60,4 +66,4 @@ def elementwise(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def attention_core(config: Model, core: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The function from queries, keys, values ... to results, recomputed from these where the policy is 'attention'."""
-    return jax.checkpoint(core) if config.remat == 'attention' else core
+    return jax.checkpoint(core) if parts.named(config, 'remat') is attention_alone else core

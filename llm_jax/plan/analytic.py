@@ -9,13 +9,13 @@ import collections
 
 import jax.numpy as jnp
 
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 from llm_jax.ops.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
 from llm_jax.plan.memory import (
     device_bytes,
-    hidden,
     host_bytes,
     logit_slices,
     mesh_shards,
@@ -43,12 +43,12 @@ def executed_flops(case: Case) -> float:
     counts, model = case.counts, case.config.model
     layers = counts.matmul - model.vocab_size * model.d_model
     experts = 0.0
-    if model.feed_forward == 'moe':
+    if parts.feed_forward(model).is_mixture(model):
         # Rows that a device makes room for beyond an even share are multiplied, too.
         room = model.moe.capacity - 1 if case.sizes['expert'] > 1 else 0
-        experts = room * 3 * model.n_layers * hidden(model) * model.d_model
+        experts = room * 3 * model.n_layers * parts.feed_forward(model).hidden_units(model) * model.d_model
     else:
-        layers -= model.n_layers * hidden(model) * model.d_model
+        layers -= model.n_layers * parts.feed_forward(model).hidden_units(model) * model.d_model
     attention = case.flops_per_token - 6 * counts.matmul
     core = 2 if model.remat == 'none' else 4
     core += _BACKWARD_TPU if case.machine.chip.is_tpu else _BACKWARD_GPU
@@ -79,8 +79,9 @@ def cost(case: Case) -> Cost:
     weights = params / 4 * width * sizes['fsdp']  # of a device's layers, brought together
     stream = layers * tokens * model.d_model * width
 
-    room = model.moe.capacity if model.feed_forward == 'moe' and sizes['expert'] > 1 else 1
-    inner = 3 * room * hidden(model) + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
+    room = model.moe.capacity if parts.feed_forward(model).is_mixture(model) and sizes['expert'] > 1 else 1
+    hidden = parts.feed_forward(model).hidden_units(model)
+    inner = 3 * room * hidden + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
     moved = _STREAM / stream_shards(case) + _INNER * inner / model.d_model / sizes['tensor']
     traffic = stream * moved * (3 + again) / 4 + turns * weights * _WEIGHTS
     traffic += 2 * sum(state_parts(case).values())
@@ -118,7 +119,7 @@ def cost(case: Case) -> Cost:
     keys = 2 * layers * tokens * sizes['context'] * model.kv_heads * model.head_size * width / sizes['tensor']
     add('all-gather', ('context',), (1 + again) * keys, (1 + again) * blocks, overlapped=True)
     add('reduce-scatter', ('context',), keys, blocks, overlapped=True)
-    if model.feed_forward == 'moe':
+    if parts.feed_forward(model).is_mixture(model):
         ways = 4 + again  # of what is computed again, rows go there, and nothing comes back
         n_bytes = ways * stream * model.moe.top_k * model.moe.capacity
         add('all-to-all', ('expert',), n_bytes, ways * blocks, overlapped=False)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 import math
 
-from llm_jax.config import freeze_rules
+from llm_jax.config import freeze_rules, parts
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
@@ -62,7 +62,7 @@ def _meshes(config: Config, machine: Machine) -> Iterator[dict[str, int]]:
     powers = lambda most: [d for d in _divisors(n) if d <= most]
     tensors = powers(min(16, model.n_heads))
     contexts = powers(16) if config.mesh.context != 1 or config.data.seq_len >= _LONG else [1]
-    experts = powers(min(64, model.moe.n_experts)) if model.feed_forward == 'moe' else [1]
+    experts = powers(min(64, model.moe.n_experts)) if parts.feed_forward(model).is_mixture(model) else [1]
     stages = powers(16) if config.mesh.stage != 1 else [1]
     # Whole copies beyond those of the slices seldom pay: few are tried.
     datas = [machine.slices * copies for copies in (1, 2, 8)]

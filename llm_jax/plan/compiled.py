@@ -63,9 +63,8 @@ def compile_step(case: Case) -> Compiled:
     plan = case.plan
     start = time.monotonic()
     with jax.set_mesh(plan.mesh):
-        lowered = plan.lowered_step(plan.shapes)
         try:
-            program = lowered.compile()
+            program = plan.compiled_step(plan.shapes)
         except jax.errors.JaxRuntimeError as error:
             raise _translated(str(error)) or CompilerFails(str(error).partition('\n')[0].strip()) from error
     seconds = time.monotonic() - start

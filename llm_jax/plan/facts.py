@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llm_jax.config import parts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.plan.candidates import short
@@ -65,7 +66,7 @@ def step_rows(outcome: Outcome) -> list[Row]:
     useful = case.flops_per_token * case.tokens_per_step
     source = outcome.source
     rows = [
-        Row('mesh', mesh_lib.written(case.sizes), 'config'),
+        Row('mesh', mesh_lib.format_sizes(case.sizes), 'config'),
         Row('parameters', f'{fmt.count(case.counts.total)}, {fmt.count(case.counts.active)} active', ANALYTIC),
         Row('tokens a step', fmt.count(case.tokens_per_step), 'config'),
         Row('useful FLOPs a step', f'{useful / 1e15:,.1f} PFLOP', ANALYTIC),
@@ -152,7 +153,8 @@ def notes(outcome: Outcome) -> list[str]:
         )
     if unknown := sorted(name for name in kernels if not name.startswith((*ATTENTION_PRODUCTS, 'ragged-dot-metadata'))):
         out.append(f'kernels whose FLOPs nobody knows count as none: {", ".join(unknown)}')
-    if outcome.case.config.model.feed_forward == 'moe':
+    model = outcome.case.config.model
+    if parts.feed_forward(model).is_mixture(model):
         out.append('routing is taken to be even: one round of experts for each layer')
     if outcome.mfu > 1:
         out.append('MFU counts the whole square of attention, of which causal attention does half: hence above 100 %')

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.schema import Model
+from llm_jax.config import parts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
@@ -179,7 +179,8 @@ def _layer_work(case: Case) -> float:
     gathered = 2 * together / model.n_layers * sizes['stage'] * max(1, len(model.pattern))
     tokens = _rows(case) * config.data.seq_len / sizes['context']
     inner = 4 * model.n_heads * model.head_size
-    if model.feed_forward == 'moe':
+    feed_forward = parts.feed_forward(model)
+    if feed_forward.is_mixture(model):
         # Rows of experts are sorted, kept for their gradients, and have room once more in the loop of further rounds.
         moe = model.moe
         rows = moe.top_k * (moe.capacity * (1 + moe.dropless) if sizes['expert'] > 1 else 1)
@@ -195,13 +196,8 @@ def _layer_work(case: Case) -> float:
 def offloaded(case: Case) -> float:
     """Numbers of a token and layer that remat 'offload' keeps on the host: what the first products give, and 'out'."""
     model, tensor = case.config.model, case.sizes['tensor']
-    first = 2 * hidden(model) + (model.n_heads + 2 * model.kv_heads) * model.head_size
+    first = 2 * parts.feed_forward(model).hidden_units(model) + (model.n_heads + 2 * model.kv_heads) * model.head_size
     return first / tensor + model.d_model
-
-
-def hidden(model: Model) -> float:
-    """Hidden units of the feed-forward that a token meets."""
-    return (model.moe.d_ff or model.ff_size) * model.moe.top_k if model.feed_forward == 'moe' else model.ff_size
 
 
 def _rows(case: Case) -> float:

@@ -6,6 +6,7 @@ import math
 
 import jax
 
+from llm_jax.config import parts
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.plan import analytic, candidates, memory, planner, topology
@@ -135,7 +136,8 @@ def least_kept(case: Case) -> float:
     stream = model.d_model / (
         sizes['tensor'] if 'tensor' in mesh_lib.mesh_axes(dict(model.rules)['residual_length']) else 1
     )
-    inner = 2 * model.ff_size / sizes['tensor'] if model.feed_forward != 'moe' else 0
+    is_mixture = parts.feed_forward(model).is_mixture(model)
+    inner = 0 if is_mixture else 2 * model.ff_size / sizes['tensor']
     units = {'none': 2 * stream + inner, 'attention': 2 * stream + inner, 'dots': stream + inner}
     return tokens * width * model.n_layers / sizes['stage'] * units.get(model.remat, stream)
 

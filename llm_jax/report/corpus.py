@@ -7,7 +7,6 @@ import matplotlib
 from matplotlib import figure, ticker
 import numpy as np
 
-from llm_jax import config as config_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.report import charts, load_template
 
@@ -41,12 +40,13 @@ class Bar(NamedTuple):
     share: float  # of the bytes of the first line, in percent
 
 
-def render(manifest: Manifest, tallies: Tallies) -> dict[str, str]:
+def render(manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) -> dict[str, str]:
     """report.html and report.md.
 
     Args:
       manifest: of the corpus; of one with nothing left, without 'tokenizer' and 'rows'.
       tallies: source -> its tally, with the examples.
+      defaults: the config with every field at its default.
 
     Returns:
       file name -> text.
@@ -67,7 +67,7 @@ def render(manifest: Manifest, tallies: Tallies) -> dict[str, str]:
         'counted': _counted(tallies),
         'kept': {source: _examples(tally, KEPT) for source, tally in tallies.items() if _examples(tally, KEPT)},
         'files': _inputs(manifest),
-        'config': _changed(manifest),
+        'config': _changed(manifest, defaults),
         'size': fmt.size,
         'percent': fmt.percent,
     }
@@ -278,11 +278,8 @@ def _inputs(manifest: Manifest) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _changed(manifest: Manifest) -> list[tuple[str, str]]:
-    """Fields of the config that are not at their default."""
-    from llm_jax.corpus.schema import Corpus
-
-    default = config_lib.to_dict(Corpus())
+def _changed(manifest: Manifest, defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lists the fields of the config that are not at their default."""
     out: list[tuple[str, str]] = []
 
     def walk(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> None:
@@ -296,7 +293,7 @@ def _changed(manifest: Manifest) -> list[tuple[str, str]]:
     plain = dict(manifest['config'])
     for source, table in plain.pop('sources').items():
         out += [(f'sources.{source}.{name}', str(value)) for name, value in table.items() if value]
-    walk(plain, default, '')
+    walk(plain, defaults, '')
     return out
 
 

@@ -91,7 +91,7 @@ def setup(run: Run) -> list[tuple[str, str]]:
     rows = [
         ('model', _model_line(model)),
         ('devices', _devices(info)),
-        ('mesh', mesh_lib.written(info.get('mesh') or {})),
+        ('mesh', mesh_lib.format_sizes(info.get('mesh') or {})),
         ('started', started.strftime('%Y-%m-%d %H:%M:%S %Z') if started else ''),
         ('finished', finished.strftime('%Y-%m-%d %H:%M:%S %Z') if finished else ''),
         ('versions', ', '.join(f'{name} {version}' for name, version in (info.get('versions') or {}).items())),

@@ -41,7 +41,7 @@ def model_tree(summary: Summary) -> rich.console.Group:
             table.add_row(name, '', fmt.count(sum(leaf.size for leaf in leaves)), '', '', '', style='bold')
     counts, seq_len = summary.counts, summary.config.max_seq_len
     facts = rich.table.Table.grid(padding=(0, 2))
-    mesh = mesh_lib.written(summary.sizes)
+    mesh = mesh_lib.format_sizes(summary.sizes)
     for name, value in (
         ('parameters', f'{fmt.count(counts.total)} ({counts.total:,})'),
         ('active for a token', f'{fmt.count(counts.active)}, {fmt.count(counts.embedding)} of them embeddings'),

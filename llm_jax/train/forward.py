@@ -105,7 +105,7 @@ def _chunk(model: Transformer, x_BLD: jax.Array, loss_chunk: int) -> int:
     """Positions of each row, over all devices that share it, with logits in memory at once."""
     (B, L, _), rules = x_BLD.shape, model.config.rules
     # Devices that share the length of a row each take slices of their part of it.
-    parts = mesh.shards(rules, 'residual_length')
-    n_rows = B // mesh.batch_shards(rules) * parts // mesh.shards(rules, 'length')
-    n_logits = model.config.vocab_size // mesh.shards(rules, 'vocab')
+    parts = mesh.shard_count(rules, 'residual_length')
+    n_rows = B // mesh.batch_shard_count(rules) * parts // mesh.shard_count(rules, 'length')
+    n_logits = model.config.vocab_size // mesh.shard_count(rules, 'vocab')
     return parts * losses.chunk_length(L // parts, n_rows, loss_chunk, n_logits)

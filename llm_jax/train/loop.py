@@ -108,7 +108,7 @@ def _train(
         if config.train.reproducible:  # which compiles for one device after the other as it goes
             train_step = plan.train_step()
         else:
-            train_step = plan.lowered_step(state).compile()
+            train_step = plan.compiled_step(state)
             hosts.meet(f'compiled from step {start}')
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)

@@ -206,7 +206,9 @@ def _loss_and_gradients(
 
     whole = _gather_over(batch, params, x_BLD.dtype)
     parts = jax.tree.map(lambda w: jax.P(batch, *_spec(w)), whole)
-    sums, d_parts, d_x_BLD = mesh.over(batch, on_each, (whole, *rows), ((jax.P(), jax.P()), parts, _spec(x_BLD)))
+    sums, d_parts, d_x_BLD = mesh.map_over_axes(
+        batch, on_each, (whole, *rows), ((jax.P(), jax.P()), parts, _spec(x_BLD))
+    )
     return sums, (_sum_over(batch, d_parts, params), d_x_BLD)
 
 
@@ -228,7 +230,7 @@ def _cross_entropy(
     if not (batch := _batch_axes(x_BLD) if gather_once else ()):
         return scan(params, *rows)
     on_each = lambda *args: jax.lax.psum(scan(*args), batch)
-    return mesh.over(batch, on_each, (_gather_over(batch, params, x_BLD.dtype), *rows), (jax.P(), jax.P()))
+    return mesh.map_over_axes(batch, on_each, (_gather_over(batch, params, x_BLD.dtype), *rows), (jax.P(), jax.P()))
 
 
 def _cross_entropy_backward(
@@ -258,7 +260,7 @@ def _token_log_probs(
     if not (batch := _batch_axes(x_BLD) if gather_once else ()):
         return _as_tokens_of(targets_BL, scan(params, x_BLD, targets_BL))
     args = (_gather_over(batch, params, x_BLD.dtype), x_BLD, targets_BL)
-    return _as_tokens_of(targets_BL, mesh.over(batch, scan, args, jax.P(*_spec(x_BLD)[:2])))
+    return _as_tokens_of(targets_BL, mesh.map_over_axes(batch, scan, args, jax.P(*_spec(x_BLD)[:2])))
 
 
 def _token_log_probs_forward(
@@ -326,7 +328,7 @@ def _batch_axes(x_BLD: jax.Array) -> tuple[str, ...]:
 
 def _axes_shared_with(batch: tuple[str, ...], w: jax.Array) -> list[tuple[str, ...]]:
     """For each dimension of a parameter, the axes of the batch that split it."""
-    return [mesh.mesh_axes(mesh.only(entry, batch)) for entry in _spec(w)]
+    return [mesh.mesh_axes(mesh.keep_axes(entry, batch)) for entry in _spec(w)]
 
 
 def _gather_over(batch: tuple[str, ...], params: Any, dtype: jnp.dtype) -> Any:
@@ -340,7 +342,7 @@ def _gather_over(batch: tuple[str, ...], params: Any, dtype: jnp.dtype) -> Any:
         splits = _axes_shared_with(batch, w)
         if not any(splits):
             return w
-        stays = [mesh.only(entry, set(mesh.mesh_axes(entry)) - {*batch}) for entry in _spec(w)]
+        stays = [mesh.keep_axes(entry, set(mesh.mesh_axes(entry)) - {*batch}) for entry in _spec(w)]
 
         def gather(w: jax.Array) -> jax.Array:
             for dim, axes in enumerate(splits):

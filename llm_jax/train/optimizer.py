@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from llm_jax.config import schema
-from llm_jax.config.parts import resolve_part
+from llm_jax.config import parts, schema
+from llm_jax.config.facts import require
 from llm_jax.config.schema import ConfigError
 from llm_jax.init import Weight, is_weight
 from llm_jax.train import offload
-from llm_jax.train.optimizers import RULES
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -49,12 +50,14 @@ def cosine(progress: jax.Array, span: Span) -> jax.Array:
 
 def wsd(progress: jax.Array, span: Span) -> jax.Array:
     """Stable, then linear over the last `decay` steps (Hu et al. 2024, "MiniCPM", arXiv:2404.06395)."""
+    require(span.decay, 'schedule.decay', span.decay, '"wsd" falls over it; "constant" is without a fall')
     fall = span.decay / max(1, span.total - span.warmup)
     return 1 - (1 - span.floor) * jnp.clip((progress - 1) / fall + 1, 0, 1)
 
 
 def inverse_sqrt(progress: jax.Array, span: Span) -> jax.Array:
     """√(warmup / step), never below the floor (Vaswani et al. 2017, §5.3)."""
+    require(span.warmup, 'schedule.warmup', span.warmup, '"inverse_sqrt" falls in proportion to it; set one')
     step = span.warmup + progress * (span.total - span.warmup)
     return jnp.maximum(jnp.sqrt(span.warmup / step), span.floor)
 
@@ -66,22 +69,21 @@ def make_schedule(config: schema.Schedule, peak: float, span: Span) -> Schedule:
     """Step -> learning rate: a linear rise to `peak` over `span.warmup` steps, then the named shape.
 
     The first step has peak / warmup, not 0. A shape maps progress (0 after the warmup, 1
-    at the end) to a fraction of the peak.
+    at the end) to a fraction of the peak; every shape is tried here, so that one that has no
+    value over this span is an error before training.
 
     Raises:
-      ConfigError: the warmup does not fit into the run, or the shape needs a span that is 0.
+      ConfigError: warmup, and decay where the shape reads it, do not fit into the run; or
+        the shape needs a span that is 0.
     """
-    if config.name == 'wsd' and not span.decay:
-        raise ConfigError(f'schedule.decay = {config.decay!r}: "wsd" falls over it; "constant" is without a fall')
-    if config.name == 'inverse_sqrt' and not span.warmup:
-        raise ConfigError(f'schedule.warmup = {config.warmup!r}: "inverse_sqrt" falls in proportion to it; set one')
-    if span.warmup + (span.decay if config.name == 'wsd' else 0) > span.total:
+    shape = functools.partial(parts.named(config, 'name', 'schedule'), **config.options)
+    reads_decay = _try_shape(config, shape, span)
+    if span.warmup + (span.decay if reads_decay else 0) > span.total:
         raise ConfigError(
             f'schedule.warmup = {config.warmup!r} is {span.warmup} steps'
-            + (f' and schedule.decay = {config.decay!r} is {span.decay}' if config.name == 'wsd' else '')
+            + (f' and schedule.decay = {config.decay!r} is {span.decay}' if reads_decay else '')
             + f', but the run has only {span.total}'
         )
-    shape = resolve_part('schedule.name', config.name, SCHEDULES)
 
     def schedule(step: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -90,6 +92,35 @@ def make_schedule(config: schema.Schedule, peak: float, span: Span) -> Schedule:
         return peak * jnp.where(step < span.warmup, rise, shape(progress, span))
 
     return schedule
+
+
+class _Recorded:
+    """A span that remembers in `read` which of its fields were read."""
+
+    def __init__(self, span: Span):
+        self.span, self.read = span, set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.span, name)
+
+
+def _try_shape(config: schema.Schedule, shape: Callable, span: Span) -> bool:
+    """Whether the shape reads `span.decay`; its values have to be finite from the warmup to the end."""
+    recorded = _Recorded(span)
+    with jax.ensure_compile_time_eval():
+        try:
+            values = np.asarray(shape(jnp.linspace(1 / max(span.total - span.warmup, 1), 1, 9), recorded))
+        except ZeroDivisionError:
+            values = np.asarray(np.nan)
+    fields = {name for name in ('warmup', 'decay') if name in recorded.read}
+    if not np.all(np.isfinite(values)):
+        said = ' and '.join(f'schedule.{name} = {getattr(config, name)!r}' for name in sorted(fields))
+        raise ConfigError(
+            f'schedule.name = {config.name!r} has no finite value everywhere over this run'
+            + (f' with {said}; a span of 0 steps cannot be divided by' if said else '')
+        )
+    return 'decay' in fields
 
 
 # --- Updates ---------------------------------------------------------------------------
@@ -109,14 +140,14 @@ def make_optimizer(
       schedule: step -> learning rate.
       params: the parameters or their shapes.
       weights: the `Weight` of each, from `nn.transformer.parameters_of`. A parameter
-        that is missing there is taken for a vector that is the same at every width.
+        that is missing there is taken for one that is the same at every width.
 
     Raises:
       ConfigError: an unknown name, or a mask that does not cover all parameters.
     """
-    weights = _for_all(weights, params)
-    rule = resolve_part('optimizer.name', config.name, RULES)(config, weights)
-    decay = optax.add_decayed_weights(config.weight_decay, decay_mask(config.decay_mask, params))
+    mask, weights = decay_mask(config.decay_mask, params, weights), _for_all(weights, params)
+    rule = parts.named(config, 'name', 'optimizer')(config, weights, **config.options)
+    decay = optax.add_decayed_weights(config.weight_decay, mask)
     update = optax.chain(rule, decay, optax.scale_by_learning_rate(schedule))
     fixed = jax.tree.map(lambda weight: not weight.trained, weights, is_leaf=is_weight)
     if any(jax.tree.leaves(fixed)):
@@ -127,22 +158,33 @@ def make_optimizer(
 
 def _for_all(weights: Any, params: Any) -> Any:
     """A tree like `params`, with a Weight for each."""
-    known = dict(jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_weight))
+    known = _known(weights)
     unknown = lambda leaf: Weight((), ('',) * leaf.ndim, fan_in=1, fan_out=leaf.size)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(path) or unknown(leaf), params)
 
 
-def decay_mask(patterns: tuple, params: Any) -> Any:
+def _known(weights: Any) -> dict[tuple, Weight]:
+    return dict(jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_weight))
+
+
+def decay_mask(patterns: tuple, params: Any, weights: Any) -> Any:
     """A tree of booleans: which parameters decay.
 
     Args:
       patterns: (regex, decays) pairs; the first that matches the whole path
-        ('layers/attention/q/kernel') decides.
+        ('layers/attention/q/kernel') decides. Without any, what has inputs decays.
       params: a tree with the same structure.
+      weights: the `Weight` of each. Parameters that are missing there have inputs if they
+        are called as those of Linen's own Dense and Embed.
 
     Raises:
-      ConfigError: parameters that no pattern matches.
+      ConfigError: parameters that none of the patterns matches.
     """
+    if not patterns:
+        known = _known(weights)
+        by_name = lambda path: path[-1].key in ('kernel', 'embedding')
+        decays = lambda path, _: known[path].decays if path in known else by_name(path)
+        return jax.tree_util.tree_map_with_path(decays, params)
     compiled = [(re.compile(regex), bool(decays)) for regex, decays in patterns]
     uncovered = []
 

@@ -34,19 +34,19 @@ ADAM_RMS = 0.2
 def adamw(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980); decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
     rule = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.m_dtype)
-    return _scaled(rule, weights, lambda weight: weight.learning_rate)
+    return scale_by_weight(rule, weights, lambda weight: weight.learning_rate)
 
 
 def lion(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675). Entries of ±1 as Adam's: the same muP."""
     rule = optax.scale_by_lion(b1=config.b1, b2=config.b2, mu_dtype=config.m_dtype)
-    return _scaled(rule, weights, lambda weight: weight.learning_rate)
+    return scale_by_weight(rule, weights, lambda weight: weight.learning_rate)
 
 
 def sgd(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """Gradients, summed up with momentum (Sutskever et al. 2013)."""
     rule = optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.m_dtype)
-    return _scaled(rule, weights, lambda weight: weight.sgd_learning_rate)
+    return scale_by_weight(rule, weights, lambda weight: weight.sgd_learning_rate)
 
 
 def adafactor(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
@@ -62,7 +62,7 @@ def adafactor(config: schema.Optimizer, weights: Any) -> optax.GradientTransform
         raise ConfigError(
             f'optimizer.m_dtype = {config.m_dtype!r}: "adafactor" has no first moment; set it to "float32"'
         )
-    return _scaled(_scale_by_factored_moment(config.b2, weights), weights, lambda weight: weight.learning_rate)
+    return scale_by_weight(_scale_by_factored_moment(config.b2, weights), weights, lambda weight: weight.learning_rate)
 
 
 def muon(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
@@ -80,14 +80,14 @@ def muon(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation
     def size(weight: Weight) -> float:
         return ADAM_RMS * max(weight.fan_in / weight.grow_in, weight.fan_out / weight.grow_out) ** 0.5
 
-    matrices = _only(weights, lambda weight: weight.is_matrix)
-    others = _only(weights, lambda weight: not weight.is_matrix)
+    matrices = keep_weights(weights, lambda weight: weight.is_matrix)
+    others = keep_weights(weights, lambda weight: not weight.is_matrix)
     orthogonal = optax.chain(
         optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.m_dtype),
         optax.stateless(lambda updates, _: jax.tree.map(orthogonalise, updates, matrices)),
     )
     return optax.partition(
-        {'matrix': _scaled(orthogonal, matrices, size), 'other': adamw(config, others)},
+        {'matrix': scale_by_weight(orthogonal, matrices, size), 'other': adamw(config, others)},
         jax.tree.map(lambda weight: 'matrix' if weight.is_matrix else 'other', weights, is_leaf=is_weight),
     )
 
@@ -98,15 +98,24 @@ RULES: dict[str, Rule] = {'adamw': adamw, 'lion': lion, 'adafactor': adafactor, 
 # --- What rules are made of ------------------------------------------------------------
 
 
-def _only(weights: Any, keep: Callable[[Weight], bool]) -> Any:
-    """The tree with optax's marker for what is left out, as `optax.partition` passes it to its parts."""
+def keep_weights(weights: Any, keep: Callable[[Weight], bool]) -> Any:
+    """Replaces the weights that are not kept by optax's marker, as `optax.partition` passes a tree to its parts."""
     return jax.tree.map(lambda weight: weight if keep(weight) else optax.MaskedNode(), weights, is_leaf=is_weight)
 
 
-def _scaled(
+def scale_by_weight(
     rule: optax.GradientTransformation, weights: Any, factor: Callable[[Weight], float]
 ) -> optax.GradientTransformation:
-    """The rule, its updates multiplied by what their weight says; where that is 1, it is the same program."""
+    """Multiplies a rule's updates by a factor of their weight; the same program where all factors are 1.
+
+    A rule whose updates are of the size of Adam's is muP with `Weight.learning_rate` as
+    the factor, one of plain gradients with `Weight.sgd_learning_rate`.
+
+    Args:
+      rule: gives the updates.
+      weights: tree like the parameters', with the `Weight` of each, or optax's marker for none.
+      factor: of a weight.
+    """
     factors = [factor(weight) for weight in jax.tree.leaves(weights, is_leaf=is_weight)]
     if all(value == 1 for value in factors):
         return rule

@@ -57,8 +57,10 @@ def check(config: Config, sizes: dict[str, int]) -> None:
     parts = math.prod(sizes[axis] for axis in mesh_lib.mesh_axes(dict(config.model.rules)['batch']))
     others = {axis: n for axis, n in sizes.items() if n > 1 and axis not in ('data', 'fsdp')}
     wrong = {
-        f'mesh {mesh_lib.written(others)} splits what must be summed in one order; use the axes data and fsdp': others,
-        f'mesh {mesh_lib.written(sizes)} splits the batch into {parts}, which must divide {SHARDS}': SHARDS % parts,
+        f'mesh {mesh_lib.format_sizes(others)} splits what must be summed in one order; '
+        'use the axes data and fsdp': others,
+        f'mesh {mesh_lib.format_sizes(sizes)} splits the batch into {parts}, which must divide {SHARDS}': SHARDS
+        % parts,
         f'train.batch_size = {train.batch_size} must be a multiple of {SHARDS}': train.batch_size % SHARDS,
         f'train.grad_accumulation = {train.grad_accumulation} must be 1: the {SHARDS} shards are computed one '
         'after another on each device already': train.grad_accumulation != 1,

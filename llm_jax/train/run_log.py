@@ -112,7 +112,7 @@ class Record:
         )
         self.console.event(
             f'model: {fmt.count(self._info["parameters"])} parameters on {jax.device_count()} '
-            f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.written(plan.mesh.shape)
+            f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.format_sizes(plan.mesh.shape)
         )
         for name, why in plan.attention.items():
             self.console.event(f'attention: {name} ({why})')

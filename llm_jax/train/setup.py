@@ -87,6 +87,7 @@ class Plan:
       frozen_shapes: the parameters that are not trained; None if all are.
       bos_id: the token that begins every document.
       attention: kernel -> why it was chosen.
+      compiler_options: options of XLA that the compiler of the devices accepts.
     """
 
     config: Config
@@ -100,6 +101,7 @@ class Plan:
     frozen_shapes: Any
     bos_id: int
     attention: dict[str, str]
+    compiler_options: dict[str, Any]
 
     @property
     def param_shapes(self) -> Any:
@@ -116,12 +118,15 @@ class Plan:
         return start_training(trained, self.optimizer, with_ema=self.config.train.ema_decay > 0), frozen
 
     def train_step(self) -> Callable[..., tuple[State, Metrics]]:
-        """`(state, rows, [frozen]) -> (state, metrics)`, jitted with all that the compiler is told.
+        """`(state, rows, [frozen]) -> (state, metrics)`, jitted with the compiler's options.
 
         The state is donated; the parameters that are not trained, given only if there are any, are not.
         """
-        parts, told = (self.model, self.config, self.optimizer, self.schedule), compiler.options(self.config, self.mesh)
-        return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=told)
+        return self._jit_step(self.compiler_options)
+
+    def _jit_step(self, options: dict[str, Any] | None) -> Callable[..., tuple[State, Metrics]]:
+        parts = self.model, self.config, self.optimizer, self.schedule
+        return jit_train_step(*parts, bos_id=self.bos_id, compiler_options=options)
 
     def lowered_step(self, state: State) -> jax.stages.Lowered:
         """The step as XLA gets it, of a state or its shapes; to be called under the mesh.
@@ -135,7 +140,15 @@ class Plan:
                 'debugging alone; set it to False to plan or measure one'
             )
         frozen = () if self.frozen_shapes is None else (self.frozen_shapes,)
-        return self.train_step().lower(state, self.step_shapes, *frozen)
+        return self._jit_step(None).lower(state, self.step_shapes, *frozen)
+
+    def compiled_step(self, state: State) -> jax.stages.Compiled:
+        """The step as a program of the mesh's devices, for a state or its shapes; to be called under the mesh.
+
+        Raises:
+          ConfigError: `train.reproducible`, or compiler options of the config that the compiler refuses.
+        """
+        return compiler.compile_step(self.lowered_step(state), self.config, self.compiler_options)
 
     @property
     def rows_sharding(self) -> jax.sharding.NamedSharding:
@@ -215,17 +228,18 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     check_fit(config, dict(mesh.shape))
     if config.train.reproducible:
         reproducible.check(config, dict(mesh.shape))
+    compiler_options: dict[str, Any] = {}
     if isinstance(mesh, Mesh):
         for layer in {model.config.layer(i) for i in range(model.config.n_layers)}:
             matmul.check_device(layer.matmul, mesh.devices.flat[0])
         if config.optimizer.offload:
             offload.check_devices(mesh)
-        compiler.check_options(config, mesh)
+        compiler_options = compiler.accepted_options(config, mesh)
     steps = Steps.of(config, rows)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
-        context = mesh_lib.shards(config.model.rules, 'length')
+        context = mesh_lib.shard_count(config.model.rules, 'length')
         attention = kernels(config.model, platform=mesh_lib.platform(), length=config.data.seq_len, context=context)
         key = jax.eval_shape(lambda: jax.random.key(0))
         params = jax.eval_shape(lambda k: init_params(model, k), key)
@@ -238,7 +252,9 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     objective = make_objective(model, config, bos_id=bos_id)
     if config.train.reproducible:
         reproducible.check_objective(objective, frozen)
-    return Plan(config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, bos_id, attention)
+    return Plan(
+        config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, bos_id, attention, compiler_options
+    )
 
 
 def keep_compiled(directory: str) -> None:

@@ -222,6 +222,50 @@ def test_a_part_that_is_not_there(value, message):
         resolve_part('model.norm', value, {'rmsnorm': RMSNorm})
 
 
+# --- Options of parts of one's own -----------------------------------------------------
+
+RULES = """
+
+def mine(config, weights, *, beta3=0.5):
+    return beta3
+
+def half(progress, span, power=1.0):
+    return 0.5
+"""
+
+
+def test_options_reach_the_config_and_come_back(experiment, tmp_path):
+    config = experiment('config.optimizer.name, config.model.norm = "llm_jax.train.optimizers:adamw", MyNorm')
+    (tmp_path / 'rules.py').write_text(RULES)
+    overrides = {
+        'optimizer.name': f'{tmp_path}/rules.py:mine', 'optimizer.options.beta3': '0.9',
+        'schedule.name': f'{tmp_path}/rules.py:half', 'schedule.options.power': '2',
+        'model.options.norm.eps': '1e-3', 'model.pattern': "({'options.norm': {'eps': 1e-2}}, {})",
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    built = config_lib.validate(config)
+    assert (built.optimizer.options, built.schedule.options) == ({'beta3': 0.9}, {'power': 2})
+    assert [built.model.layer(i).options.norm for i in range(2)] == [{'eps': 1e-2}, {'eps': 1e-3}]
+    assert isinstance(hash(built.model), int)
+    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(built)))) == built
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'optimizer__options__beta3': '0.9'},
+         'optimizer.options.beta3 = 0.9: adamw has no such option; it takes none'),
+        ({'schedule__options__power': '2'}, 'schedule.options.power = 2: cosine has no such option; it takes none'),
+        ({'model__options__norm__epz': '1'},
+         "model.options.norm.epz = 1: RMSNorm has no such option; did you mean 'eps'?; it takes eps"),
+        ({'model__options__nrom__eps': '1'}, "'model.options.nrom' in the config; did you mean 'norm'?"),
+    ],
+)  # fmt: skip
+def test_an_option_that_a_part_does_not_take(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        overridden(**overrides)
+
+
 # --- Stored configs --------------------------------------------------------------------
 
 

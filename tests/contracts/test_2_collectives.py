@@ -7,6 +7,7 @@ seven matrices; with the embedding and the head that makes nine.
 import collections
 import re
 
+import jax
 import pytest
 from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_training
 
@@ -46,6 +47,13 @@ CASES = {
     'expert': ({'fsdp': 4, 'expert': 2}, EXPERTS, (16, 3, 11, 0, 15)),
     'stage, expert': ({'stage': 2, 'fsdp': 2, 'expert': 2}, EXPERTS, (33, 3, 14, 6, 18)),
 }  # fmt: skip
+# From jax 0.12 on XLA joins the sums of scalars (norms, metrics) that a step with stages takes into fewer all-reduces.
+FEWER_ALL_REDUCES = {
+    'stage, fsdp, tensor': 3,
+    'stage, fsdp, tensor, sequence': 1,
+    'stage, context, tensor, sequence': 1,
+    'stage, expert': 1,
+}
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -55,5 +63,8 @@ def test_collectives_of_a_step(name):
     with on_mesh(sizes):
         step, state = tiny_training(config)
         text = step.lower(state, place(packed_tokens(8), config)).compile().as_text()
+    if jax.__version_info__ >= (0, 12):
+        gathers, scatters, reduces, *rest = expected
+        expected = (gathers, scatters, reduces - FEWER_ALL_REDUCES.get(name, 0), *rest)
     found = collections.Counter(re.findall(rf' ({"|".join(KINDS)})(?:-start)?\(', text))
     assert {kind: found[kind] for kind in KINDS} == dict(zip(KINDS, expected, strict=True))

@@ -21,7 +21,7 @@ from tiny import (
     tiny_training,
 )
 
-from llm_jax.dist.mesh import current
+from llm_jax.dist.mesh import active_rules
 from llm_jax.ops.attend import Scores, attend
 from llm_jax.train.step import make_eval_step, make_loss
 
@@ -76,7 +76,7 @@ def test_heads_that_are_not_split_like_their_keys(rule):
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
     results = [run(q, k, v, probe)]
     with on_mesh((2, 2, 2)):
-        table = current(rules)
+        table = active_rules(rules)
         split = lambda x, name: jax.device_put(x, jax.P(table['batch'], None, table[name], None))
         results.append(run(split(q, 'heads'), split(k, 'kv_heads'), split(v, 'kv_heads'), split(probe, 'heads')))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)

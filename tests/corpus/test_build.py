@@ -19,7 +19,7 @@ from llm_jax.corpus.dedup import exact, near
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.engines.local import Local
 from llm_jax.corpus.exchange import run_in_memory
-from llm_jax.data.documents import SPLITS
+from llm_jax.corpus.splits import SPLITS
 
 FILES = {'a1': building.texts(80, 1), 'a2': building.texts(40, 2), 'b': building.texts(60, 3)}
 

@@ -141,7 +141,7 @@ def test_standard_library():
 
 def test_standard_library_is_the_same_as_in_training(monkeypatch):
     from llm_jax.config import schema
-    from llm_jax.data.documents import open_sources
+    from llm_jax.corpus.read.plain import open_sources
 
     ((theirs,), _) = open_sources(schema.Data(validation_fraction=0.0, test_fraction=0.0))
     assert texts(read(path='stdlib')) == [t for t in theirs.documents('train') if t.strip()]

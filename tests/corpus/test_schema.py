@@ -102,6 +102,27 @@ def test_an_experiment_with_stages_of_its_own(tmp_path):
     assert config_lib.to_dict(built)['stages'][1] == f'{file}:no_bananas'
 
 
+def test_options_of_stages_of_ones_own(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        'def longer(document, least=3):\n    return least\n'
+        'class Shout:\n    def __init__(self, mark="!"):\n        self.mark = mark\n'
+        'from llm_jax.corpus import schema\ndef get_config():\n    c = schema.default()\n'
+        '    c.sources = {"a": "stdlib"}\n    c.stages = ("normalise", longer, Shout)\n    return c\n'
+    )
+    built = schema.load(file, {'options.longer.least': '7', 'options.Shout.mark': '?'})
+    _, longer, shout = (chain.make('stages', part, STAGES, built) for part in built.stages)
+    assert (longer(None), shout.mark) == (7, '?')
+    plain = schema.load(file, {})
+    assert chain.depends_on(built.stages[1], STAGES, built) != chain.depends_on(plain.stages[1], STAGES, plain)
+    with pytest.raises(
+        ConfigError, match=r"options\.longer\.last = 7: longer has no such option; did you mean 'least'"
+    ):
+        schema.load(file, {'options.longer.last': '7'})
+    with pytest.raises(ConfigError, match=r"options\.longr.*did you mean 'longer'"):
+        schema.load(file, {'options.longr.least': '7'})
+
+
 def test_another_kind_of_experiment_is_told():
     with pytest.raises(ConfigError, match='kind that this tool needs'):
         config_lib.load_experiment(EXPERIMENTS / 'quickstart.py', schema.Corpus)

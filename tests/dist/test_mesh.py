@@ -43,11 +43,11 @@ def test_make_mesh_is_explicit():
 def test_spec():
     rules = tiny_config().model.rules
     assert mesh_lib.spec(rules, ('vocab', 'd_model')) is None  # no mesh
-    assert mesh_lib.batch_shards(rules) == 1
+    assert mesh_lib.batch_shard_count(rules) == 1
     with on_mesh((2, 2, 2)):
         assert mesh_lib.spec(rules, ('vocab', 'd_model')) == jax.P('tensor', 'fsdp')
         assert mesh_lib.spec(rules, ('batch', None, 'heads')) == jax.P(('data', 'fsdp'), None, 'tensor')
-        assert mesh_lib.batch_shards(rules) == 4
+        assert mesh_lib.batch_shard_count(rules) == 4
 
 
 def test_rows_of_a_process():

@@ -11,7 +11,7 @@ POSITIONS_BL = np.array([[0, 1, 2, 3, 4, 5, 6, 7], [5, 6, 0, 1, 2, 0, 1000, 1001
 
 def rope(x_BLHK, positions_BL, theta=10_000.0):
     config = tiny_config(model__rope__theta=theta, d_head=x_BLHK.shape[-1]).model
-    return jax.jit(lambda x, p: Rope.rotate(config, x, Rope.tables(config, p)))(x_BLHK, positions_BL)
+    return jax.jit(lambda x, p: Rope.rotate(config, x, Rope.tables(config, p, x.shape[-1])))(x_BLHK, positions_BL)
 
 
 @pytest.mark.parametrize('theta', [10_000.0, 500_000.0])

@@ -174,7 +174,7 @@ def test_splash_is_in_the_program_for_a_tpu(tpu_devices, axis):
     with jax.set_mesh(mesh):
         name, _ = choose_kernel(config, platform=mesh_lib.platform(), length=L, context=mesh.shape['context'])
         assert name == 'splash'
-        table = mesh_lib.current(RULES)
+        table = mesh_lib.active_rules(RULES)
         shape = lambda n, name: jax.ShapeDtypeStruct(
             (4, L, n, 64), jnp.bfloat16,
             sharding=jax.NamedSharding(mesh, jax.P(table['batch'], table['length'], table[name])),
@@ -202,7 +202,7 @@ def test_cudnn_is_in_the_program_for_a_gpu(monkeypatch):
         return jnp.sum(y.astype(jnp.float32))
 
     with on_mesh((1, 2, 2)):
-        table = mesh_lib.current(RULES)
+        table = mesh_lib.active_rules(RULES)
         lies = lambda n: jax.ShapeDtypeStruct(
             (2, 256, n, 64), jnp.bfloat16, sharding=jax.P(table['batch'], None, table['heads'])
         )

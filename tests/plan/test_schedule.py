@@ -74,6 +74,19 @@ def test_wrapped_collectives_and_their_updates():
     assert waits(program(*lines, loop=wrapped), CLOCK) == {'inner': 6.0}
 
 
+def test_a_sparse_core_begins_when_it_gets_its_operand():
+    """It is woken by a `call-start` of a computation on a thread of its own, and its operand comes with an update."""
+    gathers = (
+        f'%on_sparse_core (y: f32[8,8]) -> f32[8,8] {{\n  %y = f32[8,8]{{1,0}} parameter(0)\n'
+        f'  ROOT %inner = f32[8,8]{{1,0}} all-gather(%y), {GATHER.format(9)}\n}}, execution_thread="sparsecore"\n\n'
+    )
+    woken = '%a = ((), (), (s32[1]{0})) call-start(), async_execution_thread="sparsecore", to_apply=%on_sparse_core'
+    given = '%a.given = ((f32[8,8]{1,0}), f32[8,8]{1,0}) call-update(%a, %x)'
+    done = '%a.done = f32[8,8]{1,0} call-done(%a.given)'
+    assert waits(program(woken, product('p'), given, product('q'), done, loop=gathers), CLOCK) == {'inner': 7.0}
+    assert waits(program(woken, given, product('p'), product('q'), done, loop=gathers), CLOCK) == {'inner': 6.0}
+
+
 @pytest.mark.parametrize('turns', [1, 7])
 def test_loops_take_their_time_and_kernels_theirs(turns):
     loop = (

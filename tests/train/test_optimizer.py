@@ -11,6 +11,7 @@ from tiny import GPT2, LLAMA, random_params, tiny_config, tiny_model
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.init import Weight
+from llm_jax.nn.transformer import parameters_of
 from llm_jax.train.optimizer import SCHEDULES, Span, decay_mask, make_optimizer, make_schedule
 
 PEAK, TOTAL, WARMUP, DECAY, FLOOR = 2e-3, 100, 10, 20, 0.1
@@ -143,20 +144,44 @@ EVERYTHING = {'attention_sinks': True, 'feed_forward': 'moe', 'model__moe__balan
 
 @pytest.mark.parametrize('family', [GPT2, LLAMA, GPT2 | EVERYTHING])
 def test_default_mask_decays_matrices_only(family):
-    params = random_params(tiny_model(tiny_config(**family)))
-    mask = decay_mask(schema.Optimizer().decay_mask, params)
+    model = tiny_model(tiny_config(**family))
+    params = random_params(model)
+    mask = decay_mask(schema.Optimizer().decay_mask, params, parameters_of(model))
     for path, decays in jax.tree_util.tree_leaves_with_path(mask):
         assert decays == (path[-1].key in ('kernel', 'embedding'))
 
 
 def test_the_first_pattern_that_matches_the_whole_path_decides():
     params = {'a': {'kernel': 0}, 'b': {'kernel': 0}, 'a_b': {'kernel': 0}}
-    mask = decay_mask((('a/kernel', False), ('a', True), ('.*', True)), params)
+    mask = decay_mask((('a/kernel', False), ('a', True), ('.*', True)), params, {})
     assert mask == {'a': {'kernel': False}, 'b': {'kernel': True}, 'a_b': {'kernel': True}}
+
+
+def test_without_a_mask_decay_follows_from_what_a_weight_is():
+    """A new vector needs no pattern; what says nothing of itself goes by the names of Linen's own modules."""
+    params = dict.fromkeys(('gain', 'lookup', 'matrix'), 0) | {'dense': {'kernel': 0, 'bias': 0}}
+    weights = {
+        'gain': Weight((), ('residual',), 1, 8), 'lookup': Weight(('vocab',), ('d_model',), 9, 8, lookup=True),
+        'matrix': Weight(('d_model',), ('d_ff',), 8, 8),
+    }  # fmt: skip
+    expected = {'gain': False, 'lookup': True, 'matrix': True, 'dense': {'kernel': True, 'bias': False}}
+    assert decay_mask((), params, weights) == expected
+
+
+def test_options_of_a_rule_and_a_shape():
+    rule = lambda config, weights, beta3: optax.scale(beta3)
+    config = schema.Optimizer(name=rule, options=schema.Options(beta3=0.25), weight_decay=0.0, clip=0.0)
+    params = {'a': jnp.ones(2)}
+    optimizer = make_optimizer(config, lambda step: 1.0, params, {})
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['a'], -0.25)
+    shape = lambda progress, span, power: (1 - progress) ** power
+    schedule = make_schedule(schema.Schedule(name=shape, options=schema.Options(power=2)), 1.0, Span(10, 0, 0, 0.0))
+    np.testing.assert_allclose(schedule(4), 0.25)
 
 
 def test_a_mask_must_cover_every_parameter():
     params = {'a': {'kernel': 0, 'gain': 0}, 'b': {'gain': 0}}
     message = 'optimizer.decay_mask does not cover a/gain, b/gain: add a (regex, bool) pair for each'
     with pytest.raises(ConfigError, match=re.escape(message)):
-        decay_mask(schema.Optimizer().decay_mask, params)
+        decay_mask(((r'.*/(kernel|embedding)', True),), params, {})

@@ -22,7 +22,9 @@ def only_biases(path):
     return path.endswith('bias')
 
 
-@pytest.mark.parametrize('trainable', [r'layers/(?:q|k)/.*', only_biases, f'{__name__}:only_biases'], ids=('regex', 'function', 'name'))
+@pytest.mark.parametrize(
+    'trainable', [r'layers/(?:q|k)/.*', only_biases, f'{__name__}:only_biases'], ids=('regex', 'function', 'name')
+)
 def test_split_and_merged(trainable):
     trained, frozen = split_params(PARAMS, trainable)
     assert len(jax.tree.leaves(trained)) in (1, 2)

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax.config import schema
+from llm_jax.corpus.read.plain import open_sources
 from llm_jax.data import batches as batches_lib
 from llm_jax.data import pack, prepare
-from llm_jax.data.documents import open_sources
 
 _BATCH, _SECONDS, _ROUNDS = 64, 1.0, 3
 

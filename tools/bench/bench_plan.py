@@ -40,6 +40,11 @@ TIME = {
 _NARROW = '--config.optimizer.m_dtype=bfloat16 --config.train.accumulation_dtype=bfloat16'
 WORKED = {
     'llama3_8b': 'llama3_8b v5p:4x4x8',
+    'llama3_8b_v4': 'llama3_8b v4:4x4x8',
+    'llama3_8b_v5e': 'llama3_8b v5e:16x16 --config.train.grad_accumulation=2',
+    'llama3_8b_v6e': 'llama3_8b v6e:16x16 --config.train.grad_accumulation=2',
+    'llama3_8b_v6e_64': 'llama3_8b v6e:8x8',
+    'llama3_8b_7x': 'llama3_8b 7x:4x4x4',
     'llama3_70b': 'llama3_70b v5p:8x8x8',
     'gpt3': 'gpt3_175b v5p:8x8x8',
     'gpt3_v6e': f'gpt3_175b v6e:16x16 --config.train.grad_accumulation=24 {_NARROW}',
@@ -143,14 +148,14 @@ def worked(shape: str) -> str:
     from llm_jax.plan import facts, planner, topology
 
     experiment, name, *overrides = WORKED[shape].split()
-    config = cli.experiment(f'experiments/{experiment}.py', overrides)
+    config = cli.experiment(f'experiments/pretrain/{experiment}.py', overrides)
     machine = topology.parse_tpu(name)
     with topology.compiler():
         outcome = planner.compiled(planner.case_of(config, machine, topology.tpu_devices(machine)))
     memory, roof = outcome.memory, outcome.roofline
     cells = (
         f'`{experiment}.py`{"".join(f" `{flag}`" for flag in overrides)}', str(machine),
-        mesh_lib.written(outcome.case.sizes),
+        mesh_lib.format_sizes(outcome.case.sizes),
         f'{facts.gib(memory.total)} of {facts.gib(memory.limit)}', f'{facts.seconds(roof.step)}, {roof.bound}',
         fmt.percent(outcome.mfu), f'{outcome.compile_seconds:.0f} s',
     )  # fmt: skip

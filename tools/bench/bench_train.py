@@ -78,7 +78,7 @@ class Ours:
         self._frozen = () if frozen is None else (frozen,)
         shape = (config.train.batch_size, config.data.seq_len + 1)
         self._tokens = plan.place(np.random.default_rng(0).integers(2, size, shape, np.int32)[plan.local_rows])
-        self._step = plan.lowered_step(self._state).compile()
+        self._step = plan.compiled_step(self._state)
         counts = metrics.count(plan.config.model, plan.param_shapes, weights_of(plan.model))
         self._flops = metrics.flops_per_token(plan.config.model, counts, config.data.seq_len)
         self._device, self._n = plan.mesh.devices.flat[0], plan.mesh.size

@@ -15,10 +15,11 @@ from typing import BinaryIO
 import zipfile
 import zlib
 
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken
 from llm_jax.corpus.read import content, licences
 from llm_jax.corpus.read.encoding import decode
-from llm_jax.corpus.read.unit import Input, Record, Source, digest, groups, matches, numbered
+from llm_jax.corpus.read.unit import Input, Record, Source, groups, matches, numbered
 from llm_jax.data import files
 
 _NAME = re.compile(r'\.(zip|tar(\.(gz|zst|bz2|xz))?|tgz)$', re.I)

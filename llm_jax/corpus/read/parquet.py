@@ -7,9 +7,10 @@ import functools
 import pyarrow
 import pyarrow.parquet
 
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken
 from llm_jax.corpus.read import rows, unit
-from llm_jax.corpus.read.unit import Input, Record, Source, digest, groups, numbered
+from llm_jax.corpus.read.unit import Input, Record, Source, groups, numbered
 from llm_jax.data import files
 
 # Fields that a document takes over besides those that the options name.
@@ -50,48 +51,50 @@ def check(name: str, source: Source, path: str, file: files.File) -> None:
     for option in ('text_field', 'id_field'):
         wanted = getattr(source, option)
         if wanted and _column(wanted, columns) not in columns:
-            raise rows.no_field(f'sources.{name}.{option}', wanted, path, columns)
+            raise rows.missing_field(f'sources.{name}.{option}', wanted, path, columns)
 
 
 def _read(name: str, source: Source, path: str, file: files.File, row_groups: list[int] | None) -> Iterator[Record]:
     try:
         with _opened(file) as table:
-            yield from _records(rows.Rows(name, source, path), table, row_groups)
+            yield from _records(rows.RecordFields(name, source, path), table, row_groups)
     except pyarrow.ArrowException as error:
         yield Broken(name, path, 'read.damaged', f'it is no Parquet file: {error}')
 
 
-def _records(rows_: rows.Rows, table: pyarrow.parquet.ParquetFile, wanted: list[int] | None) -> Iterator[Record]:
-    columns, source, meta = table.schema_arrow.names, rows_.source, table.metadata
+def _records(
+    fields: rows.RecordFields, table: pyarrow.parquet.ParquetFile, wanted: list[int] | None
+) -> Iterator[Record]:
+    columns, source, meta = table.schema_arrow.names, fields.source, table.metadata
     options = (source.text_field, source.id_field, source.url_field)
-    fields = sorted({_column(f, columns) for f in options if f} | set(_FIELDS))
-    present = [field for field in fields if field in columns]
+    wanted_columns = sorted({_column(f, columns) for f in options if f} | set(_FIELDS))
+    present = [field for field in wanted_columns if field in columns]
     start = 0
     for index in range(meta.num_row_groups):
         count = meta.row_group(index).num_rows
         if wanted is None or index in wanted:
             if _column(source.text_field, columns) not in columns:
-                detail = f'{count} rows without {source.text_field!r}; there are {", ".join(columns)}'
-                yield rows_.broken(start, 'no_text', detail)
+                detail = f'{count} rows have {rows.no_field(source.text_field, columns)}'
+                yield fields.broken(start, 'no_text', detail)
             else:
-                yield from _row_group(rows_, table, index, present, start)
+                yield from _row_group(fields, table, index, present, start)
         start += count
 
 
 def _row_group(
-    rows_: rows.Rows, table: pyarrow.parquet.ParquetFile, index: int, columns: list[str], start: int
+    fields: rows.RecordFields, table: pyarrow.parquet.ParquetFile, index: int, columns: list[str], start: int
 ) -> Iterator[Record]:
     key = start
     try:
         for batch in table.iter_batches(_BATCH_ROWS, row_groups=[index], columns=columns):
             for row in batch.to_pylist():
-                yield rows_.record(row, key)
+                yield fields.record(row, key)
                 key += 1
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, 'errno', None):  # of the file system; Arrow's own have no number
             raise
         left = table.metadata.row_group(index).num_rows - (key - start)
-        yield rows_.broken(key, 'damaged', f'{error}; {left} rows are lost')
+        yield fields.broken(key, 'damaged', f'{error}; {left} rows are lost')
 
 
 def _column(field: str, columns: list[str]) -> str:

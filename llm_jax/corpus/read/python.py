@@ -4,14 +4,34 @@ from collections.abc import Iterator, Sequence
 import functools
 import hashlib
 from importlib import metadata
+import io
 import os
 import pathlib
+import platform
+import re
+import sysconfig
+import tokenize
 
 from llm_jax.config.schema import ConfigError
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Raw
 from llm_jax.corpus.read import content, licences
-from llm_jax.corpus.read.unit import Input, Record, Source, digest, groups, matches, numbered
-from llm_jax.data import stdlib
+from llm_jax.corpus.read.unit import Input, Record, Source, groups, matches, numbered
+
+# Directories of tests and of programs that are no library, and files that a script wrote.
+_NOT_LIBRARY = {
+    'test',
+    'tests',
+    'idle_test',
+    'idlelib',
+    'turtledemo',
+    'site-packages',
+    'dist-packages',
+    'pydoc_data',
+}
+_GENERATED = re.compile(
+    r'_sysconfigdata.*|_opcode_metadata\.py|html/entities\.py|encodings/(cp|iso8859|mac|koi8|hp|kz|pt|tis)[^/]*\.py'
+)
 
 
 def standard_library(name: str, source: Source) -> list[Input]:
@@ -20,7 +40,7 @@ def standard_library(name: str, source: Source) -> list[Input]:
     Raises:
       ConfigError: a Python that comes without sources.
     """
-    root, names = stdlib.library()
+    root, names = _library()
     if not names:
         raise ConfigError(f'sources.{name}.path = "stdlib": this Python has no library sources in {root}')
     names = [path for path in names if matches(path, source.include)]
@@ -28,7 +48,7 @@ def standard_library(name: str, source: Source) -> list[Input]:
     return [
         Input(
             numbered('stdlib', i, len(parts)),
-            stdlib.fingerprint(root, [path for path, _ in part]),
+            _library_fingerprint(root, [path for path, _ in part]),
             sum(size for _, size in part),
             functools.partial(_library_records, name, source, root, [path for path, _ in part]),
         )
@@ -38,12 +58,36 @@ def standard_library(name: str, source: Source) -> list[Input]:
 
 def _library_records(name: str, source: Source, root: pathlib.Path, paths: Sequence[str]) -> Iterator[Record]:
     for path in paths:
-        text = stdlib.text(root / path)
+        text = _module_text(root / path)
         if text.strip():
             key, licence = f'{name}/{path}#0', source.licence or 'PSF-2.0'
             yield Raw(key, name, path, text, 'code', language='python', licence=licence)
         else:
             yield content.Place(name, source).skipped(path, 'empty')
+
+
+def _library() -> tuple[pathlib.Path, list[str]]:
+    """Returns (directory, sorted paths of the library's modules within it)."""
+    root = pathlib.Path(sysconfig.get_path('stdlib'))
+    names = []
+    for directory, subdirectories, entries in os.walk(root):
+        subdirectories[:] = [d for d in subdirectories if d not in _NOT_LIBRARY]
+        inside = pathlib.Path(directory).relative_to(root)
+        names += [(inside / entry).as_posix() for entry in entries if entry.endswith('.py')]
+    return root, sorted(name for name in names if not _GENERATED.fullmatch(name))
+
+
+def _module_text(path: pathlib.Path) -> str:
+    """Reads a module's source in the encoding that it declares."""
+    data = path.read_bytes()
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    return data.decode(encoding)
+
+
+def _library_fingerprint(root: pathlib.Path, names: list[str]) -> str:
+    """Hashes the sources by their content, so that the same Python elsewhere gives the same hash."""
+    contents = (hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names)
+    return hashlib.sha256('\0'.join([platform.python_version(), *names, *contents]).encode()).hexdigest()
 
 
 def site_packages(name: str, source: Source) -> list[Input]:

@@ -1,7 +1,7 @@
 """Records with fields: JSON lines, JSON arrays; what they share with Parquet and TFDS."""
 
 import codecs
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import json
@@ -10,9 +10,10 @@ from typing import Any
 
 from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import languages
-from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, digest, numbered, ranges
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, numbered, ranges
 from llm_jax.data import files
 
 _MAX_BYTES = 64 << 20
@@ -26,8 +27,8 @@ _COMPRESSED = re.compile(r'\.(gz|zst|bz2|xz)$', re.I)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """How the records of one file become documents.
+class RecordFields:
+    """The fields of the records of one file, and how a document is made of them.
 
     Attributes:
       name: of the source.
@@ -43,7 +44,7 @@ class Rows:
         """The record of one row; `key` is its number or place in the file."""
         where = f'{self.path}#{key}'
         if not isinstance(row, Mapping):
-            return self.broken(key, 'no_object', f'it is {type(row).__name__}')
+            return self.broken(key, 'no_object', f'is {type(row).__name__}, not an object with fields')
         text = value_of(row, self.source.text_field)
         if isinstance(text, bytes):
             try:
@@ -51,10 +52,10 @@ class Rows:
             except UnicodeDecodeError as error:
                 return self.broken(key, 'encoding', f'{self.source.text_field!r} is not UTF-8 at byte {error.start}')
         if not isinstance(text, str):
-            has = 'is missing' if text is None else f'is {type(text).__name__}'
-            return self.broken(
-                key, 'no_text', f'{self.source.text_field!r} {has}; there are {", ".join(map(str, row))}'
-            )
+            field = self.source.text_field
+            is_there = text is not None or field in row
+            detail = f'{field!r} is {type(text).__name__}, not text' if is_there else f'has {no_field(field, row)}'
+            return self.broken(key, 'no_text', detail)
         if not text.strip():
             return Skipped(self.name, where, 'skip.empty')
         if (size or len(text)) > (self.source.max_bytes or _MAX_BYTES):
@@ -93,12 +94,15 @@ def value_of(row: Mapping[str, Any], field: str) -> Any:
     return value_of(within, inner) if inner and isinstance(within, Mapping) else None
 
 
-def no_field(option: str, wanted: str, where: str, names: Any) -> ConfigError:
-    """The error that the first record has no field of this name."""
+def no_field(wanted: str, names: Iterable[Any]) -> str:
+    """Says that there is no such field, with the nearest and all that there are."""
     names = [str(name) for name in names]
-    return ConfigError(
-        f'{option} = {wanted!r}: {where} has no such field{parts.nearest(wanted, names)} It has: {", ".join(names)}'
-    )
+    return f'no field {wanted!r}{parts.nearest(wanted, names)} It has: {", ".join(names)}'
+
+
+def missing_field(option: str, wanted: str, where: str, names: Iterable[Any]) -> ConfigError:
+    """Makes the error that a source lacks the field that an option names."""
+    return ConfigError(f'{option} = {wanted!r}: {where} has {no_field(wanted, names)}')
 
 
 def check(name: str, source: Source, where: str, row: Any) -> None:
@@ -109,7 +113,7 @@ def check(name: str, source: Source, where: str, row: Any) -> None:
     for option in ('text_field', 'id_field'):
         wanted = getattr(source, option)
         if wanted and value_of(row, wanted) is None and wanted not in row:
-            raise no_field(f'sources.{name}.{option}', wanted, where, row)
+            raise missing_field(f'sources.{name}.{option}', wanted, where, row)
 
 
 def _text_of(row: Mapping[str, Any], *fields: str) -> str:
@@ -121,7 +125,7 @@ def _text_of(row: Mapping[str, Any], *fields: str) -> str:
 
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
     """Units of a file of JSON lines, by ranges of bytes if it is not compressed, or of one JSON array."""
-    return of_lines(functools.partial(_json_records, Rows(name, source, path)), path, file)
+    return of_lines(functools.partial(_json_records, RecordFields(name, source, path)), path, file)
 
 
 def of_lines(read: Callable[[files.File, int, int], Iterator[Record]], path: str, file: files.File) -> list[Input]:
@@ -156,13 +160,17 @@ def check_json(name: str, source: Source, path: str, file: files.File) -> None:
         return  # counted when it is read
 
 
-def _json_records(rows: Rows, file: files.File, start: int, stop: int) -> Iterator[Record]:
+def _json_records(fields: RecordFields, file: files.File, start: int, stop: int) -> Iterator[Record]:
     key = start
     try:
         for row, key, size in _json_rows(file, start, stop):
-            yield rows.broken(key, 'no_json', row.detail) if isinstance(row, _NotJson) else rows.record(row, key, size)
+            yield (
+                fields.broken(key, 'no_json', row.detail)
+                if isinstance(row, _NotJson)
+                else fields.record(row, key, size)
+            )
     except files.Damaged as error:
-        yield rows.broken(key, 'damaged', f'{error}; what follows is lost')
+        yield fields.broken(key, 'damaged', f'{error}; what follows is lost')
 
 
 @dataclasses.dataclass(frozen=True)

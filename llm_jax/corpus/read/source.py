@@ -9,6 +9,7 @@ import re
 
 from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.read import archive, content, licences, parquet, python, rows, tfds, tree, unit, warc, wikipedia
 from llm_jax.corpus.read.unit import Input, Record, Skipped, Source
 from llm_jax.data import files
@@ -67,7 +68,7 @@ def open_source(name: str, source: Source) -> list[Input]:
     else:
         found = _inputs_of_files(name, source)
     if source.limit:
-        mark = unit.digest(source.limit, *(one.fingerprint for one in found))
+        mark = digest(source.limit, *(one.fingerprint for one in found))
         read = functools.partial(_first, tuple(found), source.limit)
         found = [Input(f'first {source.limit}', mark, sum(one.bytes for one in found), read)]
     return found

@@ -15,10 +15,11 @@ import posixpath
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.read import content, licences
 from llm_jax.corpus.read.content import NO_SOURCES
 from llm_jax.corpus.read.encoding import decode
-from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, digest, groups, matches, numbered
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, groups, matches, numbered
 from llm_jax.data import files
 
 _MARK_OF_ENVIRONMENT = 'pyvenv.cfg'

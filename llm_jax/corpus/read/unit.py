@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import fnmatch
-import hashlib
 from typing import Any
 
 from llm_jax.config.schema import field
@@ -73,11 +72,6 @@ class Input:
     def read(self) -> Iterator[Record]:
         """Its records in order, one in memory at a time; each is one of the three, so that they add up."""
         return self._read()
-
-
-def digest(*items: Any) -> str:
-    """Short hash of some values."""
-    return hashlib.sha256('\0'.join(map(str, items)).encode()).hexdigest()[:16]
 
 
 def ranges(size: int) -> list[tuple[int, int]]:

@@ -19,10 +19,11 @@ import zlib
 
 from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord, WarcRecordType
 
+from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import http, iso639
 from llm_jax.corpus.read.encoding import decode, is_binary
-from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, digest, numbered, ranges
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, numbered, ranges
 from llm_jax.data import files
 
 _MAX_BYTES = 64 << 20

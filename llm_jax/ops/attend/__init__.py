@@ -71,7 +71,7 @@ def attend(
         return core(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key)
     # Heads and rows are independent, so each device attends to its own; what a
     # kernel sees is plain local arrays.
-    table = mesh.current(rules)
+    table = mesh.active_rules(rules)
     parts = _parts(table['length'])
     if table['kv_heads'] != table['heads'] and max(_parts(table['heads']), _parts(table['kv_heads'])) > 1:
         # A device has some of the query heads but not just their key/value heads

@@ -1,5 +1,8 @@
 """Which kernel computes attention where, and why."""
 
+from typing import NamedTuple
+
+from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError, Model
 from llm_jax.ops.attend import splash
 
@@ -9,9 +12,35 @@ PLATFORMS = {'splash': ('tpu', 'TPU'), 'cudnn': ('cuda', 'NVIDIA GPU')}
 CUDNN_HEAD, CUDNN_MULTIPLE = 128, 8
 
 
+class Need(NamedTuple):
+    """What a layer needs of a kernel.
+
+    Attributes:
+      key: width of queries and keys.
+      value: width of values.
+      softcap: of the scores; 0 for none.
+      sinks: whether heads have sinks.
+      slopes: whether scores fall with distance (ALiBi).
+    """
+
+    key: int
+    value: int
+    softcap: float
+    sinks: bool
+    slopes: bool
+
+
+def declared(config: Model) -> Need:
+    """What a layer's parts declare that it needs."""
+    dims = parts.attention(config).head_dims(config)
+    slopes = parts.position(config).slopes(config, config.n_heads)
+    return Need(dims.key, dims.value, config.attention_softcap, config.attention_sinks, slopes is not None)
+
+
 def choose_kernel(
-    config: Model, *, platform: str, length: int, context: int = 1, cached: bool = False, dropout: bool = True
-) -> tuple[str, str]:
+    config: Model, *, platform: str, length: int, context: int = 1, cached: bool = False, dropout: bool = True,
+    need: Need | None = None,
+) -> tuple[str, str]:  # fmt: skip
     """The kernel of a layer's attention, and the reason in words.
 
     Args:
@@ -21,6 +50,7 @@ def choose_kernel(
       context: devices that a row is split over.
       cached: whether keys are those of a cache, as in decoding.
       dropout: whether `model.dropout` is at work, that is, in training.
+      need: of the arrays at hand; None takes what the layer's parts declare.
 
     Returns:
       ('xla' | 'splash' | 'cudnn', why)
@@ -28,7 +58,7 @@ def choose_kernel(
     Raises:
       ConfigError: `model.attention_kernel` names one that cannot do what is asked, and it says what it lacks.
     """
-    asked = config.attention_kernel
+    asked, need = config.attention_kernel, need or declared(config)
     if cached:
         return 'xla', 'decoding reads a cache, which the fused kernels do not'
     if asked == 'xla':
@@ -37,27 +67,24 @@ def choose_kernel(
         name = next((name for name, (has, _) in PLATFORMS.items() if platform == has), None)
         if name is None:
             return 'xla', f'there is no fused kernel for {platform or "a mesh without devices"}'
-        missing = _missing(name, config, length, context, dropout)
+        missing = _missing(name, config, need, length, context, dropout)
         return ('xla', f'{name} has no {missing}') if missing else (name, f'the fastest on {PLATFORMS[name][1]}')
     has, machine = PLATFORMS[asked]
     if platform not in ('', has):
         raise ConfigError(
             f'model.attention_kernel = {asked!r} runs on {machine}, and this is {platform}; use "auto" or "xla"'
         )
-    if missing := _missing(asked, config, length, context, dropout):
+    if missing := _missing(asked, config, need, length, context, dropout):
         raise ConfigError(f'model.attention_kernel = {asked!r} has no {missing}; change that, or use "auto" or "xla"')
     return asked, 'model.attention_kernel asks for it'
 
 
-def _missing(name: str, config: Model, length: int, context: int, dropout: bool) -> str:
+def _missing(name: str, config: Model, need: Need, length: int, context: int, dropout: bool) -> str:
     """What a kernel would need and does not have, in words; empty if nothing."""
-    mla = config.attention == 'mla'
-    key = config.mla.d_nope + config.mla.d_rope if mla else config.head_size
-    value = config.mla.d_value if mla else config.head_size
     lacks = []
     if dropout and config.dropout:
         lacks.append(f'dropout of weights (model.dropout = {config.dropout})')
-    if config.position == 'alibi':
+    if need.slopes:
         lacks.append('ALiBi (model.position)')
     if name == 'splash':
         if context > 1 and config.context_attention == 'ring':
@@ -71,14 +98,14 @@ def _missing(name: str, config: Model, length: int, context: int, dropout: bool)
             lacks.append(f'rows that are split over devices (mesh.context = {context})')
         if config.dtype != 'bfloat16':
             lacks.append(f'{config.dtype} (model.dtype)')
-        if config.attention_softcap:
-            lacks.append(f'soft-cap (model.attention_softcap = {config.attention_softcap})')
-        if config.attention_sinks:
+        if need.softcap:
+            lacks.append(f'soft-cap (model.attention_softcap = {need.softcap})')
+        if need.sinks:
             lacks.append('sinks (model.attention_sinks)')
-        if key != value:
-            lacks.append(f'values of another width than keys ({value} and {key})')
-        if key > CUDNN_HEAD or key % CUDNN_MULTIPLE:
-            lacks.append(f'heads of width {key} (at most {CUDNN_HEAD}, a multiple of {CUDNN_MULTIPLE})')
+        if need.key != need.value:
+            lacks.append(f'values of another width than keys ({need.value} and {need.key})')
+        if need.key > CUDNN_HEAD or need.key % CUDNN_MULTIPLE:
+            lacks.append(f'heads of width {need.key} (at most {CUDNN_HEAD}, a multiple of {CUDNN_MULTIPLE})')
         if length % 2:
             lacks.append(f'rows of an odd length ({length})')
     return ' and no '.join(lacks)

@@ -2,13 +2,25 @@
 
 import jax
 
+from llm_jax.ops.attend.scores import Scores
 
-def attend_rows(scores, q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key):
-    """Attention of the rows and heads that are here, [B, L, H, K]; arguments as of `attend`, the scale given.
 
-    Causality and the window are the kernel's own. Segments are not: they come as a mask
-    [B, 1, L, L] which the kernel adds, in the dtype of q, one for all heads.
-    `choose_kernel` does not let what it lacks come here.
+def attend_rows(
+    scores: Scores,
+    q_BLHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BL: jax.Array | None,
+    slots_BL: jax.Array | None,
+    slopes_H: jax.Array | None,
+    sinks_H: jax.Array | None,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Attention of local rows and heads, [B, L, H, K]; arguments as in `attend`, with `scores.scale` filled in.
+
+    Causality and the window are built into the kernel. Segments become a mask [B, 1, L, L],
+    shared by all heads, which the kernel adds in the dtype of q. `choose_kernel` rules out
+    slots, slopes, sinks and dropout, which the kernel does not support.
     """
     same_B1LL = None if segments_BL is None else segments_BL[:, None, :, None] == segments_BL[:, None, None]
     window = {'local_window_size': (scores.window - 1, 0)} if scores.window else {}

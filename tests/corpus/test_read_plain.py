@@ -14,17 +14,18 @@ import zstandard
 
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
-from llm_jax.data import documents as documents_lib
+from llm_jax.corpus.read import plain
+from llm_jax.corpus.splits import SPLITS, split_of
 
 
 def opened(spec, **fields):
     fields = {'validation_fraction': 0.2, 'test_fraction': 0.2} | fields
-    (source,), _ = documents_lib.open_sources(schema.Data(sources={'s': str(spec)}, **fields))
+    (source,), _ = plain.open_sources(schema.Data(sources={'s': str(spec)}, **fields))
     return source
 
 
 def everything(source):
-    return [text for split in documents_lib.SPLITS for text in source.documents(split)]
+    return [text for split in SPLITS for text in source.documents(split)]
 
 
 def in_order(spec, **fields):
@@ -39,18 +40,18 @@ def test_splits_are_disjoint_complete_and_of_the_right_size(tmp_path):
     texts = [f'document {i} of many' for i in range(4000)] * 2
     (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
     source = opened(f'jsonl:{tmp_path}/a.jsonl', validation_fraction=0.1, test_fraction=0.3)
-    found = {split: list(source.documents(split)) for split in documents_lib.SPLITS}
+    found = {split: list(source.documents(split)) for split in SPLITS}
     assert sorted(sum(found.values(), [])) == sorted(texts)
-    unique = [set(found[split]) for split in documents_lib.SPLITS]
+    unique = [set(found[split]) for split in SPLITS]
     assert not unique[0] & unique[1] and not unique[0] & unique[2] and not unique[1] & unique[2]
     assert abs(len(found['validation']) / 8000 - 0.1) < 0.03 and abs(len(found['test']) / 8000 - 0.3) < 0.03
 
 
 def test_a_document_keeps_its_split_wherever_it_comes_from():
-    assert {documents_lib.split_of('same', 0.5, 0.2) for _ in range(3)} == {documents_lib.split_of('same', 0.5, 0.2)}
+    assert {split_of('same', 0.5, 0.2) for _ in range(3)} == {split_of('same', 0.5, 0.2)}
     # A growing validation share only takes documents over: nothing goes back to training.
-    before = {t for t in map(str, range(500)) if documents_lib.split_of(t, 0.1, 0) == 'validation'}
-    assert before < {t for t in map(str, range(500)) if documents_lib.split_of(t, 0.2, 0) == 'validation'}
+    before = {t for t in map(str, range(500)) if split_of(t, 0.1, 0) == 'validation'}
+    assert before < {t for t in map(str, range(500)) if split_of(t, 0.2, 0) == 'validation'}
 
 
 def test_validation_sources_replace_the_held_out_share(tmp_path):
@@ -63,7 +64,7 @@ def test_validation_sources_replace_the_held_out_share(tmp_path):
         validation_fraction=0.9,
         test_fraction=0.0,
     )
-    (main,), (held,) = documents_lib.open_sources(config)
+    (main,), (held,) = plain.open_sources(config)
     assert len(list(main.documents('train'))) == 40 and not list(main.documents('validation'))
     assert list(held.documents('validation')) == ['held out'] and not list(held.documents('train'))
 
@@ -81,7 +82,7 @@ def test_fractions_must_leave_something():
 def test_cut_keeps_all_text_and_ends_at_lines(block, limit):
     rng = random.Random(0)
     text = ''.join(rng.choice(['ab', 'cdefg', '\n', ' ']) for _ in range(300))
-    pieces = list(documents_lib.cut((text[i : i + block] for i in range(0, len(text), block)), limit))
+    pieces = list(plain.cut((text[i : i + block] for i in range(0, len(text), block)), limit))
     assert ''.join(pieces) == text
     if limit:
         assert max(map(len, pieces)) <= limit
@@ -185,7 +186,7 @@ def tfds_directory(tmp_path_factory):
 
 def test_tfds_directory_and_its_own_splits(tfds_directory):
     source = opened(f'tfds:{tfds_directory}')
-    found = {split: list(source.documents(split)) for split in documents_lib.SPLITS}
+    found = {split: list(source.documents(split)) for split in SPLITS}
     assert sorted(found['test']) == sorted(f'test {i} ö' for i in range(100))  # its own, whole
     assert sorted(found['train'] + found['validation']) == sorted(f'train {i} ö' for i in range(100))
     assert 5 < len(found['validation']) < 40
