@@ -26,7 +26,7 @@ MOVED = {
     **{f'llm_jax.nn.attend.{name}': f'llm_jax.ops.attend.{name}' for name in _ATTEND},
     'llm_jax.data.records': 'llm_jax.data.array_record',
     'llm_jax.data.source': 'llm_jax.data.batches',
-    'llm_jax.data.sources': 'llm_jax.data.documents',
+    'llm_jax.data.sources': 'llm_jax.corpus.read.plain',
     'llm_jax.train.records': 'llm_jax.train.run_log',
     'llm_jax.evals.compare': 'llm_jax.lab.compare_data',
     **{f'llm_jax.train.{name}': f'llm_jax.lab.{name}' for name in ('coord_check', 'transfer', 'trial', 'widths')},
