@@ -8,13 +8,13 @@ load balanced by a bias (arXiv:2408.15664) instead of V2's loss.
 
   ./tools/run plan experiments/pretrain/deepseek_moe.py --topology v5p:8x8x8
 
-That plan, compiled (in 3 to 4 minutes), on fsdp 64 × expert 8 (20 experts on each device) with 4 micro-batches of one
+That plan, compiled (in 2 to 3 minutes), on fsdp 64 × expert 8 (20 experts on each device) with 4 micro-batches of one
 row of 4096 tokens a chip:
 
-  memory           32.9 of 95.7 GiB a chip; 7.2 of it are parameters and Adam's moments
-  step             19.6 s at the roofline, bound by compute; a third of it are exchanges that nothing hides
-                   427 k tokens/s and 34 % MFU at most
-  1 T tokens       27 days, 333 k chip-hours
+  memory           34.2 of 95.7 GiB a chip; 7.2 of it are parameters and Adam's moments
+  step             18.5 s at the roofline, bound by compute; a third of it are exchanges that nothing hides
+                   453 k tokens/s and 36 % MFU at most
+  1 T tokens       26 days, 314 k chip-hours
 """
 
 import ml_collections

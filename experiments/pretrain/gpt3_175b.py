@@ -4,11 +4,11 @@
 
 Plans, compiled in 1 to 2 minutes each (./tools/run plan experiments/pretrain/gpt3_175b.py --topology ...):
 
-  v5p:8x8x8    27.0 of 95.7 GiB a chip; 27.5 s a step at the roofline, bound by compute, 52 % MFU at most
-  v6e:16x16    26.7 of 31.2 GiB; 34.5 s, 42 %, with --config.mesh.fsdp=128 --config.mesh.tensor=2
+  v5p:8x8x8    26.6 of 95.7 GiB a chip; 26.6 s a step at the roofline, bound by compute, 54 % MFU at most
+  v6e:16x16    29.3 of 31.2 GiB; 29.0 s, 50 %, with --config.mesh.fsdp=128 --config.mesh.tensor=2
                --config.mesh.rules.residual_length="('context', 'tensor')" --config.train.grad_accumulation=4
                --config.optimizer.m_dtype=bfloat16 --config.train.accumulation_dtype=bfloat16
-               (found by --search; fsdp 32 x tensor 8 with 24 micro-batches takes 86.9 s)
+               (found by --search; fsdp 32 x tensor 8 with 24 micro-batches takes 76.1 s)
 
 The mesh is fsdp 64 x tensor 8 on v5p. With stages, where links between parts of the pod are slow:
 

@@ -4,10 +4,10 @@
 
 That plan, compiled, on fsdp 128 × tensor 4 with 2 micro-batches:
 
-  memory           32.8 of 95.7 GiB a chip
-  step             15.3 s at the roofline, bound by compute; a quarter of it are sums that nothing hides
-                   274 k tokens/s and 56 % MFU at most
-  15 T tokens      634 days, 7.8 M chip-hours
+  memory           33.2 of 95.7 GiB a chip
+  step             15.1 s at the roofline, bound by compute; a quarter of it are sums that nothing hides
+                   278 k tokens/s and 57 % MFU at most
+  15 T tokens      625 days, 7.7 M chip-hours
 """
 
 import ml_collections

@@ -4,9 +4,9 @@
 
 That plan, compiled, on fsdp 128 with 4 micro-batches:
 
-  memory           13.3 of 95.7 GiB a chip
-  step             5.49 s at the roofline, bound by compute; 764 k tokens/s and 75 % MFU at most
-  15 T tokens      227 days, 698 k chip-hours, 2.9 M at 4.2 a chip-hour
+  memory           14.5 of 95.7 GiB a chip
+  step             5.40 s at the roofline, bound by compute; 777 k tokens/s and 77 % MFU at most
+  15 T tokens      223 days, 686 k chip-hours, 2.9 M at 4.2 a chip-hour
 """
 
 import ml_collections

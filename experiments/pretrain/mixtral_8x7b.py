@@ -7,9 +7,9 @@
 
 That plan, compiled, on fsdp 16 × expert 4 (two experts on each device) with 4 micro-batches of two rows a chip:
 
-  memory           32.7 of 95.7 GiB a chip; 9.0 of it are parameters and Adam's moments
-  step             13.8 s at the roofline, bound by compute; 153 k tokens/s and 43 % MFU at most
-  1 T tokens       76 days, 117 k chip-hours
+  memory           34.3 of 95.7 GiB a chip; 9.0 of it are parameters and Adam's moments
+  step             13.4 s at the roofline, bound by compute; 157 k tokens/s and 44 % MFU at most
+  1 T tokens       74 days, 114 k chip-hours
 """
 
 import ml_collections

@@ -89,12 +89,23 @@ def test_every_generation_compiles_two_axes(tpu_compiler, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('slice_', 'gib', 'mfu'), [('v5p:4x4x4', 21.4, 0.75), ('v6e:8x8', 21.1, 0.55)])
+@pytest.mark.parametrize(
+    ('slice_', 'gib', 'mfu'),
+    [
+        ('v4:4x4x8', 13.6, 0.762),
+        ('v5e:16x16', 12.5, 0.746),
+        ('v5p:4x4x8', 14.5, 0.766),
+        ('v6e:8x8', 22.5, 0.56),
+        ('7x:4x4x4', 14.6, 0.606),
+    ],
+)
 def test_llama3_8b_as_it_is_fits(tpu_compiler, slice_, gib, mfu):
-    """At full width: a minute or two of compiling each."""
-    config = config_lib.validate(config_lib.load_experiment(EXPERIMENTS / 'pretrain/llama3_8b.py'))
+    """At full width, on each generation: a minute or two of compiling each. Older compilers take 6 % less memory."""
+    config = config_lib.load_experiment(EXPERIMENTS / 'pretrain/llama3_8b.py')
     machine = topology.parse_tpu(slice_)
+    config.train.grad_accumulation = min(4, 512 // machine.devices)
+    config = config_lib.validate(config)
     outcome = planner.compiled(planner.case_of(config, machine, topology.tpu_devices(machine)))
     assert outcome.memory.fits
-    assert outcome.memory.total / 2**30 == pytest.approx(gib, rel=0.05)
+    assert outcome.memory.total / 2**30 == pytest.approx(gib, rel=0.08)
     assert outcome.mfu == pytest.approx(mfu, rel=0.05)
