@@ -106,9 +106,10 @@ class _Recorded:
 
 
 def _try_shape(config: schema.Schedule, shape: Callable, span: Span) -> bool:
-    """Whether the shape reads `span.decay`; its values have to be finite from the warmup to the end."""
+    """True if the shape reads `span.decay`; its values have to be finite from the warmup to the end."""
     recorded = _Recorded(span)
-    with jax.ensure_compile_time_eval():
+    # Its values are computed here and now, also where the mesh at hand is abstract.
+    with jax.ensure_compile_time_eval(), jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         try:
             values = np.asarray(shape(jnp.linspace(1 / max(span.total - span.warmup, 1), 1, 9), recorded))
         except ZeroDivisionError:
