@@ -96,8 +96,7 @@ class Checkpoints:
             partial = self._evaluations_file.with_suffix('.partial')
             with _disk_errors(self._directory):
                 partial.write_text(json.dumps({str(s): m for s, m in self._evaluations.items()}, indent=2) + '\n')
-                remote = '://' in str(partial)
-                partial.rename(self._evaluations_file) if remote else partial.replace(self._evaluations_file)
+                partial.replace(self._evaluations_file)
 
     def restore(self, step: int, shapes: Items, mesh: Mesh | None) -> Items:
         """Reads named trees, laid out on `mesh` whatever mesh they were saved from.

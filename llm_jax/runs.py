@@ -167,7 +167,7 @@ def write_atomically(file: epath.Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.parent / f'.{file.name}.partial'
     partial.write_text(text)
-    partial.rename(file) if '://' in str(file) else partial.replace(file)
+    partial.replace(file)  # `rename` refuses a file that exists, on a bucket
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

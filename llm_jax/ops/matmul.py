@@ -144,7 +144,7 @@ def _fp8_forward(x, w, out_dtype, out_sharding, parts):
 
 def _fp8_backward(out_dtype, out_sharding, parts, residuals, d_y):
     x, scale_x, w, scale_w, like = residuals
-    small, scale = _to_float8(d_y, _GRADIENTS, tuple({*parts.x, *parts.w}))
+    small, scale = _to_float8(d_y, _GRADIENTS, tuple(sorted({*parts.x, *parts.w})))
     d_x = _dot(small, w, (1, 1), jnp.float32, jax.typeof(x)) * (scale * scale_w)
     d_w = _dot(x, small, (0, 0), jnp.float32, jax.typeof(w)) * (scale_x * scale)
     return d_x.astype(like.dtype), d_w.astype(like.dtype)
