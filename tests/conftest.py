@@ -49,12 +49,15 @@ def tpu_compiler():
     if not os.path.isfile(os.environ.get('LLM_JAX_LIBTPU', '')):
         pytest.skip('no TPU compiler: LLM_JAX_LIBTPU names no file (./tools/run test fetches it)')
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     from llm_jax.plan import topology
 
     # What is compiled for chips that are not here cannot be loaded again from the cache of compiled programs.
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # which remembers whether it is used
     with topology.compiler():
         yield
     jax.config.update('jax_enable_compilation_cache', cached)
+    compilation_cache.reset_cache()

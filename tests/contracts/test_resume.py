@@ -238,8 +238,8 @@ def test_a_hidden_transfer_in_a_step_is_an_error(experiment, monkeypatch, tmp_pa
         def lower(self, *args):
             return Leaky(self.step.lower(*args))
 
-        def compile(self):
-            compiled = self.step.compile()
+        def compile(self, compiler_options):
+            compiled = self.step.compile(compiler_options)
             return lambda state, tokens: compiled(state, tokens + np.zeros((), np.int32))
 
     def leaky(function, **options):
