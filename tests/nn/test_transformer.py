@@ -179,9 +179,9 @@ def test_a_function_is_an_initialiser():
     ],
 )  # fmt: skip
 def test_an_unknown_part_is_named_with_its_nearest(field, wrong, near):
-    model = tiny_model(tiny_config(**{field: wrong}))
     message = f"model.{field} = '{wrong}' is not a known part; did you mean '{near}'? Known: "
     with pytest.raises(ConfigError, match=re.escape(message)):
+        model = tiny_model(tiny_config(**{field: wrong}))
         jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
