@@ -146,6 +146,11 @@ def test_json(tmp_path, suffix):
     assert in_order(f'jsonl:{tmp_path}/a.{suffix}') == ['one\u2028line', 'two']
 
 
+def test_one_json_object_over_several_lines(tmp_path):
+    (tmp_path / 'a.json').write_text(json.dumps({'text': 'one', 'other': [1, 2]}, indent=1))
+    assert in_order(f'jsonl:{tmp_path}/a.json') == ['one']
+
+
 def test_parquet(tmp_path):
     for part in range(2):
         table = pyarrow.table({'body': [f'{part} {i}' for i in range(2000)], 'n': list(range(2000))})
