@@ -185,7 +185,8 @@ def _json_rows(file: files.File, start: int, stop: int) -> Iterator[tuple[Any, i
         held = b''
         while not held.lstrip(_BEFORE) and (block := next(blocks, None)) is not None:
             held += block
-        if held.lstrip(_BEFORE).startswith(b'['):
+        # An array, or one object over several lines.
+        if held.lstrip(_BEFORE).partition(b'\n')[0].rstrip() == b'{' or held.lstrip(_BEFORE).startswith(b'['):
             yield from _array(_chained(held, blocks))
             return
         yield from ((_parsed(line), offset, len(line)) for offset, line in _split(_chained(held, blocks), 0))
