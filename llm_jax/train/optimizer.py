@@ -1,6 +1,7 @@
 """The optimizer of a run: the learning rate over time, and the chain from gradients to updates."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 import dataclasses
 import functools
 import re
@@ -108,8 +109,10 @@ class _Recorded:
 def _try_shape(config: schema.Schedule, shape: Callable, span: Span) -> bool:
     """True if the shape reads `span.decay`; its values have to be finite from the warmup to the end."""
     recorded = _Recorded(span)
-    # Its values are computed here and now, also where the mesh at hand is abstract.
-    with jax.ensure_compile_time_eval(), jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+    # Its values are computed here and now; where the mesh at hand is abstract alone, outside of it.
+    no_devices = jax.sharding.get_mesh().empty
+    outside = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())) if no_devices else nullcontext()
+    with jax.ensure_compile_time_eval(), outside:
         try:
             values = np.asarray(shape(jnp.linspace(1 / max(span.total - span.warmup, 1), 1, 9), recorded))
         except ZeroDivisionError:
