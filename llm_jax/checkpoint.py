@@ -93,10 +93,9 @@ class Checkpoints:
         """
         self._evaluations[step] = metrics
         if jax.process_index() == 0:
-            partial = self._evaluations_file.with_suffix('.partial')
+            text = json.dumps({str(s): m for s, m in self._evaluations.items()}, indent=2) + '\n'
             with _disk_errors(self._directory):
-                partial.write_text(json.dumps({str(s): m for s, m in self._evaluations.items()}, indent=2) + '\n')
-                partial.replace(self._evaluations_file)
+                write_atomically(self._evaluations_file, text)
 
     def restore(self, step: int, shapes: Items, mesh: Mesh | None) -> Items:
         """Reads named trees, laid out on `mesh` whatever mesh they were saved from.
@@ -142,6 +141,14 @@ class Checkpoints:
         """Waits, then lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+def write_atomically(file: epath.Path, text: str) -> None:
+    """Writes a file that a reader sees whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.parent / f'.{file.name}.partial'
+    partial.write_text(text)
+    partial.replace(file)  # `rename` refuses a file that exists, on a bucket
 
 
 class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):

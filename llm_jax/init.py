@@ -61,7 +61,7 @@ class Weight:
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay shrinks it: what has inputs does, tables included; biases, scales and sinks do not."""
+        """True if weight decay shrinks it: matrices and tables, which have inputs; not biases, scales and sinks."""
         return bool(self.axes_in)
 
     @property

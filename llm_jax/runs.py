@@ -17,7 +17,7 @@ from etils import epath
 import jax
 
 from llm_jax import config as config_lib
-from llm_jax.checkpoint import Checkpoints
+from llm_jax.checkpoint import Checkpoints, write_atomically
 from llm_jax.config.parts import EXPERIMENT
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf
@@ -160,14 +160,6 @@ def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
     write_atomically(file, json.dumps(values, indent=2) + '\n')
     if experiment is not None:
         write_atomically(run_dir / EXPERIMENT, experiment.read_text())
-
-
-def write_atomically(file: epath.Path, text: str) -> None:
-    """Writes a file that a reader sees whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.parent / f'.{file.name}.partial'
-    partial.write_text(text)
-    partial.replace(file)  # `rename` refuses a file that exists, on a bucket
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a part's class says of itself: the facts that the rest of the library asks for, each with its default.
+"""Facts of parts: methods of a part's class that the rest of the library asks, each with its default.
 
 A part overrides those that differ. A class of a user's own need not inherit from these:
 `parts.attention(config)` and the like give every fact that it lacks its default. All are
@@ -73,12 +73,12 @@ class FeedForwardFacts:
 
     @classmethod
     def is_gated(cls, config: 'Model') -> bool:
-        """Whether a second projection gates the first: three matrices, so F is 8/3 D by default and not 4 D."""
+        """True if a second projection gates the first: three matrices, so F is 8/3 D by default and not 4 D."""
         return False
 
     @staticmethod
     def is_mixture(config: 'Model') -> bool:
-        """Whether `model.moe` describes it: experts that tokens go to, and routers that report."""
+        """True if `model.moe` describes it: experts that tokens go to, and routers that report."""
         return False
 
     @staticmethod
@@ -101,17 +101,17 @@ class PositionFacts:
 
     @staticmethod
     def rotates(config: 'Model') -> bool:
-        """Whether `model.rope` describes it."""
+        """True if `model.rope` describes it."""
         return False
 
     @staticmethod
     def has_table(config: 'Model') -> bool:
-        """Whether it has parameters for each of max_seq_len positions, so that the context cannot change."""
+        """True if it has parameters for each of max_seq_len positions, so that the context cannot change."""
         return False
 
     @staticmethod
     def slopes(config: 'Model', n_heads: int) -> Any:
-        """What each of n_heads heads takes off a score per token of distance, float32[n_heads]; None for nothing."""
+        """Amount that each head takes off a score per token of distance, float32[n_heads]; None for nothing."""
         return None
 
     @staticmethod

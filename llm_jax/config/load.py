@@ -292,7 +292,7 @@ def _is_corpus(data: Data) -> bool:
 
 
 def _check_layer(model: Model) -> None:
-    """What must hold for every layer, whatever a pattern changes in it: fields first, then what its parts say."""
+    """Checks a layer, whatever a pattern changes in it: its fields first, then what its parts require."""
     choices = {
         'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
         'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),

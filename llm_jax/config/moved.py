@@ -1,4 +1,4 @@
-"""Where modules that an old run directory's experiment.py imports are today.
+"""Modules that an old run directory's experiment.py imports, by their names of today.
 
 The copy in a run directory is executed as it was written. While that lasts, and only
 then, the old names of modules are found; new code has to use the new ones.

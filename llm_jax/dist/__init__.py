@@ -1,1 +1,1 @@
-"""What is where and who is there: the mesh, whether a model fits it, slices of TPUs, several hosts as one job."""
+"""Devices and processes: the mesh, checks that a model fits it, slices of TPUs, several hosts as one job."""

@@ -77,7 +77,7 @@ def _check_length(length: int, rules: dict, sizes: dict[str, int]) -> None:
 
 
 def _of_layers(model: schema.Model) -> list[Dimension]:
-    """What the parts of all layers say that a mesh may split."""
+    """Collects the dimensions that a mesh may split, from the parts of all layers."""
     layers = dict.fromkeys(map(model.layer, range(model.n_layers)))
     kinds = [(kind, layer) for layer in layers for kind in (parts.attention(layer), parts.feed_forward(layer))]
     return list(dict.fromkeys(dimension for part, layer in kinds for dimension in part.dimensions(layer)))

@@ -7,6 +7,7 @@ a loss. The extra layer that predicts a second token is passed over.
 
 from typing import Any
 
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 from llm_jax.models import llama
 from llm_jax.models.hf_config import GATED, Keys, activation, rope, rope_to_hf, sizes, sizes_to_hf
@@ -132,7 +133,8 @@ def to_hf(model: Model) -> dict[str, Any]:
 def decoder_to_hf(model: Model) -> dict[str, Any]:
     """The inverse of `decoder`."""
     mla, moe = model.mla, model.moe
-    dense = [model.layer(i).feed_forward != 'moe' for i in range(model.n_layers)]
+    layers = [model.layer(i) for i in range(model.n_layers)]
+    dense = [not parts.feed_forward(layer).is_mixture(layer) for layer in layers]
     return {
         **sizes_to_hf(model),
         **rope_to_hf(model),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llm_jax.config import parts
 from llm_jax.config.schema import Model
 from llm_jax.models import llama, qwen3
 from llm_jax.models.hf_config import GATED, Keys, activation, pattern, rope, rope_to_hf, sizes, sizes_to_hf
@@ -69,14 +70,15 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
 def to_hf(model: Model) -> dict[str, Any]:
     """config.json."""
     layers = [model.layer(i) for i in range(model.n_layers)]
-    moe = next((layer.moe for layer in layers if layer.feed_forward == 'moe'), model.moe)
+    mixtures = [parts.feed_forward(layer).is_mixture(layer) for layer in layers]
+    moe = next((layer.moe for layer, mixes in zip(layers, mixtures, strict=True) if mixes), model.moe)
     return {
         **sizes_to_hf(model),
         **rope_to_hf(model),
         'attention_bias': model.bias == 'attention',
         'use_sliding_window': bool(model.window),
         'sliding_window': model.window or None,
-        'mlp_only_layers': [i for i, layer in enumerate(layers) if layer.feed_forward != 'moe'],
+        'mlp_only_layers': [i for i, mixes in enumerate(mixtures) if not mixes],
         'decoder_sparse_step': 1,
         'num_experts': moe.n_experts,
         'num_experts_per_tok': moe.top_k,

@@ -172,7 +172,7 @@ def tokens_of(
 
 
 def _seen(pattern: tuple[Model, ...], tokens: dict[Model, Tokens], first_R: jax.Array) -> Any:
-    """What the layers of a stack know of the tokens; `first_R` are the indices of the first in each repeat."""
+    """Token information for the layers of a stack; `first_R` are the indices of the first in each repeat."""
     seen = tuple(tokens[layer].replace(layer=first_R + i) for i, layer in enumerate(pattern))
     return seen if len(pattern) > 1 else seen[0]
 

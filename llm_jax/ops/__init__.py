@@ -1,1 +1,1 @@
-"""How machines do it: products and their collectives, kernels of attention, exchanges, pipelines, recomputing."""
+"""The hardware side of the model: products and their collectives, attention kernels, exchanges, pipelines, remat."""

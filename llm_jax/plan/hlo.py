@@ -86,7 +86,7 @@ class Op:
 
     @property
     def starts(self) -> bool:
-        """Whether it starts computations that run beside the others: a thread of the host, or a TPU's SparseCores."""
+        """True if it starts computations that run beside the others: a thread of the host, or a TPU's SparseCores."""
         return self.kind.endswith('-start') and bool(self.callees)
 
     @property

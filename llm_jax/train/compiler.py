@@ -64,8 +64,7 @@ def default_options(mesh: Mesh) -> dict[str, Any]:
     device = mesh.devices.flat[0]
     if mesh.size == 1 or device.platform != 'tpu':
         return {}
-    generation = next((chip.name for chip in CHIPS.values() if device.device_kind in chip.device_kinds), '')
-    return DEFAULTS.get(generation, {})
+    return DEFAULTS.get(_generation(device.device_kind), {})
 
 
 def accepted_options(config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -125,6 +124,11 @@ def compile_step(lowered: jax.stages.Lowered, config: Config, options: dict[str,
         return compile_step(lowered, config, chosen)
 
 
+def _generation(device_kind: str) -> str:
+    """The name in `CHIPS` of a kind of device; the kind itself where no chip is known by it."""
+    return next((chip.name for chip in CHIPS.values() if device_kind in chip.device_kinds), device_kind)
+
+
 def _refusal(mesh: Mesh, options: dict[str, Any]) -> jax.errors.JaxRuntimeError | None:
     """The error with which the compiler refuses a program that does nothing; None if it takes the options."""
     if not options:
@@ -161,7 +165,7 @@ def _reason(refusal: jax.errors.JaxRuntimeError) -> str:
 
 
 def _warn_of_hazards(chosen: dict[str, Any], kind: str) -> None:
-    generation = next((chip.name for chip in CHIPS.values() if kind in chip.device_kinds), kind)
+    generation = _generation(kind)
     for name, hazard in HAZARDS.items():
         if chosen.get(name) and chosen[name] not in ('false', 'disabled') and generation not in hazard.safe_on:
             warnings.warn(

@@ -71,7 +71,7 @@ class Objective:
         return jax.ShapeDtypeStruct((self.config.train.batch_size, self.config.data.seq_len + 1), np.int32)
 
     def collect(self, params: Any, rows: Any, step: int) -> Any:
-        """What the step takes, from the current parameters: rollouts, their rewards, log-probabilities.
+        """Makes the rows of a step from the current parameters: rollouts, their rewards, log-probabilities.
 
         It runs on the host before each step and may call whatever compiles, such as the decoding engine. For an exact
         resume it must be a function of its arguments and the seed alone.

@@ -15,7 +15,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from llm_jax import runs
+from llm_jax.checkpoint import write_atomically
 from llm_jax.data.prepare import Prepared
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import (
@@ -229,7 +229,7 @@ class Record:
             )
 
     def _write_info(self) -> None:
-        runs.write_atomically(self._run_dir / 'run.json', json.dumps(self._info, indent=2) + '\n')
+        write_atomically(self._run_dir / 'run.json', json.dumps(self._info, indent=2) + '\n')
 
 
 def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Plan:
         return jax.tree.map(lambda array: mesh_lib.global_batch(array, *args), local)
 
     def collect(self, params: Any, rows: Any, step: int) -> Any:
-        """What the step takes: the rows themselves, or what the objective makes from them and the parameters.
+        """Rows as the step takes them: as they are, or as the objective makes them with the parameters.
 
         Args:
           params: all parameters.
