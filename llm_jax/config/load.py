@@ -11,12 +11,11 @@ import ast
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-import functools
 import pathlib
 import re
 import types
 import typing
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 
@@ -221,33 +220,6 @@ def steps(
 
 def _check(config: Config) -> None:
     model, data, train, mesh = config.model, config.data, config.train, config.mesh
-    positive = {
-        'model.d_model': model.d_model, 'model.n_layers': model.n_layers, 'model.n_heads': model.n_heads,
-        'data.seq_len': data.seq_len, 'data.tokenizer.vocab_size': data.tokenizer.vocab_size,
-        'train.batch_size': train.batch_size, 'train.grad_accumulation': train.grad_accumulation,
-        'model.scan_unroll': model.scan_unroll, 'data.prefetch': data.prefetch,
-        'checkpoint.keep': config.checkpoint.keep,
-    }  # fmt: skip
-    for field, value in positive.items():
-        require(value >= 1, field, value, 'it must be at least 1')
-    not_negative = {
-        'model.vocab_size': model.vocab_size, 'model.n_kv_heads': model.n_kv_heads, 'model.d_head': model.d_head,
-        'model.mup.base_width': model.mup.base_width, 'model.mup.base_head': model.mup.base_head,
-        'model.d_ff': model.d_ff, 'model.max_seq_len': model.max_seq_len, 'model.norm_eps': model.norm_eps,
-        'train.loss_chunk': train.loss_chunk, 'train.eval_batches': train.eval_batches, 'train.z_loss': train.z_loss,
-        'optimizer.learning_rate': config.optimizer.learning_rate, 'optimizer.clip': config.optimizer.clip,
-        'optimizer.weight_decay': config.optimizer.weight_decay, 'schedule.floor': config.schedule.floor,
-    }  # fmt: skip
-    for field, value in not_negative.items():
-        require(value >= 0, field, value, 'it must be at least 0')
-    fractions = {
-        'model.dropout': model.dropout, 'train.ema_decay': train.ema_decay,
-        'optimizer.b1': config.optimizer.b1, 'optimizer.b2': config.optimizer.b2,
-        'optimizer.momentum': config.optimizer.momentum,
-        'data.validation_fraction': data.validation_fraction, 'data.test_fraction': data.test_fraction,
-    }  # fmt: skip
-    for field, value in fractions.items():
-        require(0 <= value < 1, field, value, 'it must be at least 0 and below 1')
     require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
              'it does nothing without model.mup.base_width; set that too')  # fmt: skip
     require(len(model.first_layers) <= model.n_layers, 'model.first_layers', len(model.first_layers),
@@ -261,10 +233,6 @@ def _check(config: Config) -> None:
         if options:
             part = parts.named(getattr(config, section), 'name', section)
             parts.check_options(f'{section}.options', part, options, given)
-    dtypes = {'model.dtype': model.dtype, 'train.accumulation_dtype': train.accumulation_dtype,
-              'optimizer.m_dtype': config.optimizer.m_dtype}  # fmt: skip
-    for field, value in dtypes.items():
-        require(value in ('float32', 'bfloat16'), field, value, 'use float32 or bfloat16')
     require(model.max_seq_len in (0,) or model.max_seq_len >= data.seq_len, 'model.max_seq_len',
              model.max_seq_len, f'it must be 0 or at least data.seq_len = {data.seq_len}')  # fmt: skip
     require(train.batch_size % train.grad_accumulation == 0, 'train.grad_accumulation', train.grad_accumulation,
@@ -272,12 +240,6 @@ def _check(config: Config) -> None:
     sizes = {axis: getattr(mesh, axis) for axis in ('data', 'fsdp', 'tensor', 'context', 'expert', 'stage')}
     require([*sizes.values()].count(-1) <= 1 and all(n == -1 or n >= 1 for n in sizes.values()), 'mesh', sizes,
              'axes are at least 1, and at most one of them is -1 ("the rest")')  # fmt: skip
-    require(mesh.stage_microbatches >= 0, 'mesh.stage_microbatches', mesh.stage_microbatches,
-             'it must be at least 1, or 0 for one per stage')  # fmt: skip
-    require(mesh.stage_repeats >= 1, 'mesh.stage_repeats', mesh.stage_repeats, 'each stage has at least one group')
-    for name in ('start_timeout', 'heartbeat_timeout'):
-        seconds = getattr(mesh, name)
-        require(seconds >= 1, f'mesh.{name}', seconds, 'it is a time in whole seconds, at least 1')
     unknown = set(mesh.rules) ^ set(DEFAULT_RULES)
     require(not unknown, 'mesh.rules', sorted(unknown), f'it needs exactly the axes {", ".join(DEFAULT_RULES)}')
     for field, value in (('data.sources', data.sources), ('data.mixture', data.mixture)):
@@ -292,18 +254,7 @@ def _is_corpus(data: Data) -> bool:
 
 
 def _check_layer(model: Model) -> None:
-    """Checks a layer, whatever a pattern changes in it: its fields first, then what its parts require."""
-    choices = {
-        'norm_at': ('pre', 'post', 'output', 'sandwich'), 'qk_norm': ('none', 'head', 'whole'),
-        'bias': (False, True, 'qkv', 'attention'), 'moe.score': ('softmax', 'softmax_top', 'sigmoid'),
-        'attention_kernel': ('auto', 'xla', 'splash', 'cudnn'), 'context_attention': ('all_gather', 'ring'),
-        'moe.balance': ('none', 'aux', 'bias'), 'moe.group_score': ('max', 'top2'),
-        'moe.dispatch': ('all_to_all', 'gather'),
-    }  # fmt: skip
-    for name, known in choices.items():
-        value = functools.reduce(getattr, name.split('.'), model)
-        require(any(value is k or (value == k and type(value) is type(k)) for k in known), f'model.{name}', value,
-                 f'it must be one of {", ".join(map(repr, known))}')  # fmt: skip
+    """Asks the parts of a layer, whatever a pattern changes in it, what must hold for them."""
     attention = parts.attention(model)
     attention.check(model)
     parts.position(model).check(model, attention.head_dims(model))
@@ -343,7 +294,7 @@ def build(cls: type, values: Any, prefix: str = '') -> Any:
         if path in ('model.pattern', 'model.first_layers'):
             out[name] = _layers(value, path)
         else:
-            out[name] = build(f.type, value, path + '.') if is_section else _typed(value, f.type, path)
+            out[name] = build(f.type, value, path + '.') if is_section else _checked(value, f, path)
     return cls(**out)
 
 
@@ -363,22 +314,31 @@ def _layers(value: Any, path: str) -> tuple:
             fields = {f.name: f for f in _user_fields(section)}
             if leaf not in fields or dataclasses.is_dataclass(fields[leaf].type):
                 raise ConfigError(f'{path}[{i}]: ' + _no_such_field(f'model.{name}', fields))
-            if name in _WHOLE_MODEL:
+            if not fields[leaf].metadata.get('per_layer', True):
                 raise ConfigError(f'{path}[{i}] sets {name}, which all layers share')
-            checked.append((name, _typed(changed, fields[leaf].type, f'{path}[{i}].{name}')))
+            checked.append((name, _checked(changed, fields[leaf], f'{path}[{i}].{name}')))
         out.append(tuple(sorted(checked)))
     return tuple(out)
 
 
-# What a layer cannot have for itself.
-_WHOLE_MODEL = (
-    'vocab_size', 'd_model', 'n_layers', 'max_seq_len', 'context_attention', 'pattern', 'first_layers',
-    'tie_embeddings', 'embed_scale', 'logit_scale', 'logit_softcap', 'dtype', 'remat', 'scan', 'scan_unroll',
-)  # fmt: skip
-
-
 def _names(section: type) -> list[str]:
     return [f.name for f in _user_fields(section)]
+
+
+def _checked(value: Any, f: dataclasses.Field, path: str) -> Any:
+    """`value` as the field's type, within the range that the field gives."""
+    if typing.get_origin(f.type) is Literal:
+        choices = typing.get_args(f.type)
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            near = parts.nearest(value, [choice for choice in choices if isinstance(choice, str)]).rstrip('.')
+            *most, last = map(str, choices)
+            raise ConfigError(f'{path} = {value!r}: use {", ".join(most)} or {last}{near}')
+        return value
+    value, least, below = _typed(value, f.type, path), f.metadata.get('at_least'), f.metadata.get('below')
+    if least is not None:
+        upper = f' and below {below}' if below is not None else ''
+        require(least <= value and (below is None or value < below), path, value, f'it must be at least {least}{upper}')
+    return value
 
 
 def _typed(value: Any, expected: Any, path: str) -> Any:

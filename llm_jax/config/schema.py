@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from llm_jax.config import parts as parts_lib
 from llm_jax.config.errors import ConfigError, Part
@@ -20,6 +20,7 @@ class Options(dict):
         return hash(tuple(sorted(self.items())))
 
 
+Dtype = Literal['float32', 'bfloat16']
 # A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
 Duration = int | str
 
@@ -30,7 +31,9 @@ def field(default: Any, meaning: str, **facts: Any) -> Any:
     Args:
       default: its value where nobody sets it.
       meaning: one line.
-      **facts: `parts`, the 'module:TABLE' of the parts that it can name.
+      **facts: what else is true of it: `at_least`, `below`, its range; `per_layer=False`, a
+        pattern of layers cannot change it; `parts`, the 'module:TABLE' of the parts that it
+        can name. Choices are a `Literal` type.
     """
     metadata = {'meaning': meaning, **facts}
     if isinstance(default, dict):
@@ -89,16 +92,20 @@ class Moe:
     )
     n_shared: int = field(0, 'experts that every token goes to, as one of n_shared times the width')
     shared_gate: bool = field(False, 'whether a sigmoid of the token scales the shared experts')
-    score: str = field('softmax', 'softmax over all experts, softmax_top over the chosen ones, or sigmoid')
+    score: Literal['softmax', 'softmax_top', 'sigmoid'] = field(
+        'softmax', 'softmax over all experts, softmax_top over the chosen ones, or sigmoid'
+    )
     normalize: bool = field(True, 'whether the weights of the chosen experts are made to sum to 1')
     scale: float = field(1.0, 'what those weights are multiplied by')
     n_groups: int = field(1, 'groups of experts; a token chooses top_groups of them first')
     top_groups: int = field(1, 'groups that a token may take experts from')
-    group_score: str = field('max', 'a group counts by its best expert (max) or by its best two (top2)')
-    balance: str = field('aux', 'how load is balanced: none, aux (a loss), bias (loss-free)')
+    group_score: Literal['max', 'top2'] = field(
+        'max', 'a group counts by its best expert (max) or by its best two (top2)'
+    )
+    balance: Literal['none', 'aux', 'bias'] = field('aux', 'how load is balanced: none, aux (a loss), bias (loss-free)')
     aux_weight: float = field(0.01, 'weight of the balance loss of "aux"')
     z_weight: float = field(0.0, "weight of the router's z-loss")
-    dispatch: str = field(
+    dispatch: Literal['all_to_all', 'gather'] = field(
         'all_to_all',
         'where experts are split over devices: all_to_all (rows travel to their expert) or gather (all rows)',
     )
@@ -111,8 +118,8 @@ class Moe:
 class Mup:
     """Maximal update parametrisation: hyperparameters found at base_width hold at every width."""
 
-    base_width: int = field(0, 'd_model at which learning rate and init_std were tuned; 0 is off')
-    base_head: int = field(0, 'head width there, if heads grow in width; 0 means that they grow in number')
+    base_width: int = field(0, 'd_model at which learning rate and init_std were tuned; 0 is off', at_least=0)
+    base_head: int = field(0, 'head width there, if heads grow in width; 0 means that they grow in number', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,38 +136,50 @@ class PartOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    vocab_size: int = field(0, "rows V of the embedding; 0 takes the tokenizer's size")
-    d_model: int = field(256, 'width D of the residual stream')
-    n_layers: int = field(6, 'number of blocks')
-    n_heads: int = field(4, 'query heads H')
-    n_kv_heads: int = field(0, 'key/value heads G of "gqa"; 0 means n_heads')
-    d_head: int = field(0, 'width K of a head; 0 means d_model / n_heads')
-    d_ff: int = field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated')
-    max_seq_len: int = field(0, 'longest context in tokens; 0 means data.seq_len')
-    pattern: tuple = field((), 'fields that differ by layer, repeated over the depth: ({"window": 512}, {})')
-    first_layers: tuple = field((), 'the same for the layers before the pattern begins, one entry each')
+    vocab_size: int = field(0, "rows V of the embedding; 0 takes the tokenizer's size", at_least=0, per_layer=False)
+    d_model: int = field(256, 'width D of the residual stream', at_least=1, per_layer=False)
+    n_layers: int = field(6, 'number of blocks', at_least=1, per_layer=False)
+    n_heads: int = field(4, 'query heads H', at_least=1)
+    n_kv_heads: int = field(0, 'key/value heads G of "gqa"; 0 means n_heads', at_least=0)
+    d_head: int = field(0, 'width K of a head; 0 means d_model / n_heads', at_least=0)
+    d_ff: int = field(0, 'hidden width F; 0 means 4 D, or 8/3 D up to a multiple of 64 if gated', at_least=0)
+    max_seq_len: int = field(0, 'longest context in tokens; 0 means data.seq_len', at_least=0, per_layer=False)
+    pattern: tuple = field(
+        (), 'fields that differ by layer, repeated over the depth: ({"window": 512}, {})', per_layer=False
+    )
+    first_layers: tuple = field(
+        (), 'the same for the layers before the pattern begins, one entry each', per_layer=False
+    )
     position: Part = field(
         'rope', 'none, learned, sinusoidal, rope, alibi, or a callable', parts='llm_jax.nn.positions:POSITIONS'
     )
     rope: Rope = section(Rope, 'rotary positions')
     norm: Part = field('rmsnorm', 'layernorm, rmsnorm, or a callable', parts='llm_jax.nn.norms:NORMS')
-    norm_eps: float = field(1e-5, 'added to the variance inside the norm')
+    norm_eps: float = field(1e-5, 'added to the variance inside the norm', at_least=0)
     norm_bias: bool = field(False, 'whether norms add a learned bias')
     norm_offset: bool = field(False, 'whether a norm multiplies by 1 + its scale, which starts at 0 (Gemma)')
     norm_scale: bool = field(True, 'whether norms have a learned scale')
-    norm_at: str = field('pre', 'where a branch is normed: pre, post, output, sandwich')
+    norm_at: Literal['pre', 'post', 'output', 'sandwich'] = field(
+        'pre', 'where a branch is normed: pre, post, output, sandwich'
+    )
     attention: Part = field('mha', 'mha, gqa, mqa, mla, or a callable', parts='llm_jax.nn.attention:ATTENTIONS')
     mla: Mla = section(Mla, 'the widths of "mla"')
-    window: int = field(0, 'tokens that a query sees, itself included; 0 means all before it')
+    window: int = field(0, 'tokens that a query sees, itself included; 0 means all before it', at_least=0)
     attention_softcap: float = field(0.0, 'attention scores s become c tanh(s / c); 0 is off')
     attention_scale: float = field(0.0, 'what scores are multiplied by (with mup.base_head: at that width); 0 is 1/√K')
     attention_sinks: bool = field(False, 'whether each head has a learned score that takes attention nowhere')
-    attention_kernel: str = field('auto', 'auto (the fastest that can), xla, splash (TPU), cudnn (GPU)')
-    context_attention: str = field(
-        'all_gather', 'how rows split over mesh.context attend: all_gather (of keys and values) or ring'
+    attention_kernel: Literal['auto', 'xla', 'splash', 'cudnn'] = field(
+        'auto', 'auto (the fastest that can), xla, splash (TPU), cudnn (GPU)'
+    )
+    context_attention: Literal['all_gather', 'ring'] = field(
+        'all_gather',
+        'how rows split over mesh.context attend: all_gather (of keys and values) or ring',
+        per_layer=False,
     )
     attention_gate: bool = field(False, "whether a sigmoid of the block's input gates what attention gives")
-    qk_norm: str = field('none', 'norm of queries and keys: none, head (each head), whole (all heads together)')
+    qk_norm: Literal['none', 'head', 'whole'] = field(
+        'none', 'norm of queries and keys: none, head (each head), whole (all heads together)'
+    )
     feed_forward: Part = field(
         'swiglu',
         'gelu, gelu_exact, relu, relu2, swiglu, geglu, geglu_exact, swiglu_clipped, moe, or a callable',
@@ -171,12 +190,14 @@ class Model:
         'sequential', 'sequential, parallel, parallel_two_norms, or a callable block', parts='llm_jax.nn.block:BLOCKS'
     )
     residual_scale: float = field(1.0, 'what each branch is multiplied by before it is added')
-    bias: bool | str = field(False, 'learned biases of linear maps: false, true (all), "qkv", "attention"')
-    dropout: float = field(0.0, 'rate on embeddings, attention weights and branch outputs')
-    tie_embeddings: bool = field(True, 'whether the output head is the embedding, transposed')
-    embed_scale: float = field(1.0, 'what embeddings are multiplied by')
-    logit_scale: float = field(1.0, 'what logits are multiplied by')
-    logit_softcap: float = field(0.0, 'logits z become c tanh(z / c); 0 is off')
+    bias: Literal[False, True, 'qkv', 'attention'] = field(
+        False, 'learned biases of linear maps: false, true (all), "qkv", "attention"'
+    )
+    dropout: float = field(0.0, 'rate on embeddings, attention weights and branch outputs', at_least=0, below=1)
+    tie_embeddings: bool = field(True, 'whether the output head is the embedding, transposed', per_layer=False)
+    embed_scale: float = field(1.0, 'what embeddings are multiplied by', per_layer=False)
+    logit_scale: float = field(1.0, 'what logits are multiplied by', per_layer=False)
+    logit_softcap: float = field(0.0, 'logits z become c tanh(z / c); 0 is off', per_layer=False)
     init: Part = field(
         'gpt2',
         'gpt2, normal, xavier, lecun, orthogonal, zero_residual, small_embedding, or a callable',
@@ -185,15 +206,18 @@ class Model:
     init_std: float = field(0.02, 'standard deviation of the initial weights')
     mup: Mup = section(Mup, 'maximal update parametrisation')
     options: PartOptions = section(PartOptions, 'what parts of your own are made with')
-    dtype: str = field('float32', 'dtype of the computation; parameters are always float32')
+    dtype: Dtype = field('float32', 'dtype of the computation; parameters are always float32', per_layer=False)
     matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
     remat: Part = field(
         'none',
         'what the backward pass recomputes: none, attention, dots, offload, full, or a checkpoint policy',
         parts='llm_jax.ops.remat:POLICIES',
+        per_layer=False,
     )
-    scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)')
-    scan_unroll: int = field(1, 'repeats of the pattern in one turn of that loop; it need not divide them')
+    scan: bool = field(True, 'whether blocks are one compiled loop; false unrolls it (slower compile)', per_layer=False)
+    scan_unroll: int = field(
+        1, 'repeats of the pattern in one turn of that loop; it need not divide them', at_least=1, per_layer=False
+    )
     rules: tuple = field((), 'filled from mesh.rules by validate()')
     pipeline: tuple = field((0, 1), 'filled from mesh.stage_microbatches and mesh.stage_repeats by validate()')
 
@@ -244,7 +268,7 @@ class Tokenizer:
         'empty trains one',
     )
     algorithm: str = field('bpe', 'bpe or unigram')
-    vocab_size: int = field(4096, 'number of tokens to train')
+    vocab_size: int = field(4096, 'number of tokens to train', at_least=1)
     split_digits: bool = field(True, 'whether each digit of a number is a token of its own')
     reserved: tuple = field((), 'names of tokens that no text becomes, such as the marks of a chat: ("<|user|>", ...)')
     sample_bytes: int = field(50_000_000, 'bytes of training text the tokenizer is trained on')
@@ -258,14 +282,14 @@ class Data:
     )
     mixture: dict = field({}, "name -> weight of its rows in training; empty means a corpus's own, else by size")
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
-    validation_fraction: float = field(0.05, 'share of documents held out for validation')
-    test_fraction: float = field(0.05, 'share of documents held out for the final test')
+    validation_fraction: float = field(0.05, 'share of documents held out for validation', at_least=0, below=1)
+    test_fraction: float = field(0.05, 'share of documents held out for the final test', at_least=0, below=1)
     text_field: str = field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
     max_document_chars: int = field(0, 'cut longer documents at line ends; 0 never cuts')
-    seq_len: int = field(256, 'tokens L that one row trains on')
+    seq_len: int = field(256, 'tokens L that one row trains on', at_least=1)
     tokenizer: Tokenizer = section(Tokenizer, 'how text becomes tokens')
     cache_dir: str = field('.cache/data', 'where tokenizers and packed rows are kept between runs')
-    prefetch: int = field(16, 'batches prepared ahead of the training step')
+    prefetch: int = field(16, 'batches prepared ahead of the training step', at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,24 +299,24 @@ class Train:
         '.*', 'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path'
     )
     duration: Duration = field('1000 steps', 'how long to train')
-    batch_size: int = field(16, 'rows of one optimizer step, over all devices')
-    grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into')
-    accumulation_dtype: str = field('float32', 'dtype of the gradients that are summed over micro-batches')
+    batch_size: int = field(16, 'rows of one optimizer step, over all devices', at_least=1)
+    grad_accumulation: int = field(1, 'micro-batches that one optimizer step is split into', at_least=1)
+    accumulation_dtype: Dtype = field('float32', 'dtype of the gradients that are summed over micro-batches')
     reproducible: bool = field(False, 'whether training is bit-equal on 1, 2, 4 and 8 devices: for debugging, slow')
     log_every: Duration = field(10, 'between lines of metrics.jsonl')
     eval_every: Duration = field('10 %', 'between evaluations on the validation split')
-    eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split')
+    eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split', at_least=0)
     sample_every: Duration = field('25 %', 'between sample completions')
     sample_prompts: tuple = field(('def ', 'import ', 'class '), 'what the samples complete')
     sample_tokens: int = field(64, 'new tokens in one sample')
-    z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting')
+    z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting', at_least=0)
     loss_chunk: int = field(
-        0, 'tokens per device with logits in memory at once; 0: 2048, fewer for more than 65k logits'
+        0, 'tokens per device with logits in memory at once; 0: 2048, fewer for more than 65k logits', at_least=0
     )
     gather_head_once: bool = field(
         True, 'whether a split head is gathered once for all slices of the loss: faster, 10 bytes more for each number'
     )
-    ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none')
+    ema_decay: float = field(0.0, 'decay of the averaged parameters; 0 keeps none', at_least=0, below=1)
     compile_cache: str = field('.cache/xla', 'where compiled programs are kept between runs; empty keeps none')
     compiler_options: dict = field(
         {}, 'option of XLA -> value, over the defaults of train/compiler.py; None leaves an option out'
@@ -305,20 +329,28 @@ class Optimizer:
     name: Part = field(
         'adamw', 'adamw, lion, adafactor, sgd, muon, or a callable', parts='llm_jax.train.optimizers:RULES'
     )
-    learning_rate: float = field(3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it')
-    b1: float = field(0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment')
-    b2: float = field(0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment')
+    learning_rate: float = field(
+        3e-4, 'peak learning rate; of all parameters, but for what model.mup makes of it', at_least=0
+    )
+    b1: float = field(
+        0.9, '"adamw", "lion", "muon" (embeddings, vectors): decay of the first moment', at_least=0, below=1
+    )
+    b2: float = field(
+        0.95, 'decay of the second moment; "adafactor": its largest, "lion": of the only moment', at_least=0, below=1
+    )
     eps: float = field(1e-8, '"adamw", "muon" (embeddings, vectors): added to the root of the second moment')
-    momentum: float = field(0.95, '"sgd", "muon" (matrices): decay of the sum of gradients')
+    momentum: float = field(0.95, '"sgd", "muon" (matrices): decay of the sum of gradients', at_least=0, below=1)
     nesterov: bool = field(True, '"sgd", "muon": whether the step looks ahead of that sum')
-    weight_decay: float = field(0.1, 'decoupled: multiplied by the learning rate only, also under model.mup')
+    weight_decay: float = field(
+        0.1, 'decoupled: multiplied by the learning rate only, also under model.mup', at_least=0
+    )
     decay_mask: tuple = field(
         (),
         '(regex, decays) pairs, of which the first that matches a whole parameter path decides; '
         'empty decays what has inputs: matrices and embeddings, no vectors',
     )
-    clip: float = field(1.0, 'largest global gradient norm; 0 never clips')
-    m_dtype: str = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
+    clip: float = field(1.0, 'largest global gradient norm; 0 never clips', at_least=0)
+    m_dtype: Dtype = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
     options: Options = field(Options(), 'keyword arguments of the update rule, for one of your own')
     offload: bool = field(False, "whether the optimizer's state lies in the host's memory between updates")
 
@@ -332,7 +364,7 @@ class Schedule:
     )
     warmup: Duration = field('2 %', 'linear rise from 0 to the peak')
     decay: Duration = field('20 %', 'the final fall of "wsd"')
-    floor: float = field(0.1, 'final learning rate as a fraction of the peak')
+    floor: float = field(0.1, 'final learning rate as a fraction of the peak', at_least=0)
     options: Options = field(Options(), 'keyword arguments of the shape, for one of your own')
 
 
@@ -367,18 +399,20 @@ class Mesh:
     context: int = field(1, 'devices that the tokens of a row are split over')
     expert: int = field(1, 'devices that experts are split over; elsewhere they split the batch')
     stage: int = field(1, 'devices that the layers are split over: the stages of a pipeline')
-    stage_microbatches: int = field(0, 'pieces that run through the stages; a multiple of their number, which is 0')
-    stage_repeats: int = field(1, 'groups of layers on each stage: so many times smaller is the bubble')
+    stage_microbatches: int = field(
+        0, 'pieces that run through the stages; a multiple of their number, which is 0', at_least=0
+    )
+    stage_repeats: int = field(1, 'groups of layers on each stage: so many times smaller is the bubble', at_least=1)
     rules: dict = field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
     distributed: bool = field(False, 'whether to start jax.distributed (several hosts)')
-    start_timeout: int = field(300, 'seconds that a host waits for the others when a job starts')
-    heartbeat_timeout: int = field(40, 'seconds without a sign of life after which a host counts as lost')
+    start_timeout: int = field(300, 'seconds that a host waits for the others when a job starts', at_least=1)
+    heartbeat_timeout: int = field(40, 'seconds without a sign of life after which a host counts as lost', at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     every: Duration = field('10 %', 'between checkpoints')
-    keep: int = field(2, 'how many of the newest to keep')
+    keep: int = field(2, 'how many of the newest to keep', at_least=1)
     keep_best: bool = field(True, 'also keep the best by validation loss')
 
 
