@@ -20,11 +20,11 @@ from llm_jax.nn.transformer import Transformer, layer_params, place
 
 @flax.struct.dataclass
 class Weights:
-    """Parameters with the layers taken apart.
+    """Parameters with the stacked layers split into single ones.
 
     Attributes:
-      outer: parameters outside of the layers.
-      layers: of each layer.
+      outer: parameters outside the layers.
+      layers: parameters of each layer.
     """
 
     outer: Any
@@ -32,14 +32,14 @@ class Weights:
 
 
 def unstack(params: Any, config: Model) -> Weights:
-    """The `params` of a Transformer for `forward`. Jit it."""
+    """Splits the `params` of a Transformer into the weights that `forward` takes. Call it under jit."""
     layers = tuple(layer_params(params, config, i) for i in range(config.n_layers))
     stacks = {place(config, i)[0][0] for i in range(config.n_layers)}
     return Weights({name: value for name, value in params.items() if name not in stacks}, layers)
 
 
 def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Any, ...]:
-    """An empty cache for each layer, laid out on the current mesh. For use under jit.
+    """Makes an empty cache for each layer, sharded over the current mesh. Call it under jit.
 
     Raises:
       ConfigError: an attention part that keeps none.
@@ -65,15 +65,15 @@ def forward(
     caches: tuple,
     last_B: jax.Array,
 ) -> tuple[jax.Array, tuple]:
-    """Logits after one token of each row, and the caches with all of these tokens in them.
+    """Applies the model to cached tokens: logits after one token of each row, and the caches with all tokens added.
 
     Args:
-      model: whose parts are used.
-      weights: from `unstack`.
-      tokens_BL: int.
+      model: the Transformer.
+      weights: parameters from `unstack`.
+      tokens_BL: int, token ids.
       positions_BL: int, consecutive in each row; also the cache slots.
-      caches: one per layer.
-      last_B: int, which of the L tokens the logits come after.
+      caches: one per layer, from `empty_caches` or an earlier call.
+      last_B: int, index in 0 ... L - 1 of the token whose logits are returned.
 
     Returns:
       (float32[B, V], caches)

@@ -26,14 +26,14 @@ NONE = -1
 
 
 @flax.struct.dataclass
-class Rows:
-    """Where decoding stands, row by row.
+class DecodeState:
+    """State of decoding between blocks of tokens, row by row.
 
     Attributes:
-      caches: of each layer; arrays [B, G, S, K], whatever the attention keeps.
-      tokens: int32[B], the latest token, not yet in the cache.
-      positions: int32[B], its position.
-      done: bool[B], whether the row has met a stop id.
+      caches: one cache per layer, arrays [B, G, S, K]; the attention part defines their number and sizes.
+      tokens: int32[B], newest token of each row, not yet in the cache.
+      positions: int32[B], position of that token.
+      done: bool[B], True once the row has produced a stop id.
     """
 
     caches: tuple
@@ -44,14 +44,20 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Choose:
-    """How logits become the next token; compiled in."""
+    """Draws the next token of each row from logits; static, so its fields are compiled in.
+
+    Attributes:
+      sampler: distribution to draw from.
+      vocab_size: number of ids that may be drawn; logits of higher ids are masked.
+      rules: logical-axis table.
+    """
 
     sampler: Sampler
     vocab_size: int
     rules: tuple
 
     def __call__(self, logits_BV: jax.Array, key: jax.Array, positions_B: jax.Array) -> jax.Array:
-        """The token at each row's position, int32[B]: a function of key, row, position and logits."""
+        """Returns the token at each row's position, int32[B]: a function of key, row, position and logits."""
         batch, rules = ('batch',), self.rules
         row_ids_B = mesh.shard(jnp.arange(len(logits_BV)), rules, batch)
         logits_BV = mesh.shard(logits_BV, rules, ('batch', None))
@@ -62,9 +68,9 @@ class _Choose:
             draw = jax.shard_map(draw, in_specs=(matrix, jax.P(), rows, rows), out_specs=rows)
         return draw(logits_BV, key, row_ids_B, positions_B)
 
-    def _draw(self, logits_BV, key, row_ids_B, positions_B):
-        real_V = jnp.arange(logits_BV.shape[-1]) < self.vocab_size
-        logits_BV = jnp.where(real_V, logits_BV, -jnp.inf)
+    def _draw(self, logits_BV: jax.Array, key: jax.Array, row_ids_B: jax.Array, positions_B: jax.Array) -> jax.Array:
+        allowed_V = jnp.arange(logits_BV.shape[-1]) < self.vocab_size
+        logits_BV = jnp.where(allowed_V, logits_BV, -jnp.inf)
         row_key = lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position)
         return self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
 
@@ -73,11 +79,20 @@ _unstack = jax.jit(decode.unstack, static_argnames='config')
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'choose', 'slots'))
-def _prefill(model, choose, slots, weights, prompts_BL, lengths_B, key, stop_ids) -> tuple[Rows, jax.Array]:
-    """Reads the prompts. Returns the rows and their first tokens, int32[B, 1] on every device.
+def _prefill(
+    model: Transformer,
+    choose: _Choose,
+    slots: int,
+    weights: decode.Weights,
+    prompts_BL: jax.Array,
+    lengths_B: jax.Array,
+    key: jax.Array,
+    stop_ids: jax.Array,
+) -> tuple[DecodeState, jax.Array]:
+    """Runs the prompts through the model; returns the state and the first new tokens, int32[B, 1] on every device.
 
-    A prompt of length 0 is a row that only fills up the batch. What pads a prompt leaves
-    keys in slots after it; each is overwritten before a token may see that slot.
+    A prompt of length 0 is padding of the batch. Padding tokens of a prompt leave keys in
+    the slots after it; each slot is overwritten before a token may attend to it.
     """
     config = model.config
     B, L = prompts_BL.shape
@@ -90,40 +105,49 @@ def _prefill(model, choose, slots, weights, prompts_BL, lengths_B, key, stop_ids
     caches = jax.tree.map(lambda slot: jnp.pad(slot, ((0, 0), (0, 0), (0, slots - L), (0, 0))), caches)
     tokens_B = choose(logits_BV, key, lengths_B)
     done_B = (lengths_B == 0) | _is_in(tokens_B, stop_ids)
-    return Rows(caches, tokens_B, lengths_B, done_B), _everywhere(jnp.where(done_B, NONE, tokens_B)[:, None])
+    return DecodeState(caches, tokens_B, lengths_B, done_B), _replicate(jnp.where(done_B, NONE, tokens_B)[:, None])
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'choose'), donate_argnames='rows')
-def _decode(model, choose, weights, rows: Rows, key, stop_ids, limit) -> tuple[Rows, jax.Array]:
-    """Up to `limit` <= BLOCK more tokens. Returns the rows and the tokens, int32[B, BLOCK] on every device."""
-    out_BN = mesh.shard(jnp.full((len(rows.tokens), BLOCK), NONE), model.config.rules, ('batch', None))
+@functools.partial(jax.jit, static_argnames=('model', 'choose'), donate_argnames='state')
+def _decode(
+    model: Transformer,
+    choose: _Choose,
+    weights: decode.Weights,
+    state: DecodeState,
+    key: jax.Array,
+    stop_ids: jax.Array,
+    limit: jax.Array,
+) -> tuple[DecodeState, jax.Array]:
+    """Decodes up to `limit` <= BLOCK tokens; returns the state and the tokens, int32[B, BLOCK] on every device."""
+    out_BN = mesh.shard(jnp.full((len(state.tokens), BLOCK), NONE), model.config.rules, ('batch', None))
 
-    def unfinished(carry):
-        step, rows, _ = carry
-        return (step < limit) & ~_everywhere(rows.done).all()
+    def is_unfinished(carry: tuple) -> jax.Array:
+        step, state, _ = carry
+        return (step < limit) & ~_replicate(state.done).all()
 
-    def one_token(carry):
-        step, rows, out_BN = carry
+    def decode_token(carry: tuple) -> tuple:
+        step, state, out_BN = carry
         logits_BV, caches = decode.forward(
-            model, weights, rows.tokens[:, None], rows.positions[:, None], rows.caches, rows.positions
+            model, weights, state.tokens[:, None], state.positions[:, None], state.caches, state.positions
         )
-        positions_B = rows.positions + 1
+        positions_B = state.positions + 1
         tokens_B = choose(logits_BV, key, positions_B)
-        done_B = rows.done | _is_in(tokens_B, stop_ids)
+        done_B = state.done | _is_in(tokens_B, stop_ids)
         new_B1 = jnp.where(done_B, NONE, tokens_B)[:, None]
         out_BN = jnp.where(jnp.arange(BLOCK) == step, new_B1, out_BN)
-        return step + 1, Rows(caches, tokens_B, positions_B, done_B), out_BN
+        return step + 1, DecodeState(caches, tokens_B, positions_B, done_B), out_BN
 
-    _, rows, out_BN = jax.lax.while_loop(unfinished, one_token, (0, rows, out_BN))
-    return rows, _everywhere(out_BN)
+    _, state, out_BN = jax.lax.while_loop(is_unfinished, decode_token, (0, state, out_BN))
+    return state, _replicate(out_BN)
 
 
 def _is_in(tokens_B: jax.Array, ids: jax.Array) -> jax.Array:
+    """Marks the tokens that are among `ids`, bool[B]."""
     return (tokens_B[:, None] == ids).any(-1)
 
 
-def _everywhere(x: jax.Array) -> jax.Array:
-    """`x` whole on every device, so that every host can read it."""
+def _replicate(x: jax.Array) -> jax.Array:
+    """Replicates `x` on every device, so that every host can read it."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, jax.P())
 
 
@@ -138,7 +162,7 @@ def stream(
     stop_ids: Iterable[int] = (),
     vocab_size: int | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Continues the prompts, and yields what is new as it comes.
+    """Continues the prompts, and yields new tokens as they are decoded.
 
     A row's tokens are a function of (seed, its index, its prompt) alone: not of the
     other rows, nor of the mesh, up to rounding. For several samples of one prompt, give
@@ -151,11 +175,11 @@ def stream(
       params: its parameters, on the current mesh.
       prompts: token ids, at least one each.
       max_new_tokens: most tokens to add to each.
-      sampler: how tokens are drawn; default: from the model's own distribution.
-      seed: of the draws.
+      sampler: draws the tokens; default: from the model's own distribution.
+      seed: seed of the draws.
       stop_ids: tokens that end a row; they are not part of its result. A row that ends
         with fewer than max_new_tokens met one.
-      vocab_size: only ids below are drawn; default: all that the model has.
+      vocab_size: only ids below it are drawn; default: the whole vocabulary of the model.
 
     Yields:
       First one new token of each row, then blocks of at most BLOCK; a row that has
@@ -178,11 +202,11 @@ def stream(
         return iter(())
     stop_ids = np.asarray(list(stop_ids), np.int32)
     choose = _Choose(sampler, vocab_size, config.rules)
-    return _blocks(model, params, prompts, max_new_tokens, choose, jax.random.key(seed), stop_ids)
+    return _decode_blocks(model, params, prompts, max_new_tokens, choose, jax.random.key(seed), stop_ids)
 
 
 def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-    """The new tokens of each prompt, whole. Options and errors are those of `stream`."""
+    """Returns all new tokens of each prompt. Options and errors are those of `stream`."""
     out = [[] for _ in prompts]
     for block in stream(model, params, prompts, **options):
         for row, new in zip(out, block, strict=True):
@@ -191,14 +215,15 @@ def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], 
 
 
 def _by_rows(model: Transformer) -> Transformer:
-    """The model with tokens of a row on one device: devices that share a row in training take rows of their own."""
+    """Makes the model with whole rows on each device: mesh axes that split rows in training split the batch instead."""
     rules = model.config.rules
     if mesh.shard_count(rules, 'length') == mesh.shard_count(rules, 'residual_length') == 1:
         return model
     return Transformer(dataclasses.replace(model.config, rules=mesh.whole_rows(rules)))
 
 
-def _check_prompts(prompts, max_new_tokens: int, vocab_size: int, max_seq_len: int) -> None:
+def _check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, max_seq_len: int) -> None:
+    """Raises ConfigError if a prompt is empty, has an unknown token, or leaves no room for the new ones."""
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(f'prompt {i} has no tokens; begin it with the BOS token')
@@ -212,7 +237,16 @@ def _check_prompts(prompts, max_new_tokens: int, vocab_size: int, max_seq_len: i
             )
 
 
-def _blocks(model, params, prompts, max_new_tokens, choose, key, stop_ids) -> Iterator[list[list[int]]]:
+def _decode_blocks(
+    model: Transformer,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choose: _Choose,
+    key: jax.Array,
+    stop_ids: np.ndarray,
+) -> Iterator[list[list[int]]]:
+    """Yields the blocks of `stream`; decodes the next block on the device while the host reads this one."""
     config, B = model.config, len(prompts)
     shards = mesh.batch_shard_count(config.rules)
     lengths_B = np.zeros(-(-B // shards) * shards, np.int32)
@@ -224,13 +258,13 @@ def _blocks(model, params, prompts, max_new_tokens, choose, key, stop_ids) -> It
     slots = bucket(max(longest + max_new_tokens, prompts_BL.shape[1]), config.max_seq_len)
 
     weights = _unstack(params, config=config)
-    rows, tokens_BN = _prefill(model, choose, slots, weights, prompts_BL, lengths_B, key, stop_ids)
+    state, tokens_BN = _prefill(model, choose, slots, weights, prompts_BL, lengths_B, key, stop_ids)
     left = max_new_tokens - 1
     while True:
-        # The next block is under way before the tokens of this one are fetched.
+        # The next block is dispatched before the tokens of this one are fetched.
         following = None
         if left > 0:
-            rows, following = _decode(model, choose, weights, rows, key, stop_ids, min(left, BLOCK))
+            state, following = _decode(model, choose, weights, state, key, stop_ids, min(left, BLOCK))
             left -= BLOCK
         new = np.asarray(tokens_BN)[:B]
         if (new != NONE).any():
@@ -241,7 +275,7 @@ def _blocks(model, params, prompts, max_new_tokens, choose, key, stop_ids) -> It
 
 
 def bucket(n: int, most: int) -> int:
-    """`n` rounded up so that few different lengths are compiled: by at most a quarter, and never past `most`.
+    """Rounds `n` up so that few different lengths are compiled: by at most a quarter, and never past `most`.
 
     Powers of two from 32 on, and three even steps between each and the next.
     """

@@ -37,7 +37,7 @@ class Sampler:
             raise ConfigError(f'top_p = {self.top_p} must be above 0 and at most 1 (keep all tokens)')
 
     def __call__(self, logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
-        """Logits float32[B, V] and one random key per row, key[B] -> tokens int32[B]."""
+        """Draws tokens int32[B] from logits float32[B, V], with one random key per row, key[B]."""
         if self.temperature == 0:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         logits_BN, ids_BN = self.candidates(logits_BV)
@@ -45,7 +45,7 @@ class Sampler:
         return (choice_B1 if ids_BN is None else jnp.take_along_axis(ids_BN, choice_B1, axis=-1))[:, 0]
 
     def candidates(self, logits_BV: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """What is drawn from when the temperature is not 0.
+        """Scales and cuts the logits to those that are drawn from when the temperature is not 0.
 
         Returns:
           (logits float32[B, N], ids int32[B, N]): -inf where a token is cut. Without
@@ -64,7 +64,7 @@ class Sampler:
 
 
 def _nucleus_edge(probs_BN: jax.Array, top_p: float) -> jax.Array:
-    """The largest t for which tokens of probability >= t together reach top_p, float32[B, 1].
+    """Finds the largest t for which tokens of probability >= t together reach top_p, float32[B, 1].
 
     Equally likely tokens stay together, so the cut does not depend on their order.
     Non-negative floats are ordered as their bits are, so bisection over the 31 bits

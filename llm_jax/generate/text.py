@@ -11,14 +11,14 @@ from llm_jax.tokenizer import StreamDecoder, Tokenizer
 def complete(
     model: Transformer, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], **options: Any
 ) -> list[str]:
-    """The continuation of each prompt, without the prompt.
+    """Returns the continuation of each prompt, without the prompt.
 
     Args:
       model: the Transformer.
       params: its parameters.
-      tokenizer: the one it was trained with.
+      tokenizer: tokenizer that it was trained with.
       prompts: text; '' begins a document from nothing. For several samples, repeat a prompt.
-      **options: of `engine.stream`: max_new_tokens, sampler, seed.
+      **options: options of `engine.stream`: max_new_tokens, sampler, seed.
 
     Raises:
       ConfigError: as `engine.stream`.
@@ -30,15 +30,16 @@ def complete(
 def stream(
     model: Transformer, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], **options: Any
 ) -> Iterator[list[tuple[str, int]]]:
-    """As `complete`, but yields each prompt's new text, and of how many tokens it is, as it comes.
+    """Yields (new text, its number of tokens) of each prompt as it is decoded; otherwise as `complete`.
 
     The texts of a prompt, joined, are what `complete` returns.
     """
     blocks = engine.stream(model, params, _encode(tokenizer, prompts), **_text_options(tokenizer), **options)
-    return _decoded(blocks, [StreamDecoder(tokenizer, continues=bool(p)) for p in prompts])
+    return _decode_text(blocks, [StreamDecoder(tokenizer, continues=bool(p)) for p in prompts])
 
 
-def _decoded(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -> Iterator[list[tuple[str, int]]]:
+def _decode_text(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -> Iterator[list[tuple[str, int]]]:
+    """Decodes blocks of tokens to text; the last block has the bytes that the decoders still hold."""
     for block in blocks:
         yield [
             (''.join(map(decoder.push, tokens)), len(tokens)) for decoder, tokens in zip(decoders, block, strict=True)
@@ -49,9 +50,11 @@ def _decoded(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -
 
 
 def _encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Encodes the prompts, each led by BOS."""
     return [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
 
 
 def _text_options(tokenizer: Tokenizer) -> dict[str, Any]:
-    # Rows of the vocabulary past the tokenizer's only pad it, and stand for no text.
+    """Returns the options of `engine.stream` that the tokenizer decides."""
+    # Ids past the tokenizer's vocabulary pad the embedding and have no text.
     return {'stop_ids': [tokenizer.bos_id, *tokenizer.eos_ids], 'vocab_size': tokenizer.vocab_size}
