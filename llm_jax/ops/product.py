@@ -107,7 +107,7 @@ def _multiply_split_rows(
     out_spec = P(*token_entries(scatters), *entries(used[n_in:]))
     stored_spec = P(*entries(stored))
     if gathers or stored != used:
-        # Gathered weights are not saved for the backward pass (all layers' would be the whole model) but gathered again.
+        # Gathered weights are gathered again in the backward pass: those of all layers would be the whole model.
         # In a scan over layers XLA cannot merge the two passes, so it needs no barrier against CSE, and without one
         # gathers that recomputation repeats are merged.
         multiply_local = jax.checkpoint(multiply_local, prevent_cse=not config.scan)
