@@ -8,7 +8,7 @@ import tarfile
 import pytest
 import zstandard
 
-from llm_jax.corpus.read import encoding, guess
+from llm_jax.corpus.read import encoding
 
 FRENCH = 'Été comme hiver, l’élève naïf mangeait des œufs à la coque — ça coûtait déjà 3 € !\n' * 5
 RUSSIAN = 'Все люди рождаются свободными и равными в своём достоинстве и правах.\n' * 5
@@ -79,6 +79,15 @@ def test_a_few_errors_do_not_change_the_encoding():
     data = RUSSIAN.encode() + b'\xff' + RUSSIAN.encode()[:-3]
     text, codec, certain = encoding.decode(data)
     assert codec == 'utf-8' and not certain and text.count('\ufffd') <= 2
+
+
+def test_files_of_two_encodings_joined():
+    """Three lines of UTF-8 and one of Windows-1252: the three are right, and the fourth has U+FFFD."""
+    german = 'Der Müller möchte größere Brötchen für die schöne Bäckerei über dem Fluß verkaufen.\n'
+    spanish = 'El niño comió piñas y después se fue a la montaña con su compañía, ¡qué día más bonito!\n'
+    for line in (FRENCH.splitlines(keepends=True)[0], german, spanish):
+        text, codec, certain = encoding.decode(3 * line.encode() + line.encode('cp1252'))
+        assert text.startswith(3 * line) and (codec, certain) == ('utf-8', False) and '\ufffd' in text
 
 
 def test_short_text_that_is_unicode_by_accident():
@@ -191,4 +200,23 @@ def test_pages_without_unicode(shared_data):
 
 def test_a_guess_looks_at_a_bounded_sample():
     data = (b'x' * 100 + 'é'.encode('cp1252')) * 100_000
-    assert guess.guess(data)[0] == 'windows-1252'
+    assert encoding.detect(data)[0] == 'windows-1252'
+
+
+@pytest.mark.parametrize(
+    'line', ['Der Müller möchte größere Brötchen.\n', 'El niño comió en la montaña, mañana será otro día.\n']
+)
+def test_files_of_two_encodings_are_not_read_as_a_third(line):
+    text, found, sure = encoding.decode(line.encode() * 3 + line.encode('cp1252'))
+    assert found == 'utf-8' and not sure and text.startswith(line * 3)
+
+
+@pytest.mark.parametrize('name', ['cp1250', 'iso8859-2'])
+def test_encodings_of_the_same_languages_are_told_apart(name):
+    text = 'Příliš žluťoučký kůň úpěl ďábelské ódy, řekl šťastný dědeček večer při měsíci.\n'
+    assert encoding.decode(text.encode(name))[:2] == (text, name)
+
+
+def test_few_quotation_marks_are_those_of_windows():
+    page = '<p>Everyone’s first page, and it isn’t long. © 2015–2016</p>'
+    assert encoding.decode(page.encode('cp1252'), html=True)[0] == page

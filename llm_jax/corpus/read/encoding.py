@@ -1,45 +1,53 @@
-"""Bytes to text: by byte order mark, by what the bytes can be at all, by what is declared, else by guess.
+"""Bytes to text: by byte order mark, by what the bytes can be at all, by what is declared, else by detection.
+
+Detection is resiliparse's (uchardet). What it has no model of, the code pages of DOS and old Macs, and Ukrainian
+KOI8, is tried where the text that it names does not read as words.
 
 Line ends stay as they are: CRLF, and the lone CR of old Mac files, become LF where
 texts are normalised, so that text which never was bytes (JSON, Parquet) is treated alike.
 """
 
 import codecs
+from collections import Counter
 import re
 import unicodedata
 
-from llm_jax.corpus.read.guess import beyond_ascii, guess, plausibility
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-# Names that the WHATWG Encoding Standard reads as another encoding than they say, or that Python does not know;
-# without what is neither letter nor digit. https://encoding.spec.whatwg.org/#names-and-labels
-_LABELS = {
-    label: encoding
-    for encoding, labels in {
-        'utf-8': 'utf8 utf8mb4 unicode11utf8 unicode20utf8 xunicode20utf8 unicode',
-        'windows-1252': 'ascii usascii ansix341968 iso88591 iso885911987 isoir100 latin1 l1 cp819 ibm819 csisolatin1 '
-        'windows1252 cp1252 xcp1252 ansi xxxuserdefined',
-        'windows-1254': 'iso88599 iso885991989 isoir148 latin5 l5 csisolatin5 windows1254 cp1254 xcp1254',
-        'cp874': 'iso885911 dos874 tis620 windows874',
-        'gb18030': 'gb2312 gb231280 gbk gb18030 chinese csgb2312 csiso58gb231280 isoir58 xgbk euccn cp936',
-        'big5hkscs': 'big5 big5hkscs cnbig5 csbig5 xxbig5 cp950',
-        'cp932': 'shiftjis sjis xsjis mskanji windows31j csshiftjis ms932',
-        'cp949': 'euckr ksc56011987 ksc56011989 ksc5601 korean cseuckr csksc56011987 isoir149 windows949 uhc',
-        'euc-jp': 'eucjp xeucjp cseucpkdfmtjapanese',
-        'mac-roman': 'macintosh mac xmacroman csmacintosh',
-        'mac-cyrillic': 'xmaccyrillic xmacukrainian',
-        'iso-8859-6': 'asmo708 ecma114 arabic csisolatinarabic',
-        'iso-8859-8': 'iso88598i logical visual hebrew',
-        'utf-16-le': 'utf16 utf16le ucs2 iso10646ucs2 csunicode unicodefeff',
-        'utf-16-be': 'utf16be unicodefffe',
-    }.items()
-    for label in labels.split()
+# Encodings that contain those of the WHATWG Encoding Standard (https://encoding.spec.whatwg.org), as Python names them.
+_SUPERSETS = {
+    'cp1252': 'windows-1252',
+    'cp1254': 'windows-1254',
+    'iso8859-1': 'windows-1252',
+    'iso8859-9': 'windows-1254',
+    'iso8859-11': 'cp874',
+    'tis-620': 'cp874',
+    'gb2312': 'gb18030',
+    'gbk': 'gb18030',
+    'big5': 'big5hkscs',
+    'shift_jis': 'cp932',
+    'euc_kr': 'cp949',
+    'euc_jp': 'euc-jp',
 }
-# Other encodings that a label may name, by Python's name of them.
-_OTHERS = {
-    'cp866', 'koi8-r', 'koi8-u', 'iso2022_jp', 'hz', 'mac-cyrillic', 'cp437', 'cp850', 'cp852', 'cp855', 'cp857',
-    *(f'iso8859-{i}' for i in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)),
-    *(f'cp{i}' for i in (1250, 1251, 1253, 1255, 1256, 1257, 1258)),
-}  # fmt: skip
+# Further encodings that a label may name, by Python's name.
+_OTHERS = ('hz', 'mac-cyrillic', 'cp437', 'cp850', 'cp852', 'cp855', 'cp857')
+# Encodings that resiliparse has no model of, the most common first.
+_UNDETECTED = ('koi8-u', 'mac-roman', 'cp850')
+# Encodings of the same languages, of which resiliparse at times names the wrong one.
+_CONFUSED = {
+    'cp1250': ('iso8859-2',),
+    'iso8859-2': ('cp1250',),
+    'cp852': ('cp850',),
+    'cp865': ('cp850',),
+}
+# Letters beyond ASCII of the languages that these three were made for: nothing else tells Icelandic from Romanian.
+_WESTERN = ('windows-1252', 'mac-roman', 'cp850')
+_WESTERN_LETTERS = tuple(
+    map(
+        frozenset,
+        ['àâæçéèêëîïôœùûü', 'äöüß', 'áéíñóúü', 'àèéìíòóù', 'áâãàçéêíóõúü', 'åäöé', 'æøåé', 'áðéíóúýþæö', 'àçèéíïòóúü·'],
+    )
+)
 _MULTIBYTE = ('gb18030', 'big5hkscs', 'cp932', 'cp949', 'euc-jp')
 _BOMS = (
     (codecs.BOM_UTF8, 'utf-8'),
@@ -65,12 +73,20 @@ _CONTROL = bytes(set(range(32)) - set(b'\t\n\v\f\r\b\x1b')) + b'\x7f'
 _HEAD_BYTES = 4096
 _XML_DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w:.-]+)""", re.I)
 _META = re.compile(rb"""<meta\s[^>]*?charset\s*=\s*["']?\s*([\w:.-]+)""", re.I)
-# A declared one-byte encoding fits any bytes; it is believed if the text then reads like a language.
-_BELIEVED = 0.8
-# By how much a guess must be more plausible than a declaration.
-_MARGIN = 0.1
-# Errors per good character of what is still UTF-8, if it is declared, and if not.
+# Detection looks at so many bytes from the first one on that is not ASCII, and at some before it.
+_SAMPLE_BYTES, _BEFORE_BYTES = 1 << 16, 1 << 8
+# A declared one-byte encoding fits any bytes; it is believed if the text then reads as words, or nearly as well as
+# what is detected.
+_BELIEVED, _MARGIN = 0.8, 0.1
+# By how much text of an encoding that is not detected has to read better.
+_BETTER = 0.05
+# Errors per good character of what is still UTF-8, if it is declared or detected, and if not.
 _UTF8_ERRORS = {True: 0.5, False: 0.1}
+_PUNCTUATION = frozenset('“”„‘’‚«»‹›…–—•·°©®™€£¥§†¿¡ªº¹²³½¼¾×±µ´№\xa0\xad')
+# Punctuation that may stand between two letters: l’eau, mother—and, a soft hyphen, col·legi.
+_INNER = frozenset('’–—·\xa0\xad')
+_LAST_LATIN = '\u024f'
+_BEYOND_ASCII = re.compile('[^\x00-\x7f]')
 
 
 def decode(data: bytes, declared: str = '', html: bool = False) -> tuple[str, str, bool]:
@@ -78,7 +94,7 @@ def decode(data: bytes, declared: str = '', html: bool = False) -> tuple[str, st
 
     In this order: a byte order mark; UTF-16 without one; valid UTF-8 (few other texts
     are by chance, many pages declare something else); what is declared, by the transport
-    and then by the document; UTF-8 with some errors; the most plausible legacy encoding.
+    and then by the document; UTF-8 with some errors; the detected legacy encoding.
     Nothing fails: what cannot be decoded is U+FFFD.
 
     Args:
@@ -105,22 +121,90 @@ def decode(data: bytes, declared: str = '', html: bool = False) -> tuple[str, st
     errors = as_utf8.count('\ufffd') - data.count('\ufffd'.encode())
     if not errors and not (stated and stated[0] in _MULTIBYTE and _ambiguous(data, stated[0])):
         return as_utf8, 'utf-8', True
+    sample = _sample(data)
     for encoding in dict.fromkeys(stated):
         if encoding.startswith('utf-'):
             continue
         text = data.decode(encoding, 'replace')
-        beyond = beyond_ascii(text)
         wrong = text.count('\ufffd')
-        if wrong <= 0.01 * beyond and plausibility(data, encoding) >= _BELIEVED:
+        if wrong <= 0.01 * _beyond_ascii(text) and plausibility(sample, encoding) >= _BELIEVED:
             return text, encoding, not wrong
-    good = beyond_ascii(as_utf8) - errors
-    if errors <= good * _UTF8_ERRORS['utf-8' in stated]:
+    encoding, plausible = detect(data)
+    good = _beyond_ascii(as_utf8) - errors
+    if errors <= good * _UTF8_ERRORS['utf-8' in (encoding, *stated)]:
         return as_utf8, 'utf-8', False
-    encoding, plausible = guess(data)
     one = next((e for e in stated if not e.startswith('utf-')), '')
-    if one and plausible <= plausibility(data, one) + _MARGIN:
+    if one and plausible <= plausibility(sample, one) + _MARGIN:
         encoding = one
     return data.decode(encoding, 'replace'), encoding, False
+
+
+def detect(data: bytes) -> tuple[str, float]:
+    """Detects the encoding of text that does not say it.
+
+    Returns:
+      (encoding, how much the text reads as words then, from 0 to 1).
+    """
+    sample = _sample(data)
+    found = detect_encoding(sample, max_len=len(sample), html5_compatible=False) or 'windows-1252'
+    found = _SUPERSETS.get(found, found)
+    if found in _MULTIBYTE:
+        return found, plausibility(sample, found)
+    if found == 'utf-8':
+        text = sample.decode('utf-8', 'replace')
+        if 3 * text.count('\ufffd') <= _beyond_ascii(text):
+            return found, plausibility(sample, found)
+    # Equally plausible: the most common, then the detected one, is the first.
+    candidates = dict.fromkeys(('windows-1252', found, *_CONFUSED.get(found, ())))
+    score = {encoding: plausibility(sample, encoding) for encoding in (*candidates, *_UNDETECTED)}
+    found = max(candidates, key=lambda encoding: round(score[encoding], 2))
+    best = max(_UNDETECTED, key=score.__getitem__)
+    if score[best] >= max(_BELIEVED, score[found] + _BETTER):
+        found = best
+    return found, score[found]
+
+
+def plausibility(sample: bytes, encoding: str) -> float:
+    """Measures the share of characters beyond ASCII that are where a text has such, from 0 to 1; 1 without any."""
+    text = f' {sample.decode(encoding, "replace")} '
+    spots = Counter(text[m.start() - 1 : m.start() + 2] for m in _BEYOND_ASCII.finditer(text))
+    total = sum(spots.values())
+    if not total:
+        return 1.0
+    fitting = {spot: count for spot, count in spots.items() if _fits(*spot)}
+    if encoding not in _WESTERN:
+        return sum(fitting.values()) / total
+    known = lambda spot, letters: spot[1] in _PUNCTUATION or spot[1].lower() in letters
+    return max(sum(n for spot, n in fitting.items() if known(spot, letters)) for letters in _WESTERN_LETTERS) / total
+
+
+def _fits(before: str, char: str, after: str) -> bool:
+    """Tells if a word can have a character between these two: no second script, no capital or sign inside."""
+    if not char.isalpha() and unicodedata.category(char) not in ('Mn', 'Mc'):
+        is_sign = char in _PUNCTUATION or unicodedata.category(char).startswith('P')
+        return is_sign and (char in _INNER or char >= '\u2e80' or not (before.isalpha() and after.isalpha()))
+    if char.isupper() and before.islower():
+        return False
+    if char > _LAST_LATIN:
+        return not (_is_latin(before) or _is_latin(after))
+    # Languages that use Latin letters use those of ASCII too, at least every third.
+    return not (before > '\x7f' and before.isalpha() and after > '\x7f' and after.isalpha())
+
+
+def _is_latin(char: str) -> bool:
+    return char.isalpha() and char <= _LAST_LATIN
+
+
+def _sample(data: bytes) -> bytes:
+    """Returns the part of some bytes that is not ASCII, from a little before its beginning."""
+    start = next((i for i in range(0, len(data), 4096) if not data[i : i + 4096].isascii()), 0)
+    start += next((i for i, byte in enumerate(data[start : start + 4096]) if byte > 0x7F), 0)
+    return data[max(0, start - _BEFORE_BYTES) :][:_SAMPLE_BYTES]
+
+
+def _beyond_ascii(text: str) -> int:
+    """Counts the characters that are not ASCII."""
+    return len(text) - len(text.encode('ascii', 'ignore'))
 
 
 def is_binary(data: bytes) -> bool:
@@ -140,15 +224,12 @@ def is_binary(data: bytes) -> bool:
 
 def lookup(label: str) -> str:
     """Python's name of the encoding that browsers use for a label ('latin1' -> 'windows-1252'); '' if there is none."""
-    label = label.strip().lower()
-    plain = re.sub('[^a-z0-9]', '', label)
-    if plain in _LABELS:
-        return _LABELS[plain]
     try:
-        name = codecs.lookup(label).name
+        name = map_encoding_to_html5(label, fallback_utf8=False) or codecs.lookup(label.strip()).name
     except (LookupError, ValueError):  # ValueError: a NUL in the label
         return ''
-    return name if name in _OTHERS else ''
+    known = name in _OTHERS or map_encoding_to_html5(name, fallback_utf8=False)
+    return _SUPERSETS.get(name, name) if known else ''
 
 
 def _within(data: bytes) -> list[str]:
