@@ -32,7 +32,7 @@ class Weight:
       fan_out: how many outputs there are.
       writes_residual: whether its output is added to the residual stream.
       lookup: whether its rows are looked up and not multiplied.
-      share: of the tokens that are multiplied by it: top_k / n_experts for an expert's.
+      active_fraction: of the tokens that are multiplied by it: top_k / n_experts for an expert's.
       trained: whether gradients change it.
       fixed: axes among WIDTHS that nevertheless stay the same in a wider model.
       grow_in: fan_in over that at the base width; 1 without muP.
@@ -45,7 +45,7 @@ class Weight:
     fan_out: int
     writes_residual: bool = False
     lookup: bool = False
-    share: float = 1.0
+    active_fraction: float = 1.0
     trained: bool = True
     fixed: tuple[str, ...] = ()
     grow_in: float = 1.0

@@ -23,5 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 4
     config.optimizer.learning_rate = 4e-3
     config.schedule.warmup = '5 %'
-    config.schedule.floor = 0.02
+    config.schedule.final_lr_ratio = 0.02
     return config

@@ -31,5 +31,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2**-7
     config.schedule.name = 'linear'
     config.schedule.warmup = '10 %'
-    config.schedule.floor = 0.0
+    config.schedule.final_lr_ratio = 0.0
     return config

@@ -7,12 +7,12 @@ Plans, compiled in 1 to 2 minutes each (./tools/run plan experiments/pretrain/gp
   v5p:8x8x8    26.6 of 95.7 GiB a chip; 26.6 s a step at the roofline, bound by compute, 54 % MFU at most
   v6e:16x16    29.3 of 31.2 GiB; 29.0 s, 50 %, with --config.mesh.fsdp=128 --config.mesh.tensor=2
                --config.mesh.rules.residual_length="('context', 'tensor')" --config.train.grad_accumulation=4
-               --config.optimizer.m_dtype=bfloat16 --config.train.accumulation_dtype=bfloat16
+               --config.optimizer.mu_dtype=bfloat16 --config.train.accumulation_dtype=bfloat16
                (found by --search; fsdp 32 x tensor 8 with 24 micro-batches takes 76.1 s)
 
 The mesh is fsdp 64 x tensor 8 on v5p. With stages, where links between parts of the pod are slow:
 
-  --config.mesh.stage=8 --config.mesh.fsdp=8 --config.mesh.stage_microbatches=64 --config.train.grad_accumulation=1
+  --config.mesh.stage=8 --config.mesh.fsdp=8 --config.mesh.pipeline_microbatches=64 --config.train.grad_accumulation=1
 
 is 8 stages of 12 layers, with a bubble of 7 / 71 of the time. Compiled ahead of time for
 v5p:8x8x8 with attention in plain XLA it took 93.2 of a chip's 95 GiB, 4.0 of it state.

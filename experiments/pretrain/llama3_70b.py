@@ -35,6 +35,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.sample_prompts = ('The ', 'In 1969, ', 'def ')
     config.optimizer.learning_rate = 1.5e-4
     config.schedule.warmup = '2000 steps'
-    config.schedule.floor = 0.01
+    config.schedule.final_lr_ratio = 0.01
     config.checkpoint.every = '500 steps'
     return config

@@ -53,5 +53,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.eval_every = '20 %'
     config.optimizer.learning_rate = 6e-3
     config.schedule.warmup = '5 %'
-    config.schedule.floor = 0.02
+    config.schedule.final_lr_ratio = 0.02
     return config

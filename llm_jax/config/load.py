@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from llm_jax.config import parts
+from llm_jax.config import moved, parts
 from llm_jax.config.facts import BlockFacts, require
 from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model, Options, PartOptions
 
@@ -118,7 +118,7 @@ def validate(config: ml_collections.ConfigDict) -> Config:
     built = build(Config, config)
     filled = {
         'rules': freeze_rules(built.mesh.rules),
-        'pipeline': (built.mesh.stage_microbatches, built.mesh.stage_repeats),
+        'pipeline': (built.mesh.pipeline_microbatches, built.mesh.pipeline_repeats),
     }
     built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled))
     _check(built)
@@ -126,8 +126,8 @@ def validate(config: ml_collections.ConfigDict) -> Config:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`, for the config.json of a run directory."""
-    return validate(ml_collections.ConfigDict(values, type_safe=False))
+    """The inverse of `to_dict`, for the config.json of a run directory, which may have fields of older names."""
+    return validate(ml_collections.ConfigDict(moved.rename_fields(values), type_safe=False))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -396,6 +396,8 @@ def _no_such_field(path: str, siblings: Any) -> str:
     parent, _, leaf = path.rpartition('.')
     if not isinstance(siblings, Mapping | ml_collections.ConfigDict):
         return f'there is no field {path!r} in the config: {parent} is a value, not a section'
+    if path in moved.FIELDS:
+        return f'there is no field {path!r} in the config: it is now called {parent}.{moved.FIELDS[path]}'
     names = sorted(siblings)
     where = f'config.{parent}' if parent else 'config'
     return f'there is no field {path!r} in the config{parts.nearest(leaf, names)} {where} has: {", ".join(names)}'
@@ -412,6 +414,8 @@ def _unknown_field(error: Exception, cls: type) -> str:
     if not match:
         return f'get_config() failed: {type(error).__name__}: {error}'
     name = match[1] or match[2]
+    if renamed := [f'{old.rpartition(".")[0]}.{new}' for old, new in moved.FIELDS.items() if old.endswith(f'.{name}')]:
+        return f'there is no field {name!r} in the config: {renamed[0]} is what it is called now'
     known = [name for name, _, _ in describe(cls())] + [f.name for f in dataclasses.fields(cls)]
     near = difflib.get_close_matches(name, [k.rpartition('.')[2] for k in known], 1, cutoff=0.5)
     hint = f' Did you mean {next(k for k in known if k.endswith("." + near[0]) or k == near[0])!r}?' if near else ''

@@ -1,16 +1,18 @@
-"""Modules that an old run directory's experiment.py imports, by their names of today.
+"""Names in an old run directory that have changed since: modules of its experiment.py, fields of its config.json.
 
-The copy in a run directory is executed as it was written. While that lasts, and only
-then, the old names of modules are found; new code has to use the new ones.
+The copy of the experiment is executed as it was written. While that lasts, and only then,
+the old names of modules are found; new code has to use the new ones. Fields are renamed
+as config.json is read; an experiment that sets an old one is told the new one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 import types
+from typing import Any
 
 _OPS = ('attend', 'dispatch', 'grouped', 'matmul', 'pipeline', 'product', 'remat', 'zigzag')
 _ATTEND = ('blocks', 'choose', 'cudnn', 'scores', 'splash', 'xla')
@@ -34,6 +36,41 @@ MOVED = {
     **{f'experiments.{name}': f'experiments.pretrain.{name}' for name in _PRETRAIN},
     **{f'experiments.{name}': f'experiments.lab.{name}' for name in ('ablation', 'extrapolation', 'mup_transfer')},
 }
+
+# Old path of a field -> its last name now.
+FIELDS = {
+    'model.moe.capacity': 'capacity_factor',
+    'model.moe.bias_rate': 'bias_update_rate',
+    'mesh.stage_microbatches': 'pipeline_microbatches',
+    'mesh.stage_repeats': 'pipeline_repeats',
+    'optimizer.m_dtype': 'mu_dtype',
+    'schedule.floor': 'final_lr_ratio',
+    'train.notices': 'watch_preemption',
+}
+
+
+def rename_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config, a JSON-ready nested dict, with the old fields under their names of today."""
+
+    def renamed(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            inside = lambda key: f'{path}.{key}'.lstrip('.')
+            return {FIELDS.get(inside(key), key): renamed(inner, inside(key)) for key, inner in value.items()}
+        return value
+
+    def renamed_in_layer(entry: Any) -> Any:
+        pairs = entry.items() if isinstance(entry, Mapping) else entry
+        return [(_renamed_path(f'model.{name}').removeprefix('model.'), value) for name, value in pairs]
+
+    out = renamed(values, '')
+    for name in ('pattern', 'first_layers'):
+        if name in out.get('model', {}):
+            out['model'][name] = [renamed_in_layer(entry) for entry in out['model'][name]]
+    return out
+
+
+def _renamed_path(path: str) -> str:
+    return f'{path.rpartition(".")[0]}.{FIELDS[path]}' if path in FIELDS else path
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -109,9 +109,9 @@ class Moe:
         'all_to_all',
         'where experts are split over devices: all_to_all (rows travel to their expert) or gather (all rows)',
     )
-    capacity: float = field(1.5, 'rows that a device takes at once over an even share, at least 1; see dropless')
+    capacity_factor: float = field(1.5, 'rows that a device takes at once over an even share, at least 1; see dropless')
     dropless: bool = field(True, 'whether what is over capacity is done in further rounds; false drops it')
-    bias_rate: float = field(1e-3, 'step by which "bias" moves the score of an over- or underloaded expert')
+    bias_update_rate: float = field(1e-3, 'step by which "bias" moves the score of an over- or underloaded expert')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Model:
         1, 'repeats of the pattern in one turn of that loop; it need not divide them', at_least=1, per_layer=False
     )
     rules: tuple = field((), 'filled from mesh.rules by validate()')
-    pipeline: tuple = field((0, 1), 'filled from mesh.stage_microbatches and mesh.stage_repeats by validate()')
+    pipeline: tuple = field((0, 1), 'filled from mesh.pipeline_microbatches and mesh.pipeline_repeats by validate()')
 
     @property
     def kv_heads(self) -> int:
@@ -321,7 +321,9 @@ class Train:
     compiler_options: dict = field(
         {}, 'option of XLA -> value, over the defaults of train/compiler.py; None leaves an option out'
     )
-    notices: bool = field(True, "whether to save and stop when Google's cloud says that it will stop the machine")
+    watch_preemption: bool = field(
+        True, "whether to save and stop when Google's cloud says that it will stop the machine"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +352,7 @@ class Optimizer:
         'empty decays what has inputs: matrices and embeddings, no vectors',
     )
     clip: float = field(1.0, 'largest global gradient norm; 0 never clips', at_least=0)
-    m_dtype: Dtype = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
+    mu_dtype: Dtype = field('float32', 'dtype of the first moment or momentum; second moments are always float32')
     options: Options = field(Options(), 'keyword arguments of the update rule, for one of your own')
     offload: bool = field(False, "whether the optimizer's state lies in the host's memory between updates")
 
@@ -364,7 +366,7 @@ class Schedule:
     )
     warmup: Duration = field('2 %', 'linear rise from 0 to the peak')
     decay: Duration = field('20 %', 'the final fall of "wsd"')
-    floor: float = field(0.1, 'final learning rate as a fraction of the peak', at_least=0)
+    final_lr_ratio: float = field(0.1, 'final learning rate as a fraction of the peak', at_least=0)
     options: Options = field(Options(), 'keyword arguments of the shape, for one of your own')
 
 
@@ -399,10 +401,10 @@ class Mesh:
     context: int = field(1, 'devices that the tokens of a row are split over')
     expert: int = field(1, 'devices that experts are split over; elsewhere they split the batch')
     stage: int = field(1, 'devices that the layers are split over: the stages of a pipeline')
-    stage_microbatches: int = field(
+    pipeline_microbatches: int = field(
         0, 'pieces that run through the stages; a multiple of their number, which is 0', at_least=0
     )
-    stage_repeats: int = field(1, 'groups of layers on each stage: so many times smaller is the bubble', at_least=1)
+    pipeline_repeats: int = field(1, 'groups of layers on each stage: so many times smaller is the bubble', at_least=1)
     rules: dict = field(DEFAULT_RULES, 'logical axis -> mesh axis, tuple of them, or None')
     distributed: bool = field(False, 'whether to start jax.distributed (several hosts)')
     start_timeout: int = field(300, 'seconds that a host waits for the others when a job starts', at_least=1)

@@ -108,13 +108,13 @@ def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
         n = -(-max(1, n_stacked) // (stages * repeats)) * stages * repeats
         raise ConfigError(
             f'model.n_layers = {model.n_layers} has {n_stacked}{unit}{first}, which cannot be split over mesh stage '
-            f'{stages} × mesh.stage_repeats = {repeats}: it must be a multiple of {stages * repeats}. Use {use}, '
+            f'{stages} × mesh.pipeline_repeats = {repeats}: it must be a multiple of {stages * repeats}. Use {use}, '
             f'or model.n_layers = {n_first + n * size}'
         )
     if microbatches % stages:
         fewer = 'fewer than' if microbatches < stages else 'no multiple of'
         raise ConfigError(
-            f'mesh.stage_microbatches = {microbatches} is {fewer} mesh stage {stages}: the stages take micro-batches '
+            f'mesh.pipeline_microbatches = {microbatches} is {fewer} mesh stage {stages}: the stages take micro-batches '
             f'in blocks of {stages}. Use {-(-microbatches // stages) * stages}, or 0 for one each'
         )
     rows = config.train.batch_size // config.train.grad_accumulation
@@ -126,7 +126,7 @@ def _check_pipeline(config: Config, sizes: dict[str, int]) -> None:
         )
         raise ConfigError(
             f'train.batch_size / train.grad_accumulation = {rows} cannot be split over {split}: it must be a '
-            f'multiple of {n}. Use {-(-rows // n) * n}, or another mesh.stage_microbatches'
+            f'multiple of {n}. Use {-(-rows // n) * n}, or another mesh.pipeline_microbatches'
         )
 
 

@@ -14,7 +14,7 @@ _FREE = {
     'first_layers',
 }  # fmt: skip
 # Of the experts, what only training sees.
-_FREE_MOE = {'aux_weight', 'z_weight', 'bias_rate'}
+_FREE_MOE = {'aux_weight', 'z_weight', 'bias_update_rate'}
 # Fields of rope that count, by scaling.
 _ALWAYS = ('theta', 'fraction', 'interleaved', 'scaling')
 _ROPE = {

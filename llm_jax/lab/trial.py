@@ -26,7 +26,7 @@ class Trial:
         self.model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
         shapes, weights = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0))), parameters_of(self.model)
         steps = Steps.of(config, rows=len(batches) * config.train.batch_size)
-        span = Span(len(batches), steps.warmup, steps.decay, config.schedule.floor)
+        span = Span(len(batches), steps.warmup, steps.decay, config.schedule.final_lr_ratio)
         shape = make_schedule(config.schedule, 1.0, span)
 
         def at(rate: jax.Array | float):

@@ -41,9 +41,9 @@ def count(config: Model, shapes: Any, weights: Any) -> Counts:
         size, weight = math.prod(leaf.shape), known.get(jax.tree_util.keystr(path))
         total += size
         # Biases of experts are few; they count as if every token met them.
-        active += round(size * weight.share) if weight else size
+        active += round(size * weight.active_fraction) if weight else size
         embedding += size if weight and weight.lookup else 0
-        matmul += round(size * weight.share) if weight and not weight.lookup else 0
+        matmul += round(size * weight.active_fraction) if weight and not weight.lookup else 0
     if config.tie_embeddings:
         matmul += config.vocab_size * config.d_model
     return Counts(total, active, embedding, matmul)

@@ -66,7 +66,7 @@ class MixtureOfExperts(FeedForwardFacts, nn.Module):
         reachable = moe.top_groups * moe.n_experts // moe.n_groups
         require(moe.top_k <= reachable, 'model.moe.top_k', moe.top_k,
                 f'model.moe.top_groups = {moe.top_groups} groups hold only {reachable} experts')  # fmt: skip
-        require(moe.capacity >= 1, 'model.moe.capacity', moe.capacity,
+        require(moe.capacity_factor >= 1, 'model.moe.capacity_factor', moe.capacity_factor,
                 'it must be at least 1: a round takes at least an even share')  # fmt: skip
 
     @nn.compact
@@ -123,13 +123,13 @@ class _Matrices(nn.Module):
     n_experts: int
     shape: tuple[int, int]
     axes: tuple[str, str]
-    share: float
+    active_fraction: float
     writes_residual: bool
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, ...]:
         shape, axes = (self.n_experts, *self.shape), ('experts', *self.axes)
-        known = {'share': self.share, 'writes_residual': self.writes_residual}
+        known = {'active_fraction': self.active_fraction, 'writes_residual': self.writes_residual}
         weight = describe(self.config, self.shape, self.axes, 1, **known)
         w = kernel(self, 'kernel', shape, axes, weight)
         if self.config.bias is not True:
@@ -170,7 +170,9 @@ def mixture(
         )
     n_pieces = math.prod(sizes[axis] for axis in axes['d_ff'])
     n_devices = math.prod(sizes[axis] for axis in axes['experts'])
-    dispatch = Dispatch(moe.dispatch, moe.n_experts, axes['experts'], n_devices, token_axes, moe.capacity, moe.dropless)
+    dispatch = Dispatch(
+        moe.dispatch, moe.n_experts, axes['experts'], n_devices, token_axes, moe.capacity_factor, moe.dropless
+    )
 
     def network(params, rows_ND, sizes_e, expert_N):
         ins, out = params
@@ -289,7 +291,7 @@ def rebalanced(moe: Moe, params: Any, stats: Any) -> Any:
     (Wang et al. 2024, arXiv:2408.15664, algorithm 1)."""
     for path, stat in _routers(stats):
         load = stat['load']
-        step = moe.bias_rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+        step = moe.bias_update_rate * jnp.sign(load.mean(-1, keepdims=True) - load)
         params = _at(params, path, lambda router, step=step: router | {'balance': router['balance'] + step})
     return params
 

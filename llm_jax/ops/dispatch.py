@@ -39,7 +39,7 @@ class Dispatch:
       axes: mesh axes over which the experts are split.
       n_devices: n, the size of those axes together.
       token_axes: mesh axes over which tokens are split; includes `axes`.
-      capacity: rows of a chunk relative to an even share, at least 1.
+      capacity_factor: rows of a chunk relative to an even share, at least 1.
       dropless: whether further chunks process the rows that exceed the first.
     """
 
@@ -48,7 +48,7 @@ class Dispatch:
     axes: tuple[str, ...] = ()
     n_devices: int = 1
     token_axes: tuple[str, ...] = ()
-    capacity: float = 1.0
+    capacity_factor: float = 1.0
     dropless: bool = True
 
     def __call__(
@@ -146,8 +146,8 @@ class Dispatch:
         return y_TD, dropped.sum().astype(jnp.float32)
 
     def _chunk_rows(self, share: float, worst: int) -> int:
-        """C: `capacity` times an even share, in multiples of 8, the rows of a TPU's register."""
-        return min(worst, 8 * math.ceil(self.capacity * share / 8))
+        """C: `capacity_factor` times an even share, in multiples of 8, the rows of a TPU's register."""
+        return min(worst, 8 * math.ceil(self.capacity_factor * share / 8))
 
     def _sum_chunks(
         self, process_chunk: ChunkFn, most: int, needed: jax.Array, routing: Any, inputs: tuple

@@ -45,7 +45,7 @@ def executed_flops(case: Case) -> float:
     experts = 0.0
     if parts.feed_forward(model).is_mixture(model):
         # Rows that a device makes room for beyond an even share are multiplied, too.
-        room = model.moe.capacity - 1 if case.sizes['expert'] > 1 else 0
+        room = model.moe.capacity_factor - 1 if case.sizes['expert'] > 1 else 0
         experts = room * 3 * model.n_layers * parts.feed_forward(model).hidden_units(model) * model.d_model
     else:
         layers -= model.n_layers * parts.feed_forward(model).hidden_units(model) * model.d_model
@@ -79,7 +79,7 @@ def cost(case: Case) -> Cost:
     weights = params / 4 * width * sizes['fsdp']  # of a device's layers, brought together
     stream = layers * tokens * model.d_model * width
 
-    room = model.moe.capacity if parts.feed_forward(model).is_mixture(model) and sizes['expert'] > 1 else 1
+    room = model.moe.capacity_factor if parts.feed_forward(model).is_mixture(model) and sizes['expert'] > 1 else 1
     hidden = parts.feed_forward(model).hidden_units(model)
     inner = 3 * room * hidden + (2 * model.n_heads + 2 * model.kv_heads) * model.head_size
     moved = _STREAM / stream_shards(case) + _INNER * inner / model.d_model / sizes['tensor']
@@ -121,7 +121,7 @@ def cost(case: Case) -> Cost:
     add('reduce-scatter', ('context',), keys, blocks, overlapped=True)
     if parts.feed_forward(model).is_mixture(model):
         ways = 4 + again  # of what is computed again, rows go there, and nothing comes back
-        n_bytes = ways * stream * model.moe.top_k * model.moe.capacity
+        n_bytes = ways * stream * model.moe.top_k * model.moe.capacity_factor
         add('all-to-all', ('expert',), n_bytes, ways * blocks, overlapped=False)
     add('collective-permute', ('stage',), 2 * tokens * model.d_model * width, 2 * turns, overlapped=True)
     return out

@@ -27,7 +27,7 @@ def candidates(config: Config, machine: Machine) -> Iterator[Changes]:
     On the way: sharing the residual stream over `tensor`, rows over `context` where they are long or shared already,
     stages where the experiment has them. Nothing that changes what is computed: not the batch, not a dtype.
     """
-    base = changed(config, {'mesh.stage_microbatches': 0})
+    base = changed(config, {'mesh.pipeline_microbatches': 0})
     for sizes in _meshes(config, machine):
         mesh = {f'mesh.{axis}': n for axis, n in sizes.items()}
         rules = dict(config.model.rules)
@@ -49,11 +49,11 @@ def _micro_batches(batch_size: int, shards: int, stages: int) -> Iterator[Change
     rows = batch_size // shards
     if stages == 1:
         for n in _divisors(rows):
-            yield {'train.grad_accumulation': n, 'mesh.stage_microbatches': 0}
+            yield {'train.grad_accumulation': n, 'mesh.pipeline_microbatches': 0}
     else:
         for part in (1, 2, 4):
             if rows * stages // part >= stages and rows * stages % (part * stages) == 0:
-                yield {'train.grad_accumulation': 1, 'mesh.stage_microbatches': rows * stages // part}
+                yield {'train.grad_accumulation': 1, 'mesh.pipeline_microbatches': rows * stages // part}
 
 
 def _meshes(config: Config, machine: Machine) -> Iterator[dict[str, int]]:
@@ -100,7 +100,7 @@ def changed(config: Config, changes: Changes) -> Config:
             config, **{section: dataclasses.replace(getattr(config, section), **{name: value})}
         )
     mesh = config.mesh
-    filled = {'rules': freeze_rules(mesh.rules), 'pipeline': (mesh.stage_microbatches, mesh.stage_repeats)}
+    filled = {'rules': freeze_rules(mesh.rules), 'pipeline': (mesh.pipeline_microbatches, mesh.pipeline_repeats)}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
 
 
@@ -110,7 +110,7 @@ def as_it_stands(config: Config, sizes: dict[str, int]) -> Changes:
         **{f'mesh.{axis}': n for axis, n in sizes.items()},
         'mesh.rules.residual_length': dict(config.model.rules)['residual_length'],
         'train.grad_accumulation': config.train.grad_accumulation,
-        'mesh.stage_microbatches': config.mesh.stage_microbatches,
+        'mesh.pipeline_microbatches': config.mesh.pipeline_microbatches,
         'model.remat': config.model.remat,
         HEAD_ONCE: config.train.gather_head_once,
     }
@@ -127,7 +127,7 @@ def short(changes: Changes) -> str:
     axes = ' × '.join(f'{axis} {n}' for axis in mesh_lib.AXES if (n := changes.get(f'mesh.{axis}', 1)) != 1)
     stream = changes['mesh.rules.residual_length']
     split = ', stream split' if 'tensor' in mesh_lib.mesh_axes(stream) and changes['mesh.tensor'] > 1 else ''
-    micro = changes['train.grad_accumulation'] * (changes['mesh.stage_microbatches'] or changes['mesh.stage'])
+    micro = changes['train.grad_accumulation'] * (changes['mesh.pipeline_microbatches'] or changes['mesh.stage'])
     head = '' if changes[HEAD_ONCE] else ', head per slice'
     return (
         f'{axes or "1 device"}{split}, remat {changes["model.remat"]}, {micro} micro-batch{"es" * (micro != 1)}{head}'

@@ -183,7 +183,7 @@ def _layer_work(case: Case) -> float:
     if feed_forward.is_mixture(model):
         # Rows of experts are sorted, kept for their gradients, and have room once more in the loop of further rounds.
         moe = model.moe
-        rows = moe.top_k * (moe.capacity * (1 + moe.dropless) if sizes['expert'] > 1 else 1)
+        rows = moe.top_k * (moe.capacity_factor * (1 + moe.dropless) if sizes['expert'] > 1 else 1)
         inner += rows * (9 * (moe.d_ff or model.ff_size) + 4 * model.d_model)
     else:
         inner += 3 * model.ff_size

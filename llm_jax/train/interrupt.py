@@ -29,10 +29,10 @@ class Interrupt:
     SIGTERM to this process, so that there is one way to stop.
     """
 
-    def __init__(self, *, notices: bool = False) -> None:
-        """Args: notices: whether to ask the metadata server of Google's cloud, where this is such a machine."""
+    def __init__(self, *, watch_preemption: bool = False) -> None:
+        """Args: watch_preemption: asks the metadata server of Google's cloud, where this is such a machine."""
         self.signal = ''
-        self._notices = notices
+        self._watch_preemption = watch_preemption
         self._before: dict[int, object] = {}
         self._over = threading.Event()
 
@@ -41,7 +41,7 @@ class Interrupt:
             # The coordination service listens for SIGTERM itself.
             if jax.process_count() == 1 or number == signal.SIGINT:
                 self._before[number] = signal.signal(number, self._note)
-        if self._notices:
+        if self._watch_preemption:
             server = os.environ.get('GCE_METADATA_HOST')  # as Google's own libraries name it
             if server or (_PRODUCT.exists() and 'Google' in _PRODUCT.read_text()):
                 address = f'http://{server or _METADATA}'

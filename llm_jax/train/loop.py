@@ -100,7 +100,7 @@ def _train(
         return Result('finished', steps.total, {})
 
     clock.lap('prepare')
-    with jax.set_mesh(mesh), Interrupt(notices=config.train.notices) as interrupt:
+    with jax.set_mesh(mesh), Interrupt(watch_preemption=config.train.watch_preemption) as interrupt:
         state, frozen, origin = setup.start_state(plan, checkpoints, prepared)
         not_donated = () if frozen is None else (frozen,)
         start = int(state.step)

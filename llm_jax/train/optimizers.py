@@ -33,19 +33,19 @@ ADAM_RMS = 0.2
 
 def adamw(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980); decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    rule = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.m_dtype)
+    rule = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.mu_dtype)
     return scale_by_weight(rule, weights, lambda weight: weight.learning_rate)
 
 
 def lion(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675). Entries of ±1 as Adam's: the same muP."""
-    rule = optax.scale_by_lion(b1=config.b1, b2=config.b2, mu_dtype=config.m_dtype)
+    rule = optax.scale_by_lion(b1=config.b1, b2=config.b2, mu_dtype=config.mu_dtype)
     return scale_by_weight(rule, weights, lambda weight: weight.learning_rate)
 
 
 def sgd(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation:
     """Gradients, summed up with momentum (Sutskever et al. 2013)."""
-    rule = optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.m_dtype)
+    rule = optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.mu_dtype)
     return scale_by_weight(rule, weights, lambda weight: weight.sgd_learning_rate)
 
 
@@ -58,9 +58,9 @@ def adafactor(config: schema.Optimizer, weights: Any) -> optax.GradientTransform
     hidden matrix would shrink its updates by √m on its own, for as long as its size is
     that of its initial values.
     """
-    if config.m_dtype != 'float32':
+    if config.mu_dtype != 'float32':
         raise ConfigError(
-            f'optimizer.m_dtype = {config.m_dtype!r}: "adafactor" has no first moment; set it to "float32"'
+            f'optimizer.mu_dtype = {config.mu_dtype!r}: "adafactor" has no first moment; set it to "float32"'
         )
     return scale_by_weight(_scale_by_factored_moment(config.b2, weights), weights, lambda weight: weight.learning_rate)
 
@@ -83,7 +83,7 @@ def muon(config: schema.Optimizer, weights: Any) -> optax.GradientTransformation
     matrices = keep_weights(weights, lambda weight: weight.is_matrix)
     others = keep_weights(weights, lambda weight: not weight.is_matrix)
     orthogonal = optax.chain(
-        optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.m_dtype),
+        optax.trace(config.momentum, nesterov=config.nesterov, accumulator_dtype=config.mu_dtype),
         optax.stateless(lambda updates, _: jax.tree.map(orthogonalise, updates, matrices)),
     )
     return optax.partition(

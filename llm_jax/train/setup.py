@@ -236,7 +236,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
             offload.check_devices(mesh)
         compiler_options = compiler.accepted_options(config, mesh)
     steps = Steps.of(config, rows)
-    span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.floor)
+    span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.final_lr_ratio)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
         context = mesh_lib.shard_count(config.model.rules, 'length')

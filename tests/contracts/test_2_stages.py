@@ -63,7 +63,7 @@ def one_device():
 )
 def test_same_step(name, axes, schedule, one_device):
     microbatches, repeats = schedule
-    staged = {'mesh__stage_microbatches': microbatches, 'mesh__stage_repeats': repeats}
+    staged = {'mesh__pipeline_microbatches': microbatches, 'mesh__pipeline_repeats': repeats}
     results = one_step(tiny_config(**(CONFIGS[name] | COMMON | staged)), axes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), results, one_device(name))
 
@@ -75,7 +75,7 @@ EXPERTS = {
     'feed_forward': 'moe', 'model__moe__n_experts': 4, 'model__moe__score': 'softmax_top',
     'model__moe__dispatch': 'all_to_all',
 }  # fmt: skip
-FULL, TWICE = {'remat': 'full'}, {'mesh__stage_repeats': 2}
+FULL, TWICE = {'remat': 'full'}, {'mesh__pipeline_repeats': 2}
 # What else the devices of a stage do: share rows, the tokens of the residual stream, experts.
 WITHIN = {
     'context, tensor': ({'context': 2, 'tensor': 2}, SEQUENCE | FULL),
@@ -86,7 +86,7 @@ WITHIN = {
     'fsdp, tensor': ({'fsdp': 2, 'tensor': 2}, SEQUENCE),
     'fsdp, tensor, twice': ({'fsdp': 2, 'tensor': 2}, SEQUENCE | TWICE | FULL),
     'fsdp, context, in pieces': (
-        {'fsdp': 2, 'context': 2}, TWICE | {'mesh__stage_microbatches': 4, 'train__loss_chunk': 8, 'matmul': 'int8'},
+        {'fsdp': 2, 'context': 2}, TWICE | {'mesh__pipeline_microbatches': 4, 'train__loss_chunk': 8, 'matmul': 'int8'},
     ),
     'expert': ({'expert': 4}, EXPERTS),
     'expert, fsdp, twice': ({'expert': 2, 'fsdp': 2}, EXPERTS | TWICE | FULL),

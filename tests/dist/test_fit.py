@@ -64,18 +64,18 @@ def test_what_divides_passes():
     ('overrides', 'message'),
     [
         ({'n_layers': 6},
-         'model.n_layers = 6 has 6 layers, which cannot be split over mesh stage 4 × mesh.stage_repeats = 1: it must '
+         'model.n_layers = 6 has 6 layers, which cannot be split over mesh stage 4 × mesh.pipeline_repeats = 1: it must '
          'be a multiple of 4. Use mesh.stage = 2 or 3 or 6, or model.n_layers = 8'),
-        ({'n_layers': 9, 'pattern': ({'window': 3}, {}), 'first_layers': ({},), 'mesh__stage_repeats': 3},
+        ({'n_layers': 9, 'pattern': ({'window': 3}, {}), 'first_layers': ({},), 'mesh__pipeline_repeats': 3},
          'model.n_layers = 9 has 4 patterns of 2 after the first 1, which cannot be split over mesh stage 4 × '
-         'mesh.stage_repeats = 3: it must be a multiple of 12. Use mesh.stage = 1, or model.n_layers = 25'),
-        ({'mesh__stage_microbatches': 2}, 'mesh.stage_microbatches = 2 is fewer than mesh stage 4'),
-        ({'mesh__stage_microbatches': 6},
-         'mesh.stage_microbatches = 6 is no multiple of mesh stage 4: the stages take micro-batches in blocks of 4. '
+         'mesh.pipeline_repeats = 3: it must be a multiple of 12. Use mesh.stage = 1, or model.n_layers = 25'),
+        ({'mesh__pipeline_microbatches': 2}, 'mesh.pipeline_microbatches = 2 is fewer than mesh stage 4'),
+        ({'mesh__pipeline_microbatches': 6},
+         'mesh.pipeline_microbatches = 6 is no multiple of mesh stage 4: the stages take micro-batches in blocks of 4. '
          'Use 8, or 0 for one each'),
-        ({'mesh__stage_microbatches': 8, 'train__batch_size': 24},
+        ({'mesh__pipeline_microbatches': 8, 'train__batch_size': 24},
          'train.batch_size / train.grad_accumulation = 24 cannot be split over micro-batches 8 × fsdp 2: it must be a '
-         'multiple of 16. Use 32, or another mesh.stage_microbatches'),
+         'multiple of 16. Use 32, or another mesh.pipeline_microbatches'),
         ({'mesh__rules__batch': ('data', 'fsdp')},
          "mesh.rules.batch = ('data', 'fsdp') has to begin with 'stage' on mesh stage 4"),
         ({'mesh__rules__layers': 'data'}, "mesh.rules.layers = 'data': layers are split over 'stage', or None"),
@@ -87,7 +87,7 @@ def test_layers_and_micro_batches_that_do_not_divide_are_named(overrides, messag
         check_fit(config, SIZES | {'stage': 4, 'fsdp': 2})
 
 
-@pytest.mark.parametrize(('field', 'value'), [('stage_repeats', 0), ('stage_microbatches', -1)])
+@pytest.mark.parametrize(('field', 'value'), [('pipeline_repeats', 0), ('pipeline_microbatches', -1)])
 def test_a_schedule_that_is_none(field, value):
     with pytest.raises(ConfigError, match=f'mesh.{field} = {value}'):
         tiny_config(**{f'mesh__{field}': value})

@@ -73,13 +73,13 @@ def one_device(fields):
 @pytest.mark.parametrize('axes', EXPERT_MESHES, ids=str)
 def test_same_step(fields, one_device, axes):
     """Random routers are uneven, so the smallest capacity takes more rounds than one."""
-    result, (before, after) = one_step(tiny_config(**fields, model__moe__capacity=1.0), **axes)
+    result, (before, after) = one_step(tiny_config(**fields, model__moe__capacity_factor=1.0), **axes)
     close(result, one_device)
     assert before == after
 
 
 def test_same_step_with_all_rows_everywhere(fields, one_device):
-    config = tiny_config(**fields, model__moe__dispatch='gather', model__moe__capacity=1.0)
+    config = tiny_config(**fields, model__moe__dispatch='gather', model__moe__capacity_factor=1.0)
     close(one_step(config, expert=4, tensor=2)[0], one_device)
 
 
@@ -119,7 +119,7 @@ def placed(config, weights, *rest):
 @pytest.mark.parametrize('dispatch', ['all_to_all', 'gather'])
 def test_rows_split_over_context_and_everyone_wants_one_expert(dispatch):
     """Tokens lie over data, expert and context; all choose expert 5, so that every round is needed."""
-    config, weights, x, chosen, scale = layer(64, model__moe__dispatch=dispatch, model__moe__capacity=1.0)
+    config, weights, x, chosen, scale = layer(64, model__moe__dispatch=dispatch, model__moe__capacity_factor=1.0)
     chosen[..., 0] = np.where((chosen == 5).any(-1), chosen[..., 0], 5)
     with on(expert=2, context=2, tensor=2):
         run = jax.jit(lambda *args: mixture(config, DENSE['swiglu'], *args))
@@ -131,7 +131,7 @@ def test_rows_split_over_context_and_everyone_wants_one_expert(dispatch):
 
 def test_what_is_over_capacity_is_dropped_if_asked():
     """A round of one device has room for 8 rows of each other: of its 16 choices of expert 5, 8 are left."""
-    config, weights, x, chosen, scale = layer(64, model__moe__top_k=1, model__moe__capacity=1.0)
+    config, weights, x, chosen, scale = layer(64, model__moe__top_k=1, model__moe__capacity_factor=1.0)
     config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, dropless=False))
     chosen[:] = 5
     with on(expert=4):
@@ -144,7 +144,7 @@ def test_what_is_over_capacity_is_dropped_if_asked():
 
 
 def test_dropped_choices_are_reported():
-    fields = MOE | {'model__moe__dropless': False, 'model__moe__capacity': 1.0}
+    fields = MOE | {'model__moe__dropless': False, 'model__moe__capacity_factor': 1.0}
     metrics = one_step(tiny_config(**fields), expert=8)[0][0]
     assert 0 < metrics['router_dropped'] < 1
     assert one_step(tiny_config(**fields))[0][0]['router_dropped'] == 0  # one device has room for all
@@ -210,14 +210,14 @@ def test_an_axis_without_experts_splits_the_batch():
 
 
 def test_capacity_below_an_even_share():
-    with pytest.raises(ConfigError, match=re.escape('model.moe.capacity = 0.5')):
-        tiny_config(**MOE, model__moe__capacity=0.5)
+    with pytest.raises(ConfigError, match=re.escape('model.moe.capacity_factor = 0.5')):
+        tiny_config(**MOE, model__moe__capacity_factor=0.5)
 
 
 def test_gradients_through_further_rounds_equal_those_of_one():
     """All choices on one device: the rounds of the smallest capacity against one round that has room for all."""
-    config, weights, x, chosen, scale = layer(64, model__moe__capacity=1.0)
-    roomy = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity=8.0))
+    config, weights, x, chosen, scale = layer(64, model__moe__capacity_factor=1.0)
+    roomy = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity_factor=8.0))
     chosen %= 2
     chosen[..., 1] = 1 - chosen[..., 0]
     results = []

@@ -80,7 +80,7 @@ def test_losses_by_hand():
 
 
 def test_loss_free_balance_moves_against_the_load():
-    moe = moe_config(balance='bias', bias_rate=0.1).moe
+    moe = moe_config(balance='bias', bias_update_rate=0.1).moe
     params = {'layers': {'feed_forward': {'balance': np.zeros((1, 3)), 'up': 'untouched'}}}
     stats = {'layers': {'feed_forward': {'stats': {'load': np.array([[5.0, 2.0, 2.0]])}}}}
     moved = rebalanced(moe, params, stats)['layers']['feed_forward']
@@ -94,7 +94,7 @@ def test_training_spreads_the_load(balance):
     """Routers that begin by sending almost everything to one expert come to use the others."""
     config = tiny_config(
         feed_forward='moe', bias=True, model__moe__n_experts=4, model__moe__top_k=1, model__moe__balance=balance,
-        model__moe__aux_weight=1.0, model__moe__bias_rate=0.05, model__moe__score='softmax',
+        model__moe__aux_weight=1.0, model__moe__bias_update_rate=0.05, model__moe__score='softmax',
         optimizer__learning_rate=0.01, train__duration=60,
     )  # fmt: skip
     step, state = tiny_training(config)

@@ -150,7 +150,7 @@ def sent(text, n_devices, distance):
 @pytest.mark.parametrize('repeats', [1, 2])
 def test_what_goes_between_stages(repeats):
     """On stage 2 x fsdp 2 x tensor 2 device numbers of two stages differ by 4: and only one program reaches so far."""
-    config = tiny_config(**LLAMA, n_layers=4, train__batch_size=16, mesh__stage_repeats=repeats)
+    config = tiny_config(**LLAMA, n_layers=4, train__batch_size=16, mesh__pipeline_repeats=repeats)
     found = sent(compiled(config, stage=2, fsdp=2, tensor=2), 8, 4)
     b, D = 16 // 2 // 2, config.model.d_model
     permutes = [shape.partition('{')[0] for kind, shape in found if kind == 'collective-permute']
@@ -184,7 +184,7 @@ def test_parameters_and_state_are_split_over_the_stages():
 
 @pytest.mark.parametrize('repeats', [1, 2])
 def test_a_checkpoint_does_not_depend_on_the_stages(tmp_path, repeats):
-    config = tiny_config(**LLAMA, n_layers=4, mesh__stage_repeats=repeats)
+    config = tiny_config(**LLAMA, n_layers=4, mesh__pipeline_repeats=repeats)
     model = tiny_model(config)
     params = random_params(model)
     checkpoints = Checkpoints(tmp_path, config.checkpoint)
@@ -212,7 +212,7 @@ def test_initial_parameters_are_the_same():
 
 
 def test_generation_is_the_same():
-    config = tiny_config(**LLAMA, n_layers=4, max_seq_len=64, mesh__stage_repeats=2)
+    config = tiny_config(**LLAMA, n_layers=4, max_seq_len=64, mesh__pipeline_repeats=2)
     model = tiny_model(config)
     outs = []
     for axes in ({}, {'stage': 2, 'fsdp': 2, 'tensor': 2}):
@@ -241,7 +241,7 @@ def test_dropout_differs_between_layers_and_micro_batches():
 
 
 def test_rows_that_do_not_divide():
-    config = tiny_config(**LLAMA, mesh__stage_microbatches=4)
+    config = tiny_config(**LLAMA, mesh__pipeline_microbatches=4)
     with on_axes(stage=2):
         model = tiny_model(config)
         params = place_params(model, random_params(model))
@@ -289,7 +289,7 @@ def test_compiles_for_a_tpu(monkeypatch, axes, overrides, sent, kernels):
     devices = list(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices)
     config = tiny_config(
         **LLAMA, n_layers=8, d_model=256, dtype='bfloat16', remat='full', train__batch_size=32,
-        mesh__stage_repeats=2, mesh__stage_microbatches=4, **overrides,
+        mesh__pipeline_repeats=2, mesh__pipeline_microbatches=4, **overrides,
     )  # fmt: skip
     sizes = dataclasses.replace(config.mesh, stage=2, **axes)
     mesh, model, optimizer = mesh_lib.make_mesh(sizes, devices), tiny_model(config), optax.sgd(0.1)

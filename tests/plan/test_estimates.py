@@ -8,7 +8,7 @@ from llm_jax.config import cli
 from llm_jax.plan import memory, planner, topology
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments' / 'pretrain'
-_NARROW = ('--config.optimizer.m_dtype=bfloat16', '--config.train.accumulation_dtype=bfloat16')
+_NARROW = ('--config.optimizer.mu_dtype=bfloat16', '--config.train.accumulation_dtype=bfloat16')
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_notice_stops_a_run_as_a_signal_does(server, monkeypatch):
     monkeypatch.setenv('GCE_METADATA_HOST', f'localhost:{server.server_port}')
     server.values['preempted'] = 'TRUE'
     before = signal.getsignal(signal.SIGTERM)
-    with Interrupt(notices=True) as interrupt:
+    with Interrupt(watch_preemption=True) as interrupt:
         noticed = threading.Event()
         for _ in range(500):
             if interrupt.asked(1):

@@ -39,7 +39,7 @@ def test_offloaded_is_equal():
         jax.tree.map(close, *jax.device_get(((state, metrics), (plain, plain_metrics))))
 
 
-@pytest.mark.parametrize('fields', [{'offload': True}, {'m_dtype': 'bfloat16'}], ids=str)
+@pytest.mark.parametrize('fields', [{'offload': True}, {'mu_dtype': 'bfloat16'}], ids=str)
 def test_a_checkpoint_brings_it_back(tmp_path, fields):
     """To its memory and dtype, bit by bit, on another mesh."""
     config = tiny_config(**FAMILY, **{f'optimizer__{name}': value for name, value in fields.items()})
@@ -72,7 +72,7 @@ def test_a_device_without_host_memory_is_refused():
 @pytest.mark.parametrize('name', ['adamw', 'lion', 'sgd', 'muon'])
 def test_moments_in_bfloat16(name):
     """The first moment takes half of the memory, all else is float32, and the losses hardly change."""
-    state, metrics = steps(5, optimizer__name=name, optimizer__m_dtype='bfloat16')
+    state, metrics = steps(5, optimizer__name=name, optimizer__mu_dtype='bfloat16')
     plain, plain_metrics = steps(5, optimizer__name=name)
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     narrow = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.bfloat16]
@@ -83,8 +83,8 @@ def test_moments_in_bfloat16(name):
 
 
 def test_adafactor_has_no_first_moment():
-    with pytest.raises(ConfigError, match=r"optimizer.m_dtype = 'bfloat16': \"adafactor\" has no first moment"):
-        steps(1, optimizer__name='adafactor', optimizer__m_dtype='bfloat16')
+    with pytest.raises(ConfigError, match=r"optimizer.mu_dtype = 'bfloat16': \"adafactor\" has no first moment"):
+        steps(1, optimizer__name='adafactor', optimizer__mu_dtype='bfloat16')
 
 
 def test_accumulation_in_bfloat16():

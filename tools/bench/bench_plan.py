@@ -37,7 +37,7 @@ TIME = {
     'wide': {'model.d_model': 1024, 'model.n_layers': 2, 'train.batch_size': 8, 'model.feed_forward': 'gelu'},
     'long': {'model.d_model': 256, 'data.seq_len': 1024, 'train.batch_size': 4, 'model.remat': 'full'},
 }
-_NARROW = '--config.optimizer.m_dtype=bfloat16 --config.train.accumulation_dtype=bfloat16'
+_NARROW = '--config.optimizer.mu_dtype=bfloat16 --config.train.accumulation_dtype=bfloat16'
 WORKED = {
     'llama3_8b': 'llama3_8b v5p:4x4x8',
     'llama3_8b_v4': 'llama3_8b v4:4x4x8',
