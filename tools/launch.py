@@ -19,6 +19,8 @@ from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.dist.slices import parse_slice
 
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='launch', description=__doc__.partition('\n')[0], allow_abbrev=False)
@@ -79,34 +81,33 @@ def main(argv: list[str]) -> None:
             text = launch.tpu_vm_script(job, tpu, queued=known.queued)
     if not known.yes:
         print(text, end='')
-    elif known.slurm:
+        return
+    os.chdir(_ROOT)
+    if known.slurm:
         sys.exit(subprocess.run(['sbatch'], input=text, text=True, check=False).returncode)
-    else:
-        # In place of this process: the script gets the signals, and has time to give machines back. Not on standard
-        # input, which what it calls might read.
-        sys.stdout.flush()
-        os.execvp('bash', ['bash', '-c', text])
+    # In place of this process: the script gets the signals, and has time to give machines back. Not on standard
+    # input, which what it calls might read.
+    os.execvp('bash', ['bash', '-c', text])
 
 
 def _in_repository(experiment: str) -> str:
     """The path of an experiment as it is on the hosts, which get the files of the repository."""
-    root, path = pathlib.Path(__file__).resolve().parents[1], pathlib.Path(experiment).resolve()
-    if not path.is_relative_to(root):
-        raise ConfigError(f'{experiment} is outside the repository {root}, whose files the hosts get: move it there')
-    return str(path.relative_to(root))
+    path = pathlib.Path(experiment).resolve()
+    if not path.is_relative_to(_ROOT):
+        raise ConfigError(f'{experiment} is outside the repository {_ROOT}, whose files the hosts get: move it there')
+    return str(path.relative_to(_ROOT))
 
 
 def _check_tracked(experiment: str) -> None:
     """Raises: ConfigError: git does not know the experiment, or what it has imported, so that no host would get it."""
-    root = pathlib.Path(__file__).resolve().parents[1]
-    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True, check=False)
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=_ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         raise ConfigError(
-            f'the hosts get the files that git knows, and git knows none in {root}: {listed.stderr.strip()}'
+            f'the hosts get the files that git knows, and git knows none in {_ROOT}: {listed.stderr.strip()}'
         )
     tracked = set(listed.stdout.split('\0'))
     files = {pathlib.Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, '__file__', None)}
-    needed = {str(file.relative_to(root)) for file in files if file.is_relative_to(root)}
+    needed = {str(file.relative_to(_ROOT)) for file in files if file.is_relative_to(_ROOT)}
     # Environments are in directories with a dot, such as .venv.
     missing = sorted(name for name in {experiment, *needed} - tracked if not name.startswith('.'))
     if missing:
