@@ -220,7 +220,7 @@ left_over() {
       echo "gcloud container node-pools delete $name --cluster=$CLUSTER --project=$PROJECT --location=$LOCATION --quiet"
     done
   fi
-  if [[ -n $POLICY ]] && policies | grep -q "^$POLICY[[:space:]]"; then
+  if [[ -n $POLICY ]] && policies | grep -q "^${POLICY}[[:space:]]"; then
     echo "gcloud compute resource-policies delete $POLICY --project=$PROJECT --region=${ZONE%-*} --quiet"
   fi
   exit "$status"
@@ -258,7 +258,7 @@ def _policy(tpu: Slice) -> str:
     return f"""
 POLICY="$POOL-policy"
 there="$(again policies)"
-if ! grep -q "^$POLICY[[:space:]]*${{ZONE%-*}}$" <<<"$there"; then
+if ! grep -q "^${{POLICY}}[[:space:]]*${{ZONE%-*}}$" <<<"$there"; then
   gcloud compute resource-policies create workload-policy "$POLICY" --project="$PROJECT" --region="${{ZONE%-*}}" \
     --type=HIGH_THROUGHPUT --accelerator-topology={tpu.topology} </dev/null
 fi"""

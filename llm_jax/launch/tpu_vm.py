@@ -46,7 +46,7 @@ def tpu_vm_script(job: Job, tpu: Slice, *, queued: bool = False) -> str:
         'Ctrl-C ends it, and gives them back too; started again, it goes on from the newest checkpoint.',
         job.variables()
         + f"""
-TPU={resource_of(job, tpu, "queued" if queued else "")}
+TPU={resource_of(job, tpu, "queued" if queued and not job.spot else "")}
 POLL="${{POLL:-30}}"  # seconds between two looks, and before anything is tried again""",
         _tools(job, kind, queued),
         _HOST.replace('@packages', f"'{TPU_PACKAGES}'").replace('@train', job.train('$BUCKET')),
@@ -61,6 +61,7 @@ def _tools(job: Job, kind: str, queued: bool) -> str:
     force = ' --force' if queued else ''
     request = (
         """
+  local request
   request="$(tpu list --format='value(name.basename(),state.state)' | awk -v name="$TPU" '$1 == name {print $2}')" ||
     return
   case $request in
@@ -81,8 +82,7 @@ REMOVE="gcloud compute tpus {kind} delete $TPU{force} --quiet --project=$PROJECT
 
 # look: 'none', 'wait', 'ready' or 'gone' (taken away, or failed), and the states behind it. It fails where gcloud does:
 # then nothing is known, least of all that there is nothing.
-look() {{
-  local request{request}
+look() {{{request}
   gcloud compute tpus tpu-vm list --format='value(name.basename(),state)' --project="$PROJECT" --zone="$ZONE" --quiet \\
     </dev/null | awk -v name="$TPU" -v slices={job.slices} '
     $1 == name || $1 ~ "^" name "-[0-9]+$" {{
