@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     if known.slurm:
         cluster = launch.Cluster(known.nodes, known.gpus_per_node, known.time, known.partition, known.account, known.packages)
         check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
-        text, shell = launch.slurm_script(job, cluster)
+        text = launch.slurm_script(job, cluster)
     else:
         tpu = parse_slice(known.tpu)
         sizes = mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices)

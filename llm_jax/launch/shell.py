@@ -34,7 +34,7 @@ def heredoc(text: str, *variables: str) -> str:
 
 def for_kubernetes(command: str) -> str:
     """A command as a pod has to name it: Kubernetes itself replaces $(NAME), and takes $$ for one $."""
-    return re.sub(r'\$(?=[$(])', '$$$$', command)
+    return re.sub(r'\$(?=[$(])', '$$', command)
 
 
 def run_to_the_end(command: str, finished: str) -> list[str]:
