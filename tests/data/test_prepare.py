@@ -167,7 +167,7 @@ def test_a_tokenizer_that_is_given(config, tmp_path):
 
 
 def test_a_tokenizer_of_another_model(config, tmp_path):
-    from awkward import TEXTS, write_pair  # here, as the hosts below import this file alone
+    from awkward import write_pair  # here, as the hosts below import this file alone
 
     write_pair(tmp_path / 'gpt2', 'vocab.json', 'merges.txt')
     given = dataclasses.replace(config, tokenizer=schema.Tokenizer(path=str(tmp_path / 'gpt2' / 'merges.txt')))
