@@ -129,7 +129,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
 
     def has(self, step: int, item: str) -> bool:
-        """Whether a checkpoint holds this item."""
+        """True if a checkpoint holds this item."""
         return (self._directory / str(step) / item).exists()
 
     def wait(self) -> None:
@@ -209,7 +209,7 @@ def _placed(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def _differences(path: epath.Path, shapes: Items) -> list[str]:
-    """Which arrays a checkpoint has in other shapes than these, or has not, or alone; none if that cannot be read."""
+    """Arrays that a checkpoint has in other shapes than these, lacks, or has alone; none if that cannot be read."""
     named = lambda tree: {
         jax.tree_util.keystr(place, simple=True, separator='/'): list(leaf.shape)
         for place, leaf in jax.tree_util.tree_leaves_with_path(tree)

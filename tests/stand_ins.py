@@ -1,7 +1,7 @@
 """Small executables that stand in for gcloud, kubectl, xpk, sbatch and srun, and behave as their sources say.
 
-`Cloud` is a directory with what there is (TPUs, requests, node pools, a bucket), a log of calls, and a plan of what goes
-wrong. Scripts run against it with a short $POLL; what is left in the end is what would cost.
+`Cloud` is a directory with what there is (TPUs, requests, node pools, a bucket), a log of calls, and a plan of what
+goes wrong. Scripts run against it with a short $POLL; what is left in the end is what would cost.
 """
 
 import collections
@@ -201,7 +201,8 @@ if args[:2] == ['workload', 'create']:
     command = option('--command')
     assert '\n' not in command, 'a manifest has one line for the command'
     write('_sigterm() (kill -SIGTERM $! 2>/dev/null;);\ntrap _sigterm SIGTERM;\n(' + command + ') & PID=$!;\n'
-          'while kill -0 $PID 2>/dev/null;\n do sleep 0.05;\ndone;\nwait $PID;\nEXIT_CODE=$?;\nexit $EXIT_CODE\n', 'pod')
+          'while kill -0 $PID 2>/dev/null;\n do sleep 0.05;\ndone;\nwait $PID;\nEXIT_CODE=$?;\nexit $EXIT_CODE\n',
+          'pod')
 """
 
 # Tasks at the same time; the first that fails ends the others, and the highest code of all is srun's.
@@ -317,7 +318,7 @@ class Cloud:
       states: of a request, one for each time it is listed; then ACTIVE.
       node states: the same of nodes.
       ssh: how each connection ends: 'run' (the hosts do as they are told), 'lost', 'preempted', 'hang' or an exit code.
-      training: how each training of host 0 ends: a status, an exit code, 'waits' or 'dies'; 'host 1': the same of host 1.
+      training: how each training of host 0 ends: a status, an exit code, 'waits' or 'dies'; 'host 1': of host 1.
       hosts: of the slice.
     """
 

@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--gke', metavar='CLUSTER', help='as a JobSet on this Kubernetes cluster')
     parser.add_argument('--xpk', metavar='CLUSTER', help='with XPK on this cluster')
     parser.add_argument('--image', default=launch.gke.IMAGE, help='container with Python, for --gke and --xpk')
-    parser.add_argument('--service_account', default='', help='Kubernetes account of the pods of --gke, for Workload Identity')
+    parser.add_argument(
+        '--service_account', default='', help='Kubernetes account of the pods of --gke (Workload Identity)'
+    )
     parser.add_argument('--slurm', action='store_true', help='a batch script for GPUs')
     parser.add_argument('--nodes', type=int, default=1)
     parser.add_argument('--gpus_per_node', type=int, default=8)
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> None:
     if bool(known.gke) + bool(known.xpk) + known.slurm > 1:
         raise ConfigError('--gke, --xpk and --slurm are three ways to the same end: give one of them')
     if known.service_account and not known.gke:
-        raise ConfigError('--service_account is an account of Kubernetes, for --gke: add --gke CLUSTER, or leave it out')
+        raise ConfigError('--service_account is an account of Kubernetes: add --gke CLUSTER, or leave it out')
     if known.packages and not known.slurm:
         raise ConfigError('--packages is for --slurm: TPUs have their own')
     config = cli.experiment(known.experiment, rest)
@@ -65,7 +67,9 @@ def main(argv: list[str]) -> None:
         known.spot, known.restarts, known.slices,
     )  # fmt: skip
     if known.slurm:
-        cluster = launch.Cluster(known.nodes, known.gpus_per_node, known.time, known.partition, known.account, known.packages)
+        cluster = launch.Cluster(
+            known.nodes, known.gpus_per_node, known.time, known.partition, known.account, known.packages
+        )
         check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
         text = launch.slurm_script(job, cluster)
     else:
@@ -106,7 +110,8 @@ def _check_tracked(experiment: str) -> None:
             f'the hosts get the files that git knows, and git knows none in {_ROOT}: {listed.stderr.strip()}'
         )
     tracked = set(listed.stdout.split('\0'))
-    files = {pathlib.Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, '__file__', None)}
+    paths = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
+    files = {pathlib.Path(path) for path in paths if path}
     needed = {str(file.relative_to(_ROOT)) for file in files if file.is_relative_to(_ROOT)}
     # Environments are in directories with a dot, such as .venv.
     missing = sorted(name for name in {experiment, *needed} - tracked if not name.startswith('.'))

@@ -62,7 +62,7 @@ class Slice:
 
     @property
     def size(self) -> int | None:
-        """What Google Cloud counts in a name such as 'v5p-256'; None where the name would mean another shape."""
+        """Number in Google Cloud's name of it, such as 256 of 'v5p-256'; None where that name means another shape."""
         return self.chips * _counted(self.chip) if _default_shape(self.chip, self.chips) == self.shape else None
 
 
@@ -93,7 +93,7 @@ def parse_slice(text: str, flag: str = '--tpu') -> Slice:
             return Slice(chip, shape)
     if mark == ':' and re.fullmatch(r'\d+(x\d+)+', size):
         shape = tuple(int(part) for part in size.split('x'))
-        if _is_sold(chip, shape):
+        if _known_shape(chip, shape):
             return Slice(chip, shape)
     usual = common_shapes(chip)
     sizes = [math.prod(s) * _counted(chip) if mark == '-' else 'x'.join(map(str, s)) for s in usual]
@@ -104,15 +104,15 @@ def parse_slice(text: str, flag: str = '--tpu') -> Slice:
 
 
 def common_shapes(chip: Chip) -> list[tuple[int, ...]]:
-    """The usual slices of a generation, the smallest first; one for each number of chips. Of v5e and v6e these are all."""
+    """The usual slices of a generation, the smallest first, one for each number of chips; all there are of v5e and v6e."""
     if chip.torus == 2:
         return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
     cubes = [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16)]
     return [*_BELOW_A_CUBE, *(shape for shape in cubes if math.prod(shape) <= _LARGEST[chip.name])]
 
 
-def _is_sold(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether a generation has slices of this shape."""
+def _known_shape(chip: Chip, shape: tuple[int, ...]) -> bool:
+    """True if a generation has slices of this shape."""
     if chip.torus == 2:
         return shape in common_shapes(chip)
     if shape in _BELOW_A_CUBE or (chip.name, shape) == ('7x', (1, 1, 1)):

@@ -39,7 +39,7 @@ def names(tpu: Slice) -> Names:
 
 
 def resource_of(job: Job, tpu: Slice, *more: str, longest: int = LONGEST_NAME) -> str:
-    """The name of TPUs that are made for a job: those of another shape, or of another kind of capacity, have another."""
+    """The name of TPUs that are made for a job: another shape or kind of capacity has another."""
     parts = (job.name, tpu.chip.name, tpu.topology, 'spot' if job.spot else '', *more)
     return resource_name('-'.join(part for part in parts if part), longest)
 

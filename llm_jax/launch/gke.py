@@ -62,8 +62,8 @@ def jobset(job: Job, tpu: Slice, bucket: str, image: str = IMAGE, service_accoun
             {'name': 'CODE', 'value': f'{bucket}/code/{job.resource}.tar.gz'},
             {
                 'name': 'NO_ACCESS',
-                'value': f'this pod cannot write to {bucket} (why is above): its account needs roles/storage.objectAdmin '
-                'on the bucket, and its node pool a scope that may write',
+                'value': f'this pod cannot write to {bucket} (why is above): its account needs '
+                'roles/storage.objectAdmin on the bucket, and its node pool a scope that may write',
             },
         ],
         # Without it a container finds no /dev/vfio, and may lock no memory.
@@ -180,7 +180,8 @@ kubectl apply --filename=- <<MANIFEST_END
 {heredoc(body, 'BUCKET')}MANIFEST_END""",
         f"""
 echo "kubectl get jobset $NAME             # how it goes
-kubectl logs --follow --prefix --max-log-requests={job.slices * tpu.hosts} --selector=jobset.sigs.k8s.io/jobset-name=$NAME
+kubectl logs --follow --prefix --max-log-requests={job.slices * tpu.hosts} \\\\
+  --selector=jobset.sigs.k8s.io/jobset-name=$NAME
 kubectl delete jobset $NAME          # ends it; a checkpoint is written first"
 """
         + (
@@ -230,8 +231,8 @@ _CHECKS = """
 # A cluster is in a region or in a zone.
 POLICY=''
 clusters="$(again gcloud container clusters list --project="$PROJECT" --format='value(name,location)' </dev/null)"
-LOCATION="$(awk -v name="$CLUSTER" -v zone="$ZONE" '$1 == name && ($2 == zone || index(zone, $2 "-") == 1) {print $2}' \\
-  <<<"$clusters")"
+LOCATION="$(awk -v name="$CLUSTER" -v zone="$ZONE" \\
+  '$1 == name && ($2 == zone || index(zone, $2 "-") == 1) {print $2}' <<<"$clusters")"
 if [[ -z $LOCATION ]]; then
   echo "there is no cluster $CLUSTER in $ZONE or its region; the project $PROJECT has:" "${clusters:-none}" >&2
   exit 2
@@ -274,7 +275,7 @@ for i in $(seq 0 {last}); do
     '')
       gcloud container node-pools create "$POOL-$i" --cluster="$CLUSTER" --project="$PROJECT" --location="$LOCATION" \
         --node-locations="$ZONE" ${{NODE_CONFIG:+--system-config-from-file="$NODE_CONFIG"}} \
-        {(" " + chr(92) + chr(10) + "        ").join(placement)} </dev/null
+        {(' ' + chr(92) + chr(10) + '        ').join(placement)} </dev/null
       ;;
     PROVISIONING | RUNNING | RECONCILING | RUNNING_WITH_ERROR) ;;
     *)
@@ -292,8 +293,4 @@ def _python(code: str) -> str:
 
 _FETCH = 'import fsspec, os, sys; sys.stdout.buffer.write(fsspec.open(os.environ["CODE"], "rb").open().read())'
 # The first thing that a training would do in vain, before it takes the TPU: writing.
-_PROBE = (
-    'import fsspec, os\n'
-    'with fsspec.open(os.environ["CODE"] + ".writable", "w") as file:\n'
-    '    file.write("ok")'
-)
+_PROBE = 'import fsspec, os\nwith fsspec.open(os.environ["CODE"] + ".writable", "w") as file:\n    file.write("ok")'

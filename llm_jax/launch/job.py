@@ -61,7 +61,9 @@ class Job:
         if self.bucket and not self.bucket.startswith('gs://'):
             raise ConfigError(f'--bucket = {self.bucket!r} is no bucket: write it as gs://{self.bucket}')
         if wrong := set(self.name) & set('"\'$`\\\n'):
-            raise ConfigError(f'name = {self.name!r} names a directory on all hosts: leave out {" ".join(sorted(wrong))}')
+            raise ConfigError(
+                f'name = {self.name!r} names a directory on all hosts: leave out {" ".join(sorted(wrong))}'
+            )
         at_least('--restarts', self.restarts, 0)
         at_least('--slices', self.slices, 1)
 

@@ -38,7 +38,7 @@ def for_kubernetes(command: str) -> str:
 
 
 def run_to_the_end(command: str, finished: str) -> list[str]:
-    """Shell, one statement a line: runs the training, passes SIGTERM on to it, and ends with the exit code of the whole.
+    """Shell, one statement a line: runs the training, passes SIGTERM on to it, and ends with the exit code of both.
 
     The shell is the container's first process, or a child of it: the kernel and Kubernetes tell only that
     one that the machine will go. Told so, a run saves and ends with 0: only what is finished is done.
@@ -49,7 +49,7 @@ def run_to_the_end(command: str, finished: str) -> list[str]:
     """
     return [
         f'{command} & pid=$!',
-        "trap 'kill -TERM \"$pid\"' TERM",
+        'trap \'kill -TERM "$pid"\' TERM',
         # A signal ends `wait`, not the training.
         'code=0; wait "$pid" || code=$?',
         'while kill -0 "$pid" 2>/dev/null; do code=0; wait "$pid" || code=$?; done',

@@ -46,7 +46,7 @@ def tpu_vm_script(job: Job, tpu: Slice, *, queued: bool = False) -> str:
         'Ctrl-C ends it, and gives them back too; started again, it goes on from the newest checkpoint.',
         job.variables()
         + f"""
-TPU={resource_of(job, tpu, "queued" if queued and not job.spot else "")}
+TPU={resource_of(job, tpu, 'queued' if queued and not job.spot else '')}
 POLL="${{POLL:-30}}"  # seconds between two looks, and before anything is tried again""",
         _tools(job, kind, queued),
         _HOST.replace('@packages', f"'{TPU_PACKAGES}'").replace('@train', job.train('$BUCKET')),
@@ -183,8 +183,8 @@ finish() {
 
 # What an earlier start has left is used, and given back in the end.
 found="$(look)" || {
-  echo "gcloud does not say which TPUs there are (why is above), so none are created. If an earlier start was killed," \\
-    "$TPU may be left, and cost. To remove it: $REMOVE" >&2
+  echo "gcloud does not say which TPUs there are (why is above), so none are created. If an earlier start was" \\
+    "killed, $TPU may be left, and cost. To remove it: $REMOVE" >&2
   exit 1
 }
 trap finish EXIT

@@ -1,10 +1,10 @@
-"""What the makers say of their chips: the one table behind MFU and behind plans.
+"""Specifications of chips by their makers: the one table behind MFU and plans.
 
 All rates are peaks. Sources: the system architecture pages of Cloud TPU and the tables
 of "How to Scale Your Model" (Austin et al. 2025, chapter 2; PCIe too) for TPUs, the data sheets of
 NVIDIA for GPUs and of their DGX/HGX machines for networks. A host of eight v5e has 2 x 100 Gbit/s
-(the page's 6.4 Tbit/s of a pod of 256 are the same 3.125 GB/s a chip); v6e's host link is PCIe Gen5. The memory that a TPU program
-may use is what the TPU compiler itself reports as available.
+(the page's 6.4 Tbit/s of a pod of 256 are the same 3.125 GB/s a chip); v6e's host link is PCIe Gen5.
+The memory that a TPU program may use is what the TPU compiler itself reports as available.
 """
 
 import dataclasses

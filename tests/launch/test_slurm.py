@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 
 import pytest
@@ -76,8 +77,8 @@ def test_the_end_of_the_allocation(cloud):
 
 def _is_srun(pid, session):
     try:
-        fields = open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()
-        return int(fields[3]) == session and '/srun\0' in open(f'/proc/{pid}/cmdline').read()
+        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        return int(fields[3]) == session and '/srun\0' in pathlib.Path(f'/proc/{pid}/cmdline').read_text()
     except OSError:
         return False
 
