@@ -46,9 +46,7 @@ def test_what_a_slice_of_slices_is_asked_for(cloud):
     done = cloud.run(SLICES, states=['WAITING_FOR_RESOURCES', 'PROVISIONING'])
     assert done.code == 0, done.errors
     (create,) = [call for call in done.calls if 'create' in call]
-    assert {'--accelerator-type=v5p-384', '--node-count=2', '--node-prefix=x-v5p-4x4x12-spot-queued', '--spot'} <= set(
-        create
-    )
+    assert {'--accelerator-type=v5p-384', '--node-count=2', '--node-prefix=x-v5p-4x4x12-spot', '--spot'} <= set(create)
     (ssh,) = [call for call in done.calls if 'ssh' in call]
     assert {'--node=all', '--worker=all'} <= set(ssh)
     assert not cloud.left()
