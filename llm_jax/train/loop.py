@@ -204,7 +204,7 @@ def _train_locked(
                         save(step)
                     return False
                 if bad := [f'{name} = {value}' for name, value in metrics.items() if not np.isfinite(value)]:
-                    raise _non_finite(f'the parameters of step {step} have {", ".join(bad)}', step, checkpoints)
+                    raise _non_finite(f'the parameters of step {step} have {bad[0]}', step, checkpoints)
                 checkpoints.record_evaluation(step, metrics)
                 results = metrics
             if samples:
