@@ -201,14 +201,16 @@ def rope(keys: Keys, theta: float = 10_000.0, kind: str | None = None) -> dict[s
     context = keys.get('max_position_embeddings')
     given, older = keys.get('rope_parameters', None), keys.get('rope_scaling', None)
     given = given[kind] if given and kind in given else given
-    if given and older and (differ := [name for name in older if name in given and older[name] != given[name]]):
-        raise ConfigError(
-            f'config.json: {differ[0]} is {given[differ[0]]!r} in rope_parameters and {older[differ[0]]!r} in '
-            'rope_scaling, which are the same thing in newer and older releases; remove the wrong one'
-        )
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f'config.json: rope_parameters has {given!r}, where an object must be')
-    given = {**(older or {}), **(given or {})}
+    if given and older and kind is None:  # the same thing, written for newer and for older releases
+        older = {('rope_type' if name == 'type' else name): value for name, value in older.items()}
+        if differ := [name for name, value in older.items() if given.get(name) != value]:
+            raise ConfigError(
+                f'config.json: {differ[0]} is {given.get(differ[0])!r} in rope_parameters and {older[differ[0]]!r} in '
+                'rope_scaling, which say the same thing to newer and older releases; remove the wrong one'
+            )
+    given = dict(given or older or {})
     theta, fraction = keys.get('rope_theta', theta), keys.get('partial_rotary_factor', 1.0)
     out = {
         'theta': float(given.pop('rope_theta', theta)),

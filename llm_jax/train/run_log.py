@@ -221,7 +221,7 @@ class Record:
         report = self._run_dir / 'report.html'
         if report.exists():
             rows['report'] = str(report)
-        self.console.table(self._plan.config.name, rows)
+        self.console.table(self._run_dir.resolve().name, rows)
         if status == 'finished':
             prompt = (self._plan.config.train.sample_prompts or ('',))[0]
             self.console.event(
