@@ -100,8 +100,8 @@ def score(loaded: Loaded, texts: Sequence[str], *, seq_len: int = 0, batch_size:
     nll, tokens = parts.sum(0)
     if not math.isfinite(nll):
         raise ConfigError(
-            f'the loss of the model is {nll}: its weights hold NaN or infinities, or overflow model.dtype; take another '
-            'checkpoint, or model.dtype = float32'
+            f'the loss of the model is {nll}: its weights hold NaN or infinities, or overflow model.dtype; take '
+            'another checkpoint, or model.dtype = float32'
         )
     size = sum(len(text.encode()) for text in texts)
     return Score(nll / math.log(2) / size, math.exp(min(nll / tokens, 700)), size, int(tokens), len(texts))
