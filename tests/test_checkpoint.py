@@ -64,9 +64,9 @@ def test_a_directory_without_checkpoints_goes(tmp_path):
 def test_a_full_disk_is_told_with_its_reason_and_place(tmp_path, grouped):
     quoted = ValueError('NOT_FOUND: ' + 'a long way down ' * 40 + '[source locations] No space left on device')
     error = ExceptionGroup('several', [ValueError('other'), quoted]) if grouped else quoted
-    with pytest.raises(ConfigError, match=f'written to {tmp_path}: No space left on device. .*make room'):
-        with _disk_errors(tmp_path):
-            raise RuntimeError('saving failed') from error
+    match = f'written to {tmp_path}: No space left on device. .*make room'
+    with pytest.raises(ConfigError, match=match), _disk_errors(tmp_path):
+        raise RuntimeError('saving failed') from error
     with pytest.raises(ConfigError, match='Permission denied'), _disk_errors(tmp_path):
         raise PermissionError(errno.EACCES, 'Permission denied', 'x')
     with pytest.raises(RuntimeError), _disk_errors(tmp_path):

@@ -52,7 +52,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(run_dir):
     code = (
         'import os, sys; from etils import epath; from llm_jax.metrics import Console;'
         'from llm_jax.train.lock import RunLock;'
-        'RunLock(epath.Path(sys.argv[1]), Console(0, enabled=False)).__enter__(); os._exit(9)'
+        'lock = RunLock(epath.Path(sys.argv[1]), Console(0, enabled=False)); lock.__enter__(); os._exit(9)'
     )
     assert subprocess.run([sys.executable, '-c', code, str(run_dir)]).returncode == 9
     assert (run_dir / FILE_NAME).exists()
