@@ -191,7 +191,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
 
     def has(self, step: int, item: str) -> bool:
-        """Whether a checkpoint holds this item."""
+        """True if a checkpoint holds this item."""
         return (self._directory / str(step) / item).exists()
 
     def wait(self) -> None:

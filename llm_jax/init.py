@@ -23,7 +23,7 @@ WIDTHS = ('d_model', 'residual', 'heads', 'kv_heads', 'd_head', 'd_ff', 'latent'
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """What is known of a parameter; a pytree without leaves, so that it passes through `jit` and `scan`.
+    """Facts of a parameter; a pytree without leaves, so that it passes through `jit` and `scan`.
 
     Attributes:
       axes_in: logical axes that are summed over; none for a vector (a bias, the scale of a norm).
@@ -66,17 +66,17 @@ class Weight:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it maps features to features: neither tokens, nor positions, nor experts are on one side of it."""
+        """True if it maps features to features: neither tokens, nor positions, nor experts are on one side of it."""
         return bool(set(WIDTHS) & set(self.axes_in) and set(WIDTHS) & set(self.axes_out))
 
     @property
     def learning_rate(self) -> float:
-        """What Adam's learning rate is multiplied by under muP (table 8 of the paper): 1/m for hidden matrices."""
+        """Factor of Adam's learning rate under muP (table 8 of the paper): 1/m for hidden matrices."""
         return 1 / self.grow_in if self.role == 'hidden' else 1.0
 
     @property
     def sgd_learning_rate(self) -> float:
-        """What the learning rate of plain gradients is multiplied by under muP (table 8 of the paper).
+        """Factor of the learning rate of plain gradients under muP (table 8 of the paper).
 
         Gradients with respect to activations shrink as 1/m, for the readout divides by m.
         A hidden matrix makes up for that itself: a change by δ xᵀ is read by a sum of m
@@ -87,7 +87,7 @@ class Weight:
 
     @property
     def forward(self) -> float:
-        """What the product is multiplied by under muP: 1/m for readouts."""
+        """Factor of the product under muP: 1/m for readouts."""
         return 1 / self.grow_in if self.role == 'readout' else 1.0
 
 

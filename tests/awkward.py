@@ -57,7 +57,7 @@ def sentencepiece_model(**options) -> bytes:
     return model.getvalue()
 
 
-def byte_level_bpe(special: tuple[str, ...] = ('<|endoftext|>',)) -> tokenizers.Tokenizer:
+def byte_level_bpe(special: tuple[str, ...] = ('<|endoftext|>',), texts: list[str] = TEXTS) -> tokenizers.Tokenizer:
     """A byte-level BPE of GPT-2's kind."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,14 +65,14 @@ def byte_level_bpe(special: tuple[str, ...] = ('<|endoftext|>',)) -> tokenizers.
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=500, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    bpe.train_from_iterator(TEXTS, trainer)
+    bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens(list(special))
     return bpe
 
 
-def write_pair(directory: pathlib.Path, vocab: str, merges: str) -> None:
+def write_pair(directory: pathlib.Path, vocab: str, merges: str, texts: list[str] = TEXTS) -> None:
     """The two files of a byte-level BPE of GPT-2's kind, under these names."""
-    model = json.loads(byte_level_bpe().to_str())
+    model = json.loads(byte_level_bpe(texts=texts).to_str())
     names = model['model']['vocab'] | {'<|endoftext|>': len(model['model']['vocab'])}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / vocab).write_text(json.dumps(names))

@@ -1,5 +1,7 @@
 """Eight devices on every machine, quick compiles, and fixtures that several test files share."""
 
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 import pathlib
 import tempfile
@@ -26,26 +28,8 @@ def shared_data() -> pathlib.Path:
     return path
 
 
-@pytest.fixture
-def tpu_devices(monkeypatch):
-    """`tpu_devices('v5e:2x4', num_slices=2)`: devices to compile for; skips without the compiler."""
-    library = os.environ.get('LLM_JAX_LIBTPU')
-    if not library:
-        pytest.skip('there is no TPU compiler: LLM_JAX_LIBTPU, which ./tools/run test sets, is empty')
-    for name, value in {
-        'TPU_LIBRARY_PATH': library,
-        'TPU_SKIP_MDS_QUERY': '1',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    }.items():
-        monkeypatch.setenv(name, value)
-    from jax.experimental import topologies
-
-    return lambda name, **kwargs: topologies.get_topology_desc(platform='tpu', topology_name=name, **kwargs).devices
-
-
-@pytest.fixture(scope='module')
-def tpu_compiler():
-    """Within it, `plan.topology.tpu_devices` gives devices to compile for; skips without the compiler."""
+@contextlib.contextmanager
+def _tpu_compiler() -> Iterator[None]:
     if not os.path.isfile(os.environ.get('LLM_JAX_LIBTPU', '')):
         pytest.skip('no TPU compiler: LLM_JAX_LIBTPU names no file (./tools/run test fetches it)')
     import jax
@@ -61,3 +45,19 @@ def tpu_compiler():
         yield
     jax.config.update('jax_enable_compilation_cache', cached)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module')
+def tpu_compiler() -> Iterator[None]:
+    """Within a module, `plan.topology.tpu_devices` gives devices to compile for; skips without the compiler."""
+    with _tpu_compiler():
+        yield
+
+
+@pytest.fixture
+def tpu_devices() -> Iterator[Callable[..., list]]:
+    """`tpu_devices('v5e:2x4', 2)`: devices to compile for, of one slice or several; skips without the compiler."""
+    from llm_jax.plan import topology
+
+    with _tpu_compiler():
+        yield lambda name, slices=1: topology.tpu_devices(topology.parse_tpu(name, slices))

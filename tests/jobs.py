@@ -107,7 +107,7 @@ def free_port() -> int:
 
 
 def start_several(
-    experiment: pathlib.Path, run_dir: pathlib.Path, *arguments: str, n: int = 2, devices: int = 4
+    experiment: pathlib.Path, run_dir: pathlib.Path, *arguments: str, n: int = 2, devices: int = 2
 ) -> list[subprocess.Popen]:
     """One job of `n` processes."""
     address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(n)}

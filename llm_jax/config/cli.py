@@ -1,4 +1,4 @@
-"""What the tools share: overrides on the command line, and errors in one line."""
+"""Command lines of the tools: overrides of a config, and errors in one line."""
 
 import argparse
 from collections.abc import Callable

@@ -256,7 +256,7 @@ def _check(config: Config) -> None:
 
 
 def _is_corpus(data: Data) -> bool:
-    """Whether the sources have names of their own, which only the corpus knows."""
+    """True if the sources are a corpus, whose own names are not in the config."""
     return any(str(spec).startswith('corpus:') for spec in data.sources.values())
 
 
@@ -306,7 +306,7 @@ def build(cls: type, values: Any, prefix: str = '') -> Any:
 
 
 def _layers(value: Any, path: str) -> tuple:
-    """What differs between layers: a list of tables (or of lists of pairs) as hashable, checked tuples of pairs."""
+    """Fields that differ between layers: tables, or lists of pairs, as hashable, checked tuples of pairs."""
     out = []
     for i, entry in enumerate(_typed(value, tuple, path)):
         pairs = entry.items() if isinstance(entry, Mapping | ml_collections.ConfigDict) else entry

@@ -1,4 +1,4 @@
-"""Whether an experiment fits a mesh: every split dimension has to divide, said before anything is compiled."""
+"""Checks that an experiment fits a mesh, before anything is compiled: every sharded dimension has to divide."""
 
 import math
 

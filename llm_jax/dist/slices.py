@@ -60,7 +60,7 @@ class Slice:
 
     @property
     def size(self) -> int | None:
-        """What Google Cloud counts in a name such as 'v5p-256'; None where the name would mean another shape."""
+        """Number in Google Cloud's name of it, such as 256 of 'v5p-256'; None where that name means another shape."""
         usual = {math.prod(shape): shape for shape in common_shapes(self.chip)}
         return self.chips * _counted(self.chip) if usual.get(self.chips) == self.shape else None
 
@@ -110,7 +110,7 @@ def common_shapes(chip: Chip) -> list[tuple[int, ...]]:
 
 
 def _known_shape(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether a generation has slices of this shape."""
+    """True if a generation has slices of this shape."""
     if len(shape) != chip.torus:
         return False
     if chip.torus == 2:

@@ -1,1 +1,1 @@
-"""What a trained model is worth, on text and tasks from outside its own data."""
+"""Evaluation of a trained model on text and tasks from outside its own data."""

@@ -18,7 +18,7 @@ from llm_jax.train.forward import per_token_nll
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model makes of some texts.
+    """Scores of a model on some texts.
 
     Attributes:
       bits_per_byte: all the bits it needs for them, ends of documents too, over their bytes of UTF-8.
@@ -62,7 +62,7 @@ def read_texts(specs: Mapping[str, str], max_bytes: int) -> dict[str, list[str]]
 
 
 def score(loaded: Loaded, texts: Sequence[str], *, seq_len: int = 0, batch_size: int = 16) -> Score:
-    """How well a model predicts texts that it has not seen.
+    """Scores a model's predictions of unseen texts.
 
     The texts are one stream of documents, cut into rows of L tokens: a token is predicted
     from those before it in its row and document. A longer row leaves a model less in the dark.

@@ -1,4 +1,4 @@
-"""Which corpus makes the better model: the same experiment on each, with several seeds, on the same held-out texts."""
+"""Comparison of corpora: the same experiment on each, with several seeds, on the same held-out texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -22,7 +22,7 @@ _SIZE = (4.9, 2.9)
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What was measured.
+    """Result of the measurement.
 
     Attributes:
       corpora: names, in the order they were given.

@@ -29,7 +29,7 @@ LIMIT = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class CoordCheck:
-    """What was measured.
+    """Result of the measurement.
 
     Attributes:
       widths: W of them, ascending; at the first both parametrisations are the same.
@@ -53,7 +53,7 @@ class CoordCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether all changes under muP are flat; one that is 0 or not finite is not.
+        """True if all changes under muP are flat; one that is 0 or not finite is not.
 
         Logits of wider heads may fall: divided by the width, what of q·k is not aligned
         shrinks as its root, and it is most of their change until heads are wider than

@@ -22,7 +22,7 @@ SCALINGS = ('linear', 'ntk', 'dynamic', 'yarn', 'llama3', 'longrope')
 
 @dataclasses.dataclass(frozen=True)
 class Extrapolation:
-    """What was measured.
+    """Result of the measurement.
 
     Attributes:
       trained: length L that all models were trained at.

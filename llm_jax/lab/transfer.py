@@ -14,7 +14,7 @@ from llm_jax.train.step import make_loss
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """What was measured.
+    """Result of the measurement.
 
     Attributes:
       widths: W of them, ascending; at the first both parametrisations are the same.

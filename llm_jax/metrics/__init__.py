@@ -1,4 +1,4 @@
-"""What a run measures of itself: FLOPs, speed, and where the numbers go."""
+"""Measurements of a run: FLOPs, speed, and the writers of the numbers."""
 
 from llm_jax.metrics.chips import measure_peak_flops, mfu, peak_flops
 from llm_jax.metrics.console import Console

@@ -1,4 +1,4 @@
-"""How fast a device could multiply matrices at best, for MFU."""
+"""Peak matrix throughput of a device, for MFU."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line, and news above it."""
+"""Console of a run: one live line, and news above it."""
 
 from collections.abc import Mapping
 import re

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace for xprof, and its longest operations as a table."""
+"""Profile of a step: a trace for xprof, and its longest operations as a table."""
 
 import collections
 import dataclasses

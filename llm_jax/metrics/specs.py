@@ -1,4 +1,4 @@
-"""What the makers say of their chips: the one table behind MFU and behind plans.
+"""Specifications of chips by their makers: the one table behind MFU and plans.
 
 All rates are peaks. Sources: the system architecture pages of Cloud TPU and the tables
 of "How to Scale Your Model" (Austin et al. 2025, chapter 2; PCIe too) for TPUs, the data sheets of

@@ -1,4 +1,4 @@
-"""Where metrics are kept: JSON lines and TensorBoard event files, behind one interface."""
+"""Writers of metrics: JSON lines and TensorBoard event files, behind one interface."""
 
 from collections.abc import Iterable, Mapping
 import json

@@ -83,7 +83,7 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def decoder(keys: Keys) -> dict[str, Any]:
-    """What DeepSeek-V2 and V3 have in common."""
+    """Fields that DeepSeek-V2 and V3 share."""
     out = sizes(keys)
     nope, turned = keys.get('qk_nope_head_dim', 128), keys.get('qk_rope_head_dim', 64)
     for name, implied in (

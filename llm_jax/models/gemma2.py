@@ -70,7 +70,7 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def decoder(keys: Keys, window: int, softcaps: tuple[float, float]) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common, with the window of the layers that have one."""
+    """Fields that Gemma 2 and 3 share, with the window of the layers that have one."""
     return STYLE | sizes(keys) | {
         'd_head': keys.get('head_dim', 256),
         'attention_scale': keys.get('query_pre_attn_scalar', 256) ** -0.5,

@@ -98,7 +98,7 @@ class Keys:
         return value
 
     def choose(self, name: str, known: Mapping[Any, Any], default: Any = None) -> Any:
-        """What `known` makes of a value; the first of them is the default.
+        """Looks a value up in `known`, whose first entry is the default.
 
         Raises:
           ConfigError: nothing.

@@ -1,4 +1,4 @@
-"""How our arrays lie inside the tensors of a checkpoint.
+"""Layouts of our arrays in the tensors of a checkpoint.
 
 A table row of a family is `(ours, theirs, layout)`: the path of our array, or of several
 that share one tensor; the tensor's name; and one of the layouts below. Our kernels are

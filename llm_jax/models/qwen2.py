@@ -51,7 +51,7 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def decoder(keys: Keys) -> dict[str, Any]:
-    """What Qwen 2 and 3 have in common; windows are in the layers from max_window_layers on."""
+    """Fields that Qwen 2 and 3 share; windows are in the layers from max_window_layers on."""
     n_layers = keys.get('num_hidden_layers')
     window = keys.nullable('sliding_window', 4096) if keys.get('use_sliding_window', False) else None
     first = keys.get('max_window_layers', 28)

@@ -24,7 +24,7 @@ from llm_jax.ops.attend.choose import Need, choose_kernel
 
 @flax.struct.dataclass
 class Tokens:
-    """What every block knows of the tokens besides their vectors.
+    """Facts of the tokens that every block receives besides their vectors.
 
     Attributes:
       ids_BL: int, the tokens.

@@ -72,7 +72,7 @@ class Parallel(BlockFacts, nn.Module):
         return x_BLD + scaled(self, y_BLD), cache
 
     def normed(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What attention and what the feed-forward reads."""
+        """Inputs of attention and of the feed-forward."""
         y_BLD = parts.module(self.config, 'norm', name='norm')(x_BLD)
         return y_BLD, y_BLD
 
@@ -86,7 +86,7 @@ class ParallelTwoNorms(Parallel):
 
 
 def scaled(module: nn.Module, y_BLD: jax.Array) -> jax.Array:
-    """What a branch adds: times `residual_scale`, with dropout."""
+    """Scales a branch by `residual_scale` and applies dropout."""
     y_BLD = dropout(module, y_BLD)
     return y_BLD * module.config.residual_scale if module.config.residual_scale != 1 else y_BLD
 

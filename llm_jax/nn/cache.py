@@ -1,4 +1,4 @@
-"""What decoding keeps of the tokens so far, slot = position."""
+"""Cache of the tokens so far for decoding, slot = position."""
 
 import functools
 

@@ -104,7 +104,7 @@ class MixtureOfExperts(FeedForwardFacts, nn.Module):
         config, moe = self.config, self.config.moe
         D, E, F = config.d_model, moe.n_experts, expert_size(config)
 
-        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], writes_residual: bool = False):
+        def matrix(name: str, shape: tuple, axes: tuple, writes_residual: bool = False) -> tuple[jax.Array, ...]:
             return _Matrices(config, E, shape, axes, moe.top_k / E, writes_residual, name=name)()
 
         ins = [matrix(name, (D, F), ('d_model', 'd_ff')) for name in self.dense.inputs]
@@ -174,17 +174,19 @@ def mixture(
         moe.dispatch, moe.n_experts, axes['experts'], n_devices, token_axes, moe.capacity_factor, moe.dropless
     )
 
-    def network(params, rows_ND, sizes_e, expert_N):
+    def network(params: Any, rows_ND: jax.Array, sizes_e: jax.Array, expert_N: jax.Array) -> jax.Array:
         ins, out = params
 
-        def multiply(rows_ND, kernel_eDF, bias_eF=None, share=1):
-            y_NF = grouped_product(rows_ND, kernel_eDF, sizes_e)
-            return y_NF if bias_eF is None else y_NF + bias_eF[expert_N] / share
+        def multiply(x_ND: jax.Array, w_eDF: jax.Array, bias_eF: jax.Array | None = None, n: int = 1) -> jax.Array:
+            y_NF = grouped_product(x_ND, w_eDF, sizes_e)
+            return y_NF if bias_eF is None else y_NF + bias_eF[expert_N] / n
 
-        # The bias of `down` is not split over d_ff: each of those devices adds its share.
-        return multiply(dense.activation(*(multiply(rows_ND, *w) for w in ins)), *out, share=n_pieces)
+        # The bias of `down` is not split over d_ff: each of those n devices adds an n-th of it.
+        return multiply(dense.activation(*(multiply(rows_ND, *w) for w in ins)), *out, n=n_pieces)
 
-    def local(x_BLD, chosen_BLk, weights_BLk, params):
+    def local(
+        x_BLD: jax.Array, chosen_BLk: jax.Array, weights_BLk: jax.Array, params: Any
+    ) -> tuple[jax.Array, jax.Array]:
         (*ins, out), D = params, x_BLD.shape[-1]
         if axes['d_model']:
             whole = lambda w, dim: (jax.lax.all_gather(w[0], axes['d_model'], axis=dim, tiled=True), *w[1:])
@@ -237,7 +239,7 @@ def route(moe: Moe, logits_BLE: jax.Array, balance_E: jax.Array | None) -> tuple
 
 
 def router_stats(moe: Moe, logits_BLE: jax.Array, chosen_BLk: jax.Array) -> dict[str, jax.Array]:
-    """What a router reports of a batch: sums over tokens, so that batches and devices add up.
+    """Statistics of a router on a batch: sums over tokens, so that batches and devices add up.
 
     Returns:
       'load' float32[E], how many choices fell on each expert; 'prob' float32[E], the sum
@@ -262,7 +264,7 @@ def _float32(config: Model) -> Model:
 
 
 def router_losses(moe: Moe, stats: Any) -> dict[str, jax.Array]:
-    """What balances the routers, averaged over layers; to be added to the mean loss.
+    """Balance loss of the routers, averaged over layers; to be added to the mean loss.
 
     Args:
       moe: the config.

@@ -10,7 +10,7 @@ from llm_jax.ops import remat
 
 
 class _Norm(nn.Module):
-    """What the norms share: a learned scale, and a bias where `norm_bias` asks for it.
+    """Base of the norms: a learned scale, and a bias where `norm_bias` asks for it.
 
     Attributes:
       axes: logical axes of the last dimensions, which are normalised together.
@@ -32,7 +32,7 @@ class _Norm(nn.Module):
         if config.norm_bias:
             vectors['bias'] = vector(self, 'bias', nn.initializers.zeros, shape, self.axes)
 
-        def norm(x, vectors):
+        def norm(x: jax.Array, vectors: dict[str, jax.Array]) -> jax.Array:
             y = self.normalise(x.astype(jnp.float32), tuple(range(-n, 0)))
             if 'scale' in vectors:
                 y *= 1 + vectors['scale'] if config.norm_offset else vectors['scale']

@@ -1,4 +1,4 @@
-"""How the model knows where a token stands.
+"""Position embeddings and encodings.
 
 A position part has four hooks, each of which may do nothing: `add` to the embeddings,
 make `tables` once per forward pass, `rotate` queries and keys with them, and give each
@@ -27,7 +27,7 @@ class NoPosition(PositionFacts, nn.Module):
     config: Model
 
     def add(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        """What the first block sees of embeddings [B, L, D] at positions int[B, L]."""
+        """Adds positions int[B, L] to embeddings [B, L, D], for parts that do so before the first block."""
         return x_BLD
 
     @staticmethod

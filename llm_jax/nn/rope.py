@@ -46,32 +46,32 @@ def _powers(theta: float, width: int) -> np.ndarray:
     return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
 
 
-def _none(rope, width, original_len, max_seq_len):
+def _none(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     return _powers(rope.theta, width), 1.0
 
 
-def _linear(rope, width, original_len, max_seq_len):
+def _linear(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
     return _powers(rope.theta, width) / rope.factor, 1.0
 
 
-def _ntk(rope, width, original_len, max_seq_len):
+def _ntk(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     """ "NTK-aware": the base grows so that the slowest pair is stretched by `factor`, the fastest not at all."""
     return _powers(rope.theta * rope.factor ** (width / (width - 2)), width), 1.0
 
 
-def _dynamic(rope, width, original_len, max_seq_len):
+def _dynamic(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     """ "Dynamic NTK": as "ntk", with a factor that grows with the context beyond original_len."""
     longer = max(max_seq_len, original_len) / original_len
     growth = rope.factor * longer - (rope.factor - 1)
     return _powers(rope.theta * growth ** (width / (width - 2)), width), 1.0
 
 
-def _yarn(rope, width, original_len, max_seq_len):
+def _yarn(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     """YaRN (Peng et al. 2023, arXiv:2309.00071): fast pairs are kept, slow ones stretched, a ramp between."""
 
     def pair_of(turns: float) -> float:
-        """Which pair turns so often within original_len."""
+        """Index of the pair that turns so often within original_len."""
         return width * math.log(original_len / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
@@ -93,7 +93,7 @@ def yarn_scale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _llama3(rope, width, original_len, max_seq_len):
+def _llama3(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     """Llama 3.1 (arXiv:2407.21783): as YaRN, but the ramp is over wavelengths."""
     frequencies = _powers(rope.theta, width)
     turns = original_len * frequencies / (2 * math.pi)
@@ -101,7 +101,7 @@ def _llama3(rope, width, original_len, max_seq_len):
     return frequencies * keep + frequencies / rope.factor * (1 - keep), 1.0
 
 
-def _longrope(rope, width, original_len, max_seq_len):
+def _longrope(rope: Rope, width: int, original_len: int, max_seq_len: int) -> tuple[np.ndarray, float]:
     """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a searched divisor for each pair (Phi-3)."""
     name = 'long_factors' if max_seq_len > original_len else 'short_factors'
     divisors = np.asarray(getattr(rope, name), np.float64)

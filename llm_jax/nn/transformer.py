@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         return self.final_norm(x_BLD)
 
     def staged(self, plan: pipeline.Schedule, x_BLD: jax.Array, tokens: Tokens) -> jax.Array:
-        """What the stack of layers does, as a pipeline: dtype[B, L, D] -> the same."""
+        """Runs the stack of layers as a pipeline: dtype[B, L, D] -> the same."""
         config = self.config
         _, pattern, repeats, _ = layout(config)
         group = _stack(config, pattern, repeats // (plan.stages * plan.repeats), parent=None)
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
     def enter(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
     ) -> tuple[jax.Array, dict[Model, Tokens]]:
-        """What the first block sees: the residual stream dtype[B, L, D], and the rest, by the config of a layer."""
+        """Inputs of the first block: the residual stream dtype[B, L, D], and the `Tokens` by the config of a layer."""
         config = self.config
         if positions_BL is None:
             positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
@@ -130,7 +130,7 @@ class Transformer(nn.Module):
         return x_BLD, tokens_of(kinds, tokens_BL, positions_BL, segments_BL)
 
     def leave(self, x_BLD: jax.Array) -> jax.Array:
-        """What the last block gave, dtype[B, L, D] -> logits float32[B, L, V]."""
+        """Output of the last block dtype[B, L, D] -> logits float32[B, L, V]."""
         return self.head(self.final_norm(x_BLD))
 
     def head(self, x_BLD: jax.Array) -> jax.Array:
@@ -162,7 +162,7 @@ class Group(nn.Module):
 def tokens_of(
     layers: tuple[Model, ...], tokens_BL: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array | None
 ) -> dict[Model, Tokens]:
-    """What each kind of layer knows of the tokens."""
+    """Makes the `Tokens` of each kind of layer."""
 
     def tables(layer: Model) -> Any:
         width = parts.attention(layer).head_dims(layer).rotary
@@ -192,7 +192,7 @@ def layout(config: Model) -> tuple[tuple[Model, ...], tuple[Model, ...], int, tu
 
 
 def place(config: Model, layer: int) -> tuple[tuple[str, ...], int | None]:
-    """Where the parameters of a layer are: the path in the tree, and the index into its stacks (None: no stack)."""
+    """Path of a layer's parameters in the tree, and its index in their stacks (None: no stack)."""
     n_first, size = len(config.first_layers), max(1, len(config.pattern))
     repeats = (config.n_layers - n_first) // size
     if layer < n_first:

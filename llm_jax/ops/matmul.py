@@ -4,7 +4,7 @@ Shapes: T tokens, I inputs, O outputs.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def matmul(
 
 
 class _Parts(NamedTuple):
-    """Mesh axes, within `shard_map`, over which parts of an operand lie on different devices.
+    """Mesh axes, within `shard_map`, over which an operand is sharded.
 
     Attributes:
       x: of the activations.
@@ -96,7 +96,7 @@ def check_device(kind: str, device: jax.Device) -> None:
         )
 
 
-# Which devices have a unit for it, from their makers' documentation: TPUs by the beginning of
+# Devices with a matrix unit of each kind, from their makers' documentation: TPUs by the beginning of
 # `device_kind`, GPUs by compute capability (8.9 is Ada, 9.0 Hopper, 7.5 Turing). AMD's MI300
 # has another float8 (fnuz) than the one used here.
 _TPU = {'fp8': ('TPU7x',), 'int8': ('TPU v5', 'TPU v6')}
@@ -107,20 +107,30 @@ _CUDA = {'fp8': (8, 9), 'int8': (7, 5)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _wide(x, w, out_dtype, out_sharding, parts):
-    return jnp.dot(x, w, preferred_element_type=out_dtype, out_sharding=out_sharding)
+def _wide(
+    x_TI: jax.Array, w_IO: jax.Array, out_dtype: jnp.dtype, out_sharding: PartitionSpec | None, parts: _Parts
+) -> jax.Array:
+    return jnp.dot(x_TI, w_IO, preferred_element_type=out_dtype, out_sharding=out_sharding)
 
 
-def _wide_forward(x, w, out_dtype, out_sharding, parts):
-    return _wide(x, w, out_dtype, out_sharding, parts), (x, w)
+def _wide_forward(
+    x_TI: jax.Array, w_IO: jax.Array, out_dtype: jnp.dtype, out_sharding: PartitionSpec | None, parts: _Parts
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _wide(x_TI, w_IO, out_dtype, out_sharding, parts), (x_TI, w_IO)
 
 
-def _narrow_backward(out_dtype, out_sharding, parts, operands, d_y):
-    """The gradients of the plain product, in the dtype of its operands as all other gradients are."""
-    x, w = operands
-    d_y = d_y.astype(x.dtype)
-    d_x = _dot(d_y, w, (1, 1), x.dtype, jax.typeof(x))
-    return d_x, _dot(x, d_y, (0, 0), w.dtype, jax.typeof(w))
+def _narrow_backward(
+    out_dtype: jnp.dtype,
+    out_sharding: PartitionSpec | None,
+    parts: _Parts,
+    operands: tuple[jax.Array, jax.Array],
+    d_y_TO: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of the plain product, in the dtype of its operands as all other gradients are."""
+    x_TI, w_IO = operands
+    d_y_TO = d_y_TO.astype(x_TI.dtype)
+    d_x_TI = _dot(d_y_TO, w_IO, (1, 1), x_TI.dtype, jax.typeof(x_TI))
+    return d_x_TI, _dot(x_TI, d_y_TO, (0, 0), w_IO.dtype, jax.typeof(w_IO))
 
 
 _wide.defvjp(_wide_forward, _narrow_backward)
@@ -128,33 +138,46 @@ _wide.defvjp(_wide_forward, _narrow_backward)
 
 # --- float8 ----------------------------------------------------------------------------
 
+# x and w in float8 with their scales (float32 scalars), and a scalar of the dtype that gradients have.
+_Fp8Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _fp8(x, w, out_dtype, out_sharding, parts):
-    return _fp8_forward(x, w, out_dtype, out_sharding, parts)[0]
+def _fp8(
+    x_TI: jax.Array, w_IO: jax.Array, out_dtype: jnp.dtype, out_sharding: PartitionSpec | None, parts: _Parts
+) -> jax.Array:
+    return _fp8_forward(x_TI, w_IO, out_dtype, out_sharding, parts)[0]
 
 
-def _fp8_forward(x, w, out_dtype, out_sharding, parts):
-    small_x, scale_x = _to_float8(x, _VALUES, parts.x)
-    small_w, scale_w = _to_float8(w, _VALUES, parts.w)
-    y = jnp.dot(small_x, small_w, preferred_element_type=jnp.float32, out_sharding=out_sharding)
-    like = jnp.zeros((), x.dtype)
-    return (y * (scale_x * scale_w)).astype(out_dtype), (small_x, scale_x, small_w, scale_w, like)
+def _fp8_forward(
+    x_TI: jax.Array, w_IO: jax.Array, out_dtype: jnp.dtype, out_sharding: PartitionSpec | None, parts: _Parts
+) -> tuple[jax.Array, _Fp8Residuals]:
+    small_x_TI, scale_x = _to_float8(x_TI, _VALUES, parts.x)
+    small_w_IO, scale_w = _to_float8(w_IO, _VALUES, parts.w)
+    y_TO = jnp.dot(small_x_TI, small_w_IO, preferred_element_type=jnp.float32, out_sharding=out_sharding)
+    like = jnp.zeros((), x_TI.dtype)
+    return (y_TO * (scale_x * scale_w)).astype(out_dtype), (small_x_TI, scale_x, small_w_IO, scale_w, like)
 
 
-def _fp8_backward(out_dtype, out_sharding, parts, residuals, d_y):
-    x, scale_x, w, scale_w, like = residuals
-    small, scale = _to_float8(d_y, _GRADIENTS, tuple(sorted({*parts.x, *parts.w})))
-    d_x = _dot(small, w, (1, 1), jnp.float32, jax.typeof(x)) * (scale * scale_w)
-    d_w = _dot(x, small, (0, 0), jnp.float32, jax.typeof(w)) * (scale_x * scale)
-    return d_x.astype(like.dtype), d_w.astype(like.dtype)
+def _fp8_backward(
+    out_dtype: jnp.dtype,
+    out_sharding: PartitionSpec | None,
+    parts: _Parts,
+    residuals: _Fp8Residuals,
+    d_y_TO: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x_TI, scale_x, w_IO, scale_w, like = residuals
+    small_TO, scale = _to_float8(d_y_TO, _GRADIENTS, tuple(sorted({*parts.x, *parts.w})))
+    d_x_TI = _dot(small_TO, w_IO, (1, 1), jnp.float32, jax.typeof(x_TI)) * (scale * scale_w)
+    d_w_IO = _dot(x_TI, small_TO, (0, 0), jnp.float32, jax.typeof(w_IO)) * (scale_x * scale)
+    return d_x_TI.astype(like.dtype), d_w_IO.astype(like.dtype)
 
 
 _fp8.defvjp(_fp8_forward, _fp8_backward)
 
 
 def _to_float8(x: jax.Array, dtype: jnp.dtype, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """(x / scale in the dtype, scale float32): the largest entry becomes the largest number there is."""
+    """Returns x / scale in the dtype and the scale, float32: the largest entry becomes the largest number."""
     largest = _largest(x, None, axes).astype(jnp.float32)
     scale = jnp.maximum(largest, _TINY) / jnp.finfo(dtype).max.astype(jnp.float32)
     return (x.astype(jnp.float32) / scale).astype(dtype), scale
@@ -164,38 +187,42 @@ def _to_float8(x: jax.Array, dtype: jnp.dtype, axes: tuple[str, ...]) -> tuple[j
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _int8(x, w, out_dtype, out_sharding, parts):
-    small_x, scale_T1 = _to_int8(x, 1, parts.summed)
-    small_w, scale_1O = _to_int8(w, 0, parts.summed)
-    y = jnp.dot(small_x, small_w, preferred_element_type=jnp.int32, out_sharding=out_sharding)
+def _int8(
+    x_TI: jax.Array, w_IO: jax.Array, out_dtype: jnp.dtype, out_sharding: PartitionSpec | None, parts: _Parts
+) -> jax.Array:
+    small_x_TI, scale_T1 = _to_int8(x_TI, 1, parts.summed)
+    small_w_IO, scale_1O = _to_int8(w_IO, 0, parts.summed)
+    y_TO = jnp.dot(small_x_TI, small_w_IO, preferred_element_type=jnp.int32, out_sharding=out_sharding)
     if out_sharding is not None:  # a weight's outputs may be split over more than those of the result
         scale_T1 = jax.sharding.reshard(scale_T1, PartitionSpec(out_sharding[0], None))
         scale_1O = jax.sharding.reshard(scale_1O, PartitionSpec(None, out_sharding[1]))
-    return (y.astype(jnp.float32) * scale_T1 * scale_1O).astype(out_dtype)
+    return (y_TO.astype(jnp.float32) * scale_T1 * scale_1O).astype(out_dtype)
 
 
-def _int8_forward(x, w, out_dtype, out_sharding, parts):
-    return _int8(x, w, out_dtype, out_sharding, parts), (x, w)
+def _int8_forward(
+    x_TI: jax.Array, w_IO: jax.Array, out_dtype: jnp.dtype, out_sharding: PartitionSpec | None, parts: _Parts
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _int8(x_TI, w_IO, out_dtype, out_sharding, parts), (x_TI, w_IO)
 
 
 _int8.defvjp(_int8_forward, _narrow_backward)
 
 
 def _to_int8(x: jax.Array, dim: int, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """(x / scale, rounded to -127 ... 127; scale float32), a scale for what is not summed over `dim`."""
+    """Returns x / scale, rounded to -127 ... 127, and the float32 scale of each entry of the other dimension."""
     x = x.astype(jnp.float32)
     scale = jnp.maximum(_largest(x, dim, axes), _TINY) / 127
     return jnp.round(x / scale).astype(jnp.int8), scale
 
 
 def _largest(x: jax.Array, dim: int | None, axes: tuple[str, ...]) -> jax.Array:
-    """The largest absolute value along a dimension, which stays as 1, or of all; of the parts on some axes together."""
+    """Returns the largest absolute value along a dimension, kept as 1, or of all (None); over mesh axes together."""
     largest = jnp.max(jnp.abs(x), dim, keepdims=dim is not None)
     return jax.lax.pmax(largest, axes) if axes else largest
 
 
-def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int], dtype: jnp.dtype, like) -> jax.Array:
-    """A product over one dimension of either, laid out as an array of the type `like`."""
+def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int], dtype: jnp.dtype, like: Any) -> jax.Array:
+    """Product over one dimension of either, sharded as an array of the type `like` (of `jax.typeof`)."""
     spec = None if like.sharding.mesh.empty else like.sharding.spec
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=spec)

@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass, and what is computed again (Chen et al. 2016, arXiv:1604.06174).
+"""Rematerialisation policies: saved and recomputed values of the forward pass (Chen et al. 2016, arXiv:1604.06174).
 
 A policy is `(primitive, *abstract arrays, **parameters) -> keep?`, as `jax.checkpoint`
 takes it; it decides over what a block computes, the block's input is always kept.

@@ -1,4 +1,4 @@
-"""What a step costs by counting on paper: to rank configurations before any is compiled, and for GPUs.
+"""Analytic cost of a step, to rank configurations before any is compiled, and for GPUs.
 
 The parallelisms as "How to Scale Your Model" (Austin et al. 2025, chapter 5) counts them;
 how often what moves, and the memory traffic of fused operations, as programs compiled for
@@ -58,7 +58,7 @@ def executed_flops(case: Case) -> float:
 
 
 def causal_share(model: Model) -> float:
-    """Of the square of attention that MFU counts, what a causal kernel computes; of a window it is nearly all."""
+    """Fraction of the attention that MFU counts (the full square) that a causal kernel computes; with a window, all."""
     return 1.0 if model.window else 0.5
 
 

@@ -1,4 +1,4 @@
-"""What a search looks at: meshes, remat policies and micro-batches, as overrides of an experiment."""
+"""Candidates of a search: meshes, remat policies and micro-batches, as overrides of an experiment."""
 
 from collections.abc import Iterator
 import dataclasses

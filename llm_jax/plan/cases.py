@@ -65,7 +65,7 @@ class Case:
 
     @property
     def flops_per_token(self) -> float:
-        """Of training, the convention that MFU goes by."""
+        """Model FLOPs of training, by the convention of MFU."""
         return flops_per_token(self.config.model, self.counts, self.config.data.seq_len)
 
     @property
@@ -78,7 +78,7 @@ class Case:
 
     @property
     def in_epochs(self) -> bool:
-        """Whether the length of training is given in epochs, which are not known without data."""
+        """True if the length of training is given in epochs, which are not known without data."""
         return 'epoch' in str(self.config.train.duration)
 
 

@@ -1,4 +1,4 @@
-"""What `tools/plan.py` does: parses what was asked for, plans, prints, and writes the page."""
+"""The command of `tools/plan.py`: parses arguments, plans, prints, and writes the page."""
 
 import contextlib
 import dataclasses
@@ -77,7 +77,7 @@ def plan(config: Config, request: Request) -> None:
 
 
 def _devices(machine: topology.Machine, request: Request, say) -> list | None:
-    """What to compile for; None where there is no compiler, or none is asked for."""
+    """Devices to compile for; None where there is no compiler, or none is asked for."""
     if request.topology:
         return topology.tpu_devices(machine)
     if request.analytic:

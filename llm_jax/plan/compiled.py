@@ -80,7 +80,7 @@ def compile_step(case: Case) -> Compiled:
 
 
 def _translated(message: str) -> DoesNotFit | None:
-    """What the compiler says when memory runs out: '(195G) exceeds available HBM (96G)', 'Used 38G of 31G hbm'."""
+    """Reads the bytes in the compiler's message: '(195G) exceeds available HBM (96G)', 'Used 38G of 31G hbm'."""
     number = r'([\d.]+)([KMGT]?)'
     for pattern in (rf'\({number}\) exceeds available HBM \({number}\)', rf'Used {number} of {number} hbm'):
         if match := re.search(pattern, message):

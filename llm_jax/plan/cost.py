@@ -1,4 +1,4 @@
-"""What a compiled program does: FLOPs, bytes to and from memory, collectives, loops counted as often as they run.
+"""Cost of a compiled program: FLOPs, memory traffic and collectives, loops counted as often as they run.
 
 XLA's own `cost_analysis` counts the body of a loop once; here it is multiplied by the
 loop's trip count, which for scanned layers and micro-batches is most of the program.
@@ -55,7 +55,7 @@ class Collective:
 
 @dataclasses.dataclass
 class Cost:
-    """Of one device and one run of the program.
+    """Cost of one run of the program on one device.
 
     Attributes:
       work: (FLOPs of matrix products, bytes read from and written to the main memory) of an operation -> how often
@@ -79,12 +79,12 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """Of matrix products, all together."""
+        """FLOPs of all matrix products."""
         return sum(flops * times for (flops, _), times in self.work.items())
 
     @property
     def hbm_bytes(self) -> float:
-        """Of the main memory's traffic, all together, if every operation reads its operands once."""
+        """Bytes to and from main memory, if every operation reads its operands once."""
         return self.hidden_bytes + sum(n_bytes * times for (_, n_bytes), times in self.work.items())
 
     def seconds(self, flop_rate: float, byte_rate: float) -> float:
@@ -169,7 +169,7 @@ class _Walk:
         return flops
 
     def _branches(self, op: Op, times: int, overlapped: bool) -> None:
-        """Of the branches of a condition, the one with the most work counts."""
+        """Adds the cost of a condition: that of its most expensive branch."""
         costs = []
         for name in op.branches:
             cost = Cost()
@@ -254,7 +254,7 @@ class _Walk:
         return total
 
     def _fused_bytes(self, name: str) -> tuple[dict[int, float], list[float]]:
-        """Of a fusion: parameter -> bytes read, where it is parts; of each result the bytes written, at most."""
+        """Bytes that a fusion reads of each parameter that it slices, and writes at most of each result."""
         inner = self.module.computations[name]
         users = collections.defaultdict(list)
         for op in inner.ops:
@@ -262,7 +262,7 @@ class _Walk:
                 users[operand].append(op)
 
         def through(op: Op) -> list[tuple[Op, str]]:
-            """What uses an operation, seen through changes of shape alone, and by which name."""
+            """Users of an operation and the names they use, seen through changes of shape alone."""
             return [
                 found
                 for user in users[op.name]

@@ -60,7 +60,7 @@ def memory_rows(outcome: Outcome) -> list[Row]:
 
 
 def step_rows(outcome: Outcome) -> list[Row]:
-    """What one step does and how long it takes at best."""
+    """Facts of one step: its work, and its shortest time."""
     case, roof, cost = outcome.case, outcome.roofline, outcome.cost
     n = case.abstract_mesh.size
     useful = case.flops_per_token * case.tokens_per_step
@@ -136,7 +136,7 @@ def assumed_rows(outcome: Outcome) -> list[Row]:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """What a reader of the numbers has to know."""
+    """Notes for readers of the numbers."""
     out = []
     if outcome.cost.unknown_loops:
         out.append(

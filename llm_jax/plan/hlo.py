@@ -101,7 +101,7 @@ class Op:
 
     @property
     def source(self) -> str:
-        """Where in the program it comes from, such as 'jit(step)/.../dot_general'."""
+        """Origin in the program, such as 'jit(step)/.../dot_general'."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ''
 
@@ -183,7 +183,7 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
 
 
 def trip_count(module: Module, caller: Computation, loop: Op) -> int | None:
-    """How often the body of a `while` runs; None where the text does not say it.
+    """Trip count of a `while`; None where the text does not give it.
 
     XLA writes it down where it knows it; else a loop that counts up to a constant has it in
     its condition (`counter < bound`), its start in what the loop is called with, and its step in the body.
@@ -226,7 +226,7 @@ def _constant(op: Op | None) -> int | None:
 
 
 def _step(module: Module, body: Computation, index: int) -> int:
-    """What a loop's body adds to its counter; 1 where that is not written plainly."""
+    """Increment of a loop's counter; 1 where it is not written plainly."""
     if body.root.kind != 'tuple':
         return 1
     op = body.by_name[body.root.operands[index]]
@@ -266,7 +266,7 @@ def group(op: Op, partitions: int) -> tuple[int, ...]:
 
 
 def members(text: str) -> int:
-    """How many a list such as '1,2' or '0:3' names, ends included."""
+    """Number of entries of a list such as '1,2' or '0:3', ends included."""
     spans = (part.split(':') for part in text.split(','))
     return sum(int(span[-1]) - int(span[0]) + 1 for span in spans)
 

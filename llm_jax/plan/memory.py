@@ -1,4 +1,4 @@
-"""Where a device's memory goes: counted from shapes, estimated for what only a compiler knows, and as compiled."""
+"""Memory of a device: counted from shapes, estimated for temporaries, and as compiled."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -107,7 +107,7 @@ def _part(leaf: Any, mesh: Any) -> float:
 
 
 def residual_bytes(case: Case) -> float:
-    """What the forward pass of one micro-batch keeps for the backward pass, in the memory of one device.
+    """Bytes that the forward pass of one micro-batch saves for the backward pass on one device.
 
     These are the residuals of the loss as JAX differentiates it, remat included, whatever the model's parts are.
     """
@@ -271,7 +271,7 @@ class Serving:
 
 
 def serving(case: Case) -> Serving:
-    """What it takes to serve the model on chips of the machine."""
+    """Counts the memory and chips that serving the model on the machine takes."""
     model = case.config.model
     width = jnp.dtype(model.dtype).itemsize
     parameters = width * _size(jax.tree.leaves(case.plan.param_shapes))

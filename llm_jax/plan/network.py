@@ -1,4 +1,4 @@
-"""How long collectives take: over the links of a TPU slice (ICI), NVLink, and the network between slices (DCN).
+"""Time of collectives over the links of a TPU slice (ICI), NVLink, and the network between slices (DCN).
 
 Bandwidth-bound ring algorithms, as in "How to Scale Your Model" (Austin et al. 2025,
 chapter 3): latencies are left out, which matters for arrays of less than a megabyte.
@@ -14,7 +14,7 @@ from llm_jax.plan.topology import Machine
 
 
 class Rate(NamedTuple):
-    """What a device can move in a group: `slow` across slices or machines (0: none), `fast` within."""
+    """Bandwidth of a device in a group: `slow` across slices or machines (0: none), `fast` within."""
 
     fast: float  # bytes per second, both directions together
     slow: float
@@ -48,7 +48,7 @@ class Network:
         return tuple(index[tuple(slice(None) if axis in axes else 0 for axis in self.mesh)].reshape(-1).tolist())
 
     def rate(self, group: tuple[int, ...]) -> Rate:
-        """What the links give each device of a group."""
+        """Bandwidth that the links give each device of a group."""
         places, chip = self.places[list(group)], self.machine.chip
         outer = len(np.unique(places[:, 0]))
         inner = len(group) // outer

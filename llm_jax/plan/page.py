@@ -102,7 +102,7 @@ def _memory(outcome: Outcome) -> Chart:
 
 
 def _timeline(outcome: Outcome) -> Chart:
-    """What is busy for how long within one step."""
+    """Busy times of the resources within one step."""
     roof, is_tpu = outcome.roofline, outcome.case.machine.chip.is_tpu
     lanes = [
         ('operations', roof.serial),
@@ -188,7 +188,7 @@ def _pareto(tried: Sequence[Tried], limit: float) -> Chart:
 
 
 def _named(known: Sequence[Tried]) -> list[tuple[Tried, str]]:
-    """What a reader looks for among the dots: the best, and where one started."""
+    """Labels of the dots that matter: the best, and the start."""
     best = next((one for one in known if one.fits), None)
     base = next((one for one in known if not one.different), None)
     if best is base:

@@ -43,7 +43,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a plan says of one configuration.
+    """Plan of one configuration.
 
     Attributes:
       case: the configuration on its machine.
@@ -123,13 +123,13 @@ def compiled(case: Case) -> Outcome:
 
 
 def with_attention(case: Case, cost: Cost) -> Cost:
-    """The cost with the FLOPs of attention, whose kernels keep them to themselves, counted on paper."""
+    """Adds the FLOPs of attention kernels, which the compiled text does not give, counted on paper."""
     flops = sum(n * _kernel_flops(case, cost, kernel) for kernel, n in cost.kernels.items())
     return dataclasses.replace(cost, work=cost.work + collections.Counter({(flops, 0.0): 1})) if flops else cost
 
 
 def _kernel_flops(case: Case, cost: Cost, kernel: str) -> float:
-    """Of one run of a kernel on one device: its share of attention, if it is one of attention's.
+    """FLOPs of one run of an attention kernel on one device; 0 for other kernels.
 
     By the convention of MFU training has six products of L × L, of which a causal kernel computes half.
     """
@@ -142,7 +142,7 @@ def _kernel_flops(case: Case, cost: Cost, kernel: str) -> float:
 
 
 def _clock(case: Case, cost: Cost) -> schedule.Clock:
-    """What things take on the case's machine, at its peak rates."""
+    """Times on the case's machine, at its peak rates."""
     flop_rate, byte_rate = rates(case)
     return schedule.Clock(
         flop_rate, byte_rate,

@@ -74,7 +74,7 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What would have to be faster for the step to be shorter."""
+        """Name of the resource that bounds the step."""
         links = {'ICI': self.ici, 'DCN': self.dcn, 'PCIe': self.host}
         longest = max(links, key=links.get)
         if links[longest] > self._busy:

@@ -1,4 +1,4 @@
-"""Which collectives are waited for: a program goes through its operations in the order in which it is written.
+"""Exposed collectives: replays the operations of a program in their written order.
 
 A compiler starts a collective as early as it can and awaits its result as late as it can.
 What lies between takes time, by which the rest is shorter. Here the program is gone
@@ -47,7 +47,7 @@ class _Walk:
         self.seconds = functools.cache(self._seconds)
 
     def _seconds(self, name: str) -> float:
-        """Of one run of a computation."""
+        """Seconds of one run of a computation, waits included."""
         here = self.module.computations[name]
         now = free = 0.0  # `free`: when the link is done with what it has been given
         waking: dict[str, Collective] = {}

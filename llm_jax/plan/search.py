@@ -46,7 +46,7 @@ class Tried:
 
     @property
     def sure(self) -> bool:
-        """Whether it fits although an estimate may be off by a tenth and more."""
+        """True if it fits with room for an estimate's error of a tenth and more."""
         return self.fits and (
             self.outcome.source == memory.COMPILED or self.outcome.memory.total < _MARGIN * self.outcome.memory.limit
         )
@@ -216,7 +216,7 @@ def _to_compile(ranked: Sequence[Tried], most: int) -> list[Tried]:
 
 
 def of_each_kind(tried: Sequence[Tried]) -> list[Tried]:
-    """Of each mesh and remat policy only the first: others differ in their micro-batches alone."""
+    """Keeps the first of each mesh and remat policy: others differ in their micro-batches alone."""
     first = {}
     for one in tried:
         kind = tuple(v for field, v in one.changes.items() if 'batch' not in field and 'accumulation' not in field)

@@ -50,7 +50,7 @@ _GPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a run is planned for.
+    """Target of a plan.
 
     Attributes:
       chip: of which it is made.
@@ -77,7 +77,7 @@ class Machine:
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Of each dimension, whether its ends are joined: cubes of 4 are, and of v5e and v6e sides of 16."""
+        """True for each dimension whose ends are joined: in cubes of 4, and sides of 16 on v5e and v6e."""
         if self.chip.torus == 2:
             return tuple(n == 16 for n in self.shape)
         return (self.chip.torus == 3 and all(n % 4 == 0 for n in self.shape),) * len(self.shape)
@@ -116,7 +116,7 @@ def parse_gpu(name: str, devices: int) -> Machine:
 
 @contextlib.contextmanager
 def compiler() -> Iterator[None]:
-    """Where programs for TPUs can be compiled: loads libtpu from $LLM_JAX_LIBTPU.
+    """Loads the TPU compiler, libtpu, from $LLM_JAX_LIBTPU.
 
     Raises:
       ConfigError: there is none.

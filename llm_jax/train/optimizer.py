@@ -98,7 +98,7 @@ def make_schedule(config: schema.Schedule, peak: float, span: Span) -> Schedule:
 class _Recorded:
     """A span that remembers in `read` which of its fields were read."""
 
-    def __init__(self, span: Span):
+    def __init__(self, span: Span) -> None:
         self.span, self.read = span, set()
 
     def __getattr__(self, name: str) -> Any:

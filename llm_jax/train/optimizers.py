@@ -222,7 +222,7 @@ class _Spec:
       rows, columns: mesh axes of those first dimensions.
     """
 
-    def __init__(self, x: jax.Array, row: int, column: int):
+    def __init__(self, x: jax.Array, row: int, column: int) -> None:
         self.mesh = jax.sharding.get_abstract_mesh()
         entries = (None,) * x.ndim if self.mesh.empty else tuple(jax.typeof(x).sharding.spec)
         self.lead, self.rows, self.columns = entries[:row], entries[row], entries[column]

@@ -19,17 +19,17 @@ STAGES = (*FIELDS, '--config.mesh.stage=2', '--config.mesh.fsdp=4')
 def test_a_pipeline_over_two_hosts_that_loses_one_goes_on_as_if_nothing_had_been(tmp_path):
     experiment = write_experiment(tmp_path)
     undisturbed, killed, moved = (tmp_path / name for name in ('undisturbed', 'killed', 'moved'))
-    for process in start_several(experiment, undisturbed, *STAGES):
+    for process in start_several(experiment, undisturbed, *STAGES, devices=4):
         finish(process)
 
-    first, last = start_several(experiment, killed, *STAGES)
+    first, last = start_several(experiment, killed, *STAGES, devices=4)
     wait_for_step(first, killed, 10)  # the save of step 8 waited for that of step 4
     last.kill()
     assert 'error: process 1 on' in finish(first, code=hosts.TRY_AGAIN)
     finish(last, code=-signal.SIGKILL)
     shutil.copytree(killed, moved)
 
-    outputs = [finish(process) for process in start_several(experiment, killed, *STAGES)]
+    outputs = [finish(process) for process in start_several(experiment, killed, *STAGES, devices=4)]
     assert 'resumed at step' in outputs[0]
     assert losses(killed, STEPS) == losses(undisturbed, STEPS)
     for ours, theirs in zip(parameters(killed), parameters(undisturbed), strict=True):

@@ -198,16 +198,17 @@ def write_plain(directory):
 @pytest.mark.parametrize(
     ('fields', 'digest'),
     [
-        ({}, '28298c851f588974'),
-        ({'validation_sources': {'e': 'jsonl:{}/e.jsonl.gz'}}, 'c25a8c56dd77745f'),
+        ({}, '4abcacb179f7c79b'),
+        ({'validation_sources': {'e': 'jsonl:{}/e.jsonl.gz'}}, '278dd2a560041b9a'),
     ],
 )
 def test_rows_of_plain_sources_stay_the_same_bytes(tmp_path, fields, digest):
     """Digests that were recorded when plain sources had readers of their own."""
-    from awkward import write_pair  # here, as the hosts below import this file alone
+    from awkward import TEXTS, write_pair  # here, as the hosts below import this file alone
 
     write_plain(tmp_path)
-    write_pair(tmp_path / 'gpt2', 'vocab.json', 'merges.txt')
+    # Without the first text, which is the source of a module and so differs between Pythons.
+    write_pair(tmp_path / 'gpt2', 'vocab.json', 'merges.txt', TEXTS[1:])
     kinds = {'a': 'jsonl:{}/a.jsonl', 'b': 'text:{}/b.txt', 'c': 'jsonl:{}/c.json', 'd': 'parquet:{}/d.parquet'}
     place = lambda specs: {name: spec.format(tmp_path) for name, spec in specs.items()}
     config = make_config(

@@ -79,7 +79,7 @@ def test_global_batch(sizes):
 
 @pytest.mark.parametrize('sizes', [{'data': 2, 'fsdp': 8}, {'data': 4, 'fsdp': 2, 'tensor': 2}], ids=str)
 def test_only_data_goes_over_slices(sizes, tpu_devices):
-    mesh = mesh_lib.make_mesh(Mesh(**sizes), tpu_devices('v5e:2x4', num_slices=2))
+    mesh = mesh_lib.make_mesh(Mesh(**sizes), tpu_devices('v5e:2x4', 2))
     assert {axis: n for axis, n in mesh.shape.items() if n > 1} == sizes
     per_slice = [{device.slice_index for device in part.flat} for part in mesh.devices]
     n = sizes['data'] // 2
@@ -88,7 +88,7 @@ def test_only_data_goes_over_slices(sizes, tpu_devices):
 
 def test_slices_that_data_cannot_be_split_over(tpu_devices):
     with pytest.raises(ConfigError, match='mesh.data = 1 cannot be split over 2 TPU slices'):
-        mesh_lib.make_mesh(Mesh(data=1, fsdp=-1), tpu_devices('v5e:2x4', num_slices=2))
+        mesh_lib.make_mesh(Mesh(data=1, fsdp=-1), tpu_devices('v5e:2x4', 2))
 
 
 @pytest.mark.parametrize('name', VARIANTS)

@@ -4,11 +4,9 @@ import collections
 import contextlib
 import dataclasses
 import math
-import os
 import re
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -249,18 +247,10 @@ def test_rows_are_moved_by_gathers_alone(dispatch):
     assert scattered  # the numbers of rows are counted by one
 
 
-def test_the_tpu_compiler_takes_the_step(monkeypatch):
+def test_the_tpu_compiler_takes_the_step(tpu_devices):
     """A whole step for four chips that are not there: rows by all-to-all, further rounds in loops that seldom turn."""
-    if 'LLM_JAX_LIBTPU' not in os.environ:
-        pytest.skip('LLM_JAX_LIBTPU, the path of libtpu.so, is not set')
-    for name, value in (
-        ('TPU_LIBRARY_PATH', os.environ['LLM_JAX_LIBTPU']), ('TPU_SKIP_MDS_QUERY', '1'),
-        ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'),
-    ):  # fmt: skip
-        monkeypatch.setenv(name, value)
-    chips = topologies.get_topology_desc(platform='tpu', topology_name='v5p:2x2x1').devices
     config = tiny_config(**MOE, d_model=256, dtype='bfloat16', model__moe__d_ff=512, mesh__expert=2, mesh__fsdp=2)
-    mesh = mesh_lib.make_mesh(config.mesh, chips)
+    mesh = mesh_lib.make_mesh(config.mesh, tpu_devices('v5p:2x2x1'))
     model = tiny_model(config)
     schedule = make_schedule(config.schedule, 0.1, Span(10, 2, 0, 0.1))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

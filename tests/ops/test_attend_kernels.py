@@ -1,7 +1,6 @@
 """The fused kernels: which is chosen, and that each computes what plain XLA does."""
 
 import functools
-import os
 import re
 
 import jax
@@ -140,20 +139,6 @@ def test_splash_equals_xla(monkeypatch, scores, sinks, sizes):
 # --- Programs for machines that are not here --------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def tpu_devices():
-    library = os.environ.get('LLM_JAX_LIBTPU', '')
-    if not os.path.isfile(library):
-        pytest.skip('LLM_JAX_LIBTPU names no libtpu.so')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TPU_LIBRARY_PATH', library)
-        patch.setenv('TPU_SKIP_MDS_QUERY', '1')
-        patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-        from jax.experimental import topologies
-
-        yield list(topologies.get_topology_desc(platform='tpu', topology_name='v5p:2x2x1').devices)
-
-
 @pytest.mark.parametrize(('length', 'parts', 'window'), [(2048, 1, 0), (4096, 4, 0), (2048, 1, 700), (4096, 4, 1024)])
 def test_splash_tables_are_those_of_the_librarys_own_masks(monkeypatch, length, parts, window):
     ours = jax.tree.leaves(splash.make(Scores(window=window), 2, length, parts))
@@ -170,7 +155,7 @@ def test_splash_tables_are_those_of_the_librarys_own_masks(monkeypatch, length, 
 def test_splash_is_in_the_program_for_a_tpu(tpu_devices, axis):
     """Three kernels, one for the forward pass, and no scores [L, L]; the mesh alone says that it is for a TPU."""
     L, config = 2048, model()
-    mesh = mesh_lib.make_mesh(tiny_config(mesh__fsdp=2, **{f'mesh__{axis}': 2}).mesh, tpu_devices)
+    mesh = mesh_lib.make_mesh(tiny_config(mesh__fsdp=2, **{f'mesh__{axis}': 2}).mesh, tpu_devices('v5p:2x2x1'))
     with jax.set_mesh(mesh):
         name, _ = choose_kernel(config, platform=mesh_lib.platform(), length=L, context=mesh.shape['context'])
         assert name == 'splash'

@@ -1,11 +1,9 @@
 """The pipeline's schedule, against doing one thing after the other, and what it sends."""
 
 import dataclasses
-import os
 import re
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -268,7 +266,6 @@ def test_the_kernel_of_tpus_within_a_stage(sizes):
     assert jax.tree.map(spec, traced.out_info[0]) == jax.tree.map(spec, params)
 
 
-@pytest.mark.skipif('LLM_JAX_LIBTPU' not in os.environ, reason='the TPU compiler is not there (tools/run fetches it)')
 @pytest.mark.parametrize(
     ('axes', 'overrides', 'sent', 'kernels'),
     [
@@ -281,18 +278,14 @@ def test_the_kernel_of_tpus_within_a_stage(sizes):
     ],
     ids=['fsdp, tensor', 'context, tensor, splash'],
 )  # fmt: skip
-def test_compiles_for_a_tpu(monkeypatch, axes, overrides, sent, kernels):
+def test_compiles_for_a_tpu(tpu_devices, axes, overrides, sent, kernels):
     """A step in bfloat16 on v5e:2x4, two stages in a circle: its sends are asynchronous, and it fits."""
-    for name, value in {'TPU_LIBRARY_PATH': os.environ['LLM_JAX_LIBTPU'], 'TPU_SKIP_MDS_QUERY': '1',
-                        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    devices = list(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices)
     config = tiny_config(
         **LLAMA, n_layers=8, d_model=256, dtype='bfloat16', remat='full', train__batch_size=32,
         mesh__pipeline_repeats=2, mesh__pipeline_microbatches=4, **overrides,
     )  # fmt: skip
     sizes = dataclasses.replace(config.mesh, stage=2, **axes)
-    mesh, model, optimizer = mesh_lib.make_mesh(sizes, devices), tiny_model(config), optax.sgd(0.1)
+    mesh, model, optimizer = mesh_lib.make_mesh(sizes, tpu_devices('v5e:2x4')), tiny_model(config), optax.sgd(0.1)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), with_ema=False))
         on_mesh = lambda spec: jax.sharding.NamedSharding(mesh, spec)

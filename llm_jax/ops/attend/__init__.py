@@ -7,6 +7,7 @@ device, `blocks.py` rows that are split over devices, `splash.py` and `cudnn.py`
 others wrote for TPU and GPU.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 
 from llm_jax.dist import mesh
 from llm_jax.ops.attend import blocks, cudnn, splash, xla
-from llm_jax.ops.attend.scores import PLAIN, Scores
+from llm_jax.ops.attend.scores import PLAIN, Operands, Scores
 
 __all__ = ['PLAIN', 'Scores', 'attend']
 
@@ -68,7 +69,7 @@ def attend(
         core = functools.partial(_CORES[kernel], scores)
         if kernel == 'splash':
             core = functools.partial(core, splash.make(scores, H, q_BLHK.shape[1]))
-        return core(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key)
+        return core(Operands(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key))
     # Heads and rows are independent, so each device attends to its own; what a
     # kernel sees is plain local arrays.
     table = mesh.active_rules(rules)
@@ -83,25 +84,27 @@ def attend(
     each = lambda x: None if x is None else P(table['heads'])
     if slopes_H is not None:
         slopes_H = jax.sharding.reshard(slopes_H, each(slopes_H))
-    core, made, made_specs = functools.partial(_CORES[kernel], scores), (), ()
-    if kernel == 'splash':
-        made = splash.make(scores, H // _parts(table['heads']), q_BLHK.shape[1], parts)
-        made_specs = splash.specs(made, table['length'])
-        made = jax.tree.map(jax.sharding.reshard, made, made_specs)
+    core = functools.partial(_CORES[kernel], scores)
     if parts > 1:
         axes = mesh.mesh_axes(table['length'])
         if kernel == 'splash':
             core = functools.partial(splash.attend_shared, scores, axes)
         else:
             core = functools.partial(blocks.attend_shared, scores, blocks.Split(axes, parts, context))
-    core = _per_device_key(core, table) if scores.dropout else core
+    core = _fold_key(core, table) if scores.dropout else core
     if sinks_H is not None and kernel == 'xla':
-        core = _own_sinks(core, mesh.mesh_axes(table['batch']) + mesh.mesh_axes(table['length']))
-    arrays = (q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key)
-    specs = (tokens('heads'), tokens('kv_heads'), tokens('kv_heads'), rows(segments_BL), rows(slots_BL),
-             each(slopes_H), each(sinks_H), P())  # fmt: skip
+        core = _vary_sinks(core, mesh.mesh_axes(table['batch']) + mesh.mesh_axes(table['length']))
+    arrays = (Operands(q_BLHK, k_BSGK, v_BSGK, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key),)
+    specs = (
+        Operands(
+            tokens('heads'), tokens('kv_heads'), tokens('kv_heads'), rows(segments_BL), rows(slots_BL),
+            each(slopes_H), each(sinks_H), P(),
+        ),
+    )  # fmt: skip
     if kernel == 'splash':
-        arrays, specs = (made, *arrays), (made_specs, *specs)
+        tables = splash.make(scores, H // _parts(table['heads']), q_BLHK.shape[1], parts)
+        sharded = splash.table_specs(tables, table['length'])
+        arrays, specs = (jax.tree.map(jax.sharding.reshard, tables, sharded), *arrays), (sharded, *specs)
     # A fused kernel does not say over which axes its result differs.
     run = jax.shard_map(core, in_specs=specs, out_specs=tokens('heads'), check_vma=kernel == 'xla')
     return run(*arrays)
@@ -111,7 +114,7 @@ _CORES = {'xla': xla.attend_rows, 'splash': splash.attend_rows, 'cudnn': cudnn.a
 
 
 def _parts(entry: str | tuple[str, ...] | None) -> int:
-    """Into how many pieces the current mesh splits what has this entry of the rules."""
+    """Number of shards that the current mesh makes of a dimension with this entry of the rules."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return int(np.prod([sizes[axis] for axis in mesh.mesh_axes(entry)]))
 
@@ -125,23 +128,23 @@ def _repeat_heads(x_BSGK: jax.Array, n_heads: int, table: dict) -> jax.Array:
     return jax.sharding.reshard(whole, P(table['batch'], table['length'], table['heads'], None))
 
 
-def _per_device_key(core, table: dict):
-    axes = [a for name in ('batch', 'heads') for a in mesh.mesh_axes(table[name])]
+def _fold_key(core: Callable[[Operands], jax.Array], table: dict) -> Callable[[Operands], jax.Array]:
+    """`core` with a dropout key of its own on each device that has other rows or heads."""
+    axes = [axis for name in ('batch', 'heads') for axis in mesh.mesh_axes(table[name])]
 
-    def with_own_key(*args):
-        *arrays, key = args
+    def with_folded_key(operands: Operands) -> jax.Array:
+        key = operands.dropout_key
         for axis in axes:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        return core(*arrays, key)
+        return core(operands._replace(dropout_key=key))
 
-    return with_own_key
+    return with_folded_key
 
 
-def _own_sinks(core, token_axes: tuple[str, ...]):
-    """Sinks are the same for all tokens: cast to differ between devices, their gradients are summed over these."""
+def _vary_sinks(core: Callable[[Operands], jax.Array], token_axes: tuple[str, ...]) -> Callable[[Operands], jax.Array]:
+    """`core` with sinks cast to vary over the axes of the tokens, over which their gradients are then summed."""
 
-    def with_own_sinks(*args):
-        *arrays, sinks, key = args
-        return core(*arrays, jax.lax.pcast(sinks, token_axes, to='varying'), key)
+    def with_varying_sinks(operands: Operands) -> jax.Array:
+        return core(operands._replace(sinks_H=jax.lax.pcast(operands.sinks_H, token_axes, to='varying')))
 
-    return with_own_sinks
+    return with_varying_sinks

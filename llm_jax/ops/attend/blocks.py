@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.ops.attend.scores import MASKED, Scores, apply_softcap, mask_scores, matmul_groups
+from llm_jax.ops.attend.scores import MASKED, Operands, Scores, apply_softcap, mask_scores, matmul_groups
 
 # Most queries, and most keys, of a block.
 MAX_BLOCK = 512
@@ -106,23 +106,13 @@ class _Options(NamedTuple):
 _Residuals = tuple[jax.Array, jax.Array, jax.Array | None, _Masks, jax.Array, jax.Array]
 
 
-def attend_shared(
-    scores: Scores,
-    split: Split,
-    q_BLHK: jax.Array,
-    k_BLGK: jax.Array,
-    v_BLGV: jax.Array,
-    segments_BL: jax.Array | None,
-    slots_BL: jax.Array | None,
-    slopes_H: jax.Array | None,
-    sinks_H: jax.Array | None,
-    dropout_key: jax.Array | None,
-) -> jax.Array:
-    """Attention of this device's shard of each row, [B, L, H, V], within `shard_map`; arguments as in `attend`.
+def attend_shared(scores: Scores, split: Split, operands: Operands) -> jax.Array:
+    """Attention of this device's shard of each row, [B, L, H, V], within `shard_map`; `scores.scale` is filled in.
 
     Raises:
       ValueError: slots are given; decoding with a cache has whole rows on each device.
     """
+    q_BLHK, k_BLGK, v_BLGV, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key = operands
     if slots_BL is not None:
         raise ValueError('a cache needs whole rows on each device: see mesh.whole_rows')
     B, L, H, K = q_BLHK.shape

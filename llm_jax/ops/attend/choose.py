@@ -1,4 +1,4 @@
-"""Which kernel computes attention where, and why."""
+"""Choice of the attention kernel for a platform and layer, with the reason."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ CUDNN_HEAD, CUDNN_MULTIPLE = 128, 8
 
 
 class Need(NamedTuple):
-    """What a layer needs of a kernel.
+    """Features that a layer needs of a kernel.
 
     Attributes:
       key: width of queries and keys.
@@ -31,7 +31,7 @@ class Need(NamedTuple):
 
 
 def declared(config: Model) -> Need:
-    """What a layer's parts declare that it needs."""
+    """Features that the parts of a layer declare."""
     dims = parts.attention(config).head_dims(config)
     slopes = parts.position(config).slopes(config, config.n_heads)
     return Need(dims.key, dims.value, config.attention_softcap, config.attention_sinks, slopes is not None)
@@ -80,7 +80,7 @@ def choose_kernel(
 
 
 def _missing(name: str, config: Model, need: Need, length: int, context: int, dropout: bool) -> str:
-    """What a kernel would need and does not have, in words; empty if nothing."""
+    """Reasons against a kernel, in words; empty if there are none."""
     lacks = []
     if dropout and config.dropout:
         lacks.append(f'dropout of weights (model.dropout = {config.dropout})')

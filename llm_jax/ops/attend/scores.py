@@ -32,6 +32,22 @@ class Scores(NamedTuple):
 PLAIN = Scores()
 
 
+class Operands(NamedTuple):
+    """Arrays of one attention, whole or this device's shards of them; see `attend` for each.
+
+    V is the width of the values; S = L without a cache.
+    """
+
+    q_BLHK: jax.Array
+    k_BSGK: jax.Array
+    v_BSGV: jax.Array
+    segments_BL: jax.Array | None
+    slots_BL: jax.Array | None
+    slopes_H: jax.Array | None
+    sinks_H: jax.Array | None
+    dropout_key: jax.Array | None
+
+
 def apply_softcap(options: Scores, scores_BGRls: jax.Array) -> jax.Array:
     """c tanh(s / c) of the scores; the scores themselves without a soft-cap."""
     return options.softcap * jnp.tanh(scores_BGRls / options.softcap) if options.softcap else scores_BGRls

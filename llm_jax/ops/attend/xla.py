@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.ops.attend.scores import Scores, apply_softcap, mask_scores, matmul_groups
+from llm_jax.ops.attend.scores import Operands, Scores, apply_softcap, mask_scores, matmul_groups
 
 # Queries are processed in slices: under a causal mask the keys after a slice are never
 # multiplied, which saves nearly half of the work. At most so many slices, of at least so
@@ -41,21 +41,12 @@ _Slice = tuple[jax.Array, jax.Array, jax.Array | None]
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, _Masks, jax.Array, list[_Slice]]
 
 
-def attend_rows(
-    scores: Scores,
-    q_BLHK: jax.Array,
-    k_BSGK: jax.Array,
-    v_BSGV: jax.Array,
-    segments_BL: jax.Array | None,
-    slots_BL: jax.Array | None,
-    slopes_H: jax.Array | None,
-    sinks_H: jax.Array | None,
-    dropout_key: jax.Array | None,
-) -> jax.Array:
-    """Attention of local rows and heads, [B, L, H, V]; arguments as in `attend`, with `scores.scale` filled in.
+def attend_rows(scores: Scores, operands: Operands) -> jax.Array:
+    """Attention of local rows and heads, [B, L, H, V]; `scores.scale` is filled in.
 
     (B, G) come first, so that each product is one batched matrix product over contiguous slices.
     """
+    q_BLHK, k_BSGK, v_BSGV, segments_BL, slots_BL, slopes_H, sinks_H, dropout_key = operands
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]
     q_BGRLK = (q_BLHK * scores.scale).reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4)
