@@ -45,28 +45,30 @@ def main(argv: list[str]) -> None:
     alone = len(rows) == 1
     if alone:
         print(rows[0], end='', flush=True)
-    texts, first, later, first_seconds = list(rows), 0, 0, 0.0
+    texts, counts, seconds = list(rows), [], []  # tokens of each block, and when it was there
     for block in blocks:
-        n = sum(tokens for _, tokens in block)
-        if not first_seconds:
-            first, first_seconds = n, time.monotonic() - started
-        else:
-            later += n
+        counts.append(sum(tokens for _, tokens in block))
+        seconds.append(time.monotonic() - started)
         texts = [so_far + new for so_far, (new, _) in zip(texts, block, strict=True)]
         if alone:
             print(block[0][0], end='', flush=True)
-    seconds = time.monotonic() - started
     if alone:
         print()
     for i, whole in enumerate([] if alone else texts):
         prompt, sample = divmod(i, args.num_samples)
         of_prompt = f'prompt {prompt + 1} of {len(prompts)}, ' if len(prompts) > 1 else ''
         print(f'=== {of_prompt}sample {sample + 1} of {args.num_samples} ===\n{whole}\n')
-    speed = f', then {later / (seconds - first_seconds):.0f} tokens/s' if later else ''
-    print(
-        f'{first + later} tokens in {seconds:.2f} s: the first after {first_seconds:.2f} s '
-        f'with compilation{speed}, over {len(rows)} sample(s)',
-        file=sys.stderr,
+    print(f'{_timing(counts, seconds)}, over {len(rows)} sample(s)', file=sys.stderr)
+
+
+def _timing(counts: list[int], seconds: list[float]) -> str:
+    """What decoding took: the tokens of each block, and the time at which it was there."""
+    if not counts:
+        return 'no token'
+    # The second block was decoded while the first was waited for; from the third on, times are those of decoding.
+    speed = sum(counts[2:]) / (seconds[-1] - seconds[1]) if sum(counts[2:]) else 0.0
+    return f'{sum(counts)} tokens in {seconds[-1]:.2f} s: the first after {seconds[0]:.2f} s with compilation' + (
+        f', then {speed:.0f} tokens/s' if speed else ''
     )
 
 

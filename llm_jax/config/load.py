@@ -193,10 +193,10 @@ def steps(
       total: what '%' is of; None where a percentage makes no sense.
 
     Raises:
-      ConfigError: not a duration, or a percentage of nothing.
+      ConfigError: not a duration, a percentage of nothing, or more than 2^31 - 1 steps.
     """
     if isinstance(duration, int) and duration >= 0:
-        return duration
+        return _countable(duration, duration, field)
     match = _DURATION.fullmatch(str(duration))
     if not match or isinstance(duration, int):
         raise ConfigError(
@@ -212,7 +212,14 @@ def steps(
         'epoch': steps_per_epoch,
         '%': (total or 0) / 100,
     }[unit]
-    return max(1, round(value * scale)) if value else 0
+    return _countable(max(1, round(value * scale)) if value else 0, duration, field)
+
+
+def _countable(n: int, duration: Duration, field: str) -> int:
+    """Raises: ConfigError: more steps than int32, in which devices count them, can say."""
+    if n >= 2**31:
+        raise ConfigError(f'{field} = {duration!r} is {n:,} steps; {2**31 - 1:,} is the most that can be counted')
+    return n
 
 
 # --- Checks ----------------------------------------------------------------------------

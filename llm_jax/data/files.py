@@ -58,15 +58,18 @@ class File:
             yield from _decompressed(raw, start, self.path) if start else raw
 
     def text(self) -> Iterator[str]:
-        """The content as UTF-8, piece by piece."""
+        """The content as UTF-8, piece by piece, without a byte order mark."""
         decoder = codecs.getincrementaldecoder('utf-8')()
-        read = 0
+        read, mark = 0, '\ufeff'  # a byte order mark at the beginning is no text
         for block in self.blocks():
             held = len(decoder.getstate()[0])
             try:
-                yield decoder.decode(block)
+                text = decoder.decode(block)
             except UnicodeDecodeError as error:
                 raise _not_utf8(self.path, read - held, error) from error
+            if text:
+                yield text.removeprefix(mark)
+                mark = ''
             read += len(block)
         held = len(decoder.getstate()[0])
         try:

@@ -23,6 +23,8 @@ from llm_jax.nn.transformer import Transformer
 BLOCK = 16
 # Written where a row has no more tokens.
 NONE = -1
+# Drawn where the logits are no numbers; it ends its row.
+NOT_FINITE = -2
 
 
 @flax.struct.dataclass
@@ -57,7 +59,10 @@ class _Choose:
     rules: tuple
 
     def __call__(self, logits_BV: jax.Array, key: jax.Array, positions_B: jax.Array) -> jax.Array:
-        """Returns the token at each row's position, int32[B]: a function of key, row, position and logits."""
+        """Returns the token at each row's position, int32[B]: a function of key, row, position and logits.
+
+        It is NOT_FINITE where a logit is NaN or +inf.
+        """
         batch, rules = ('batch',), self.rules
         row_ids_B = mesh.shard(jnp.arange(len(logits_BV)), rules, batch)
         logits_BV = mesh.shard(logits_BV, rules, ('batch', None))
@@ -71,8 +76,10 @@ class _Choose:
     def _draw(self, logits_BV: jax.Array, key: jax.Array, row_ids_B: jax.Array, positions_B: jax.Array) -> jax.Array:
         allowed_V = jnp.arange(logits_BV.shape[-1]) < self.vocab_size
         logits_BV = jnp.where(allowed_V, logits_BV, -jnp.inf)
+        is_number_B = (logits_BV < jnp.inf).all(-1)  # which NaN is not
         row_key = lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position)
-        return self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
+        tokens_B = self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
+        return jnp.where(is_number_B, tokens_B, NOT_FINITE)
 
 
 _unstack = jax.jit(decode.unstack, static_argnames='config')
@@ -104,8 +111,8 @@ def _prefill(
     )
     caches = jax.tree.map(lambda slot: jnp.pad(slot, ((0, 0), (0, 0), (0, slots - L), (0, 0))), caches)
     tokens_B = choose(logits_BV, key, lengths_B)
-    done_B = (lengths_B == 0) | _is_in(tokens_B, stop_ids)
-    return DecodeState(caches, tokens_B, lengths_B, done_B), _replicate(jnp.where(done_B, NONE, tokens_B)[:, None])
+    out_B = _end_row(lengths_B == 0, tokens_B, stop_ids)
+    return DecodeState(caches, tokens_B, lengths_B, out_B < 0), _replicate(out_B[:, None])
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'choose'), donate_argnames='state')
@@ -132,18 +139,17 @@ def _decode(
         )
         positions_B = state.positions + 1
         tokens_B = choose(logits_BV, key, positions_B)
-        done_B = state.done | _is_in(tokens_B, stop_ids)
-        new_B1 = jnp.where(done_B, NONE, tokens_B)[:, None]
-        out_BN = jnp.where(jnp.arange(BLOCK) == step, new_B1, out_BN)
-        return step + 1, DecodeState(caches, tokens_B, positions_B, done_B), out_BN
+        out_B = _end_row(state.done, tokens_B, stop_ids)
+        out_BN = jnp.where(jnp.arange(BLOCK) == step, out_B[:, None], out_BN)
+        return step + 1, DecodeState(caches, tokens_B, positions_B, out_B < 0), out_BN
 
     _, state, out_BN = jax.lax.while_loop(is_unfinished, decode_token, (0, state, out_BN))
     return state, _replicate(out_BN)
 
 
-def _is_in(tokens_B: jax.Array, ids: jax.Array) -> jax.Array:
-    """Marks the tokens that are among `ids`, bool[B]."""
-    return (tokens_B[:, None] == ids).any(-1)
+def _end_row(done_B: jax.Array, tokens_B: jax.Array, stop_ids: jax.Array) -> jax.Array:
+    """Returns what each row gives, int32[B]: its token, or NONE after its end and at a stop id, or NOT_FINITE."""
+    return jnp.where(done_B | (tokens_B[:, None] == stop_ids).any(-1), NONE, tokens_B)
 
 
 def _replicate(x: jax.Array) -> jax.Array:
@@ -187,7 +193,8 @@ def stream(
 
     Raises:
       ConfigError: an empty or unknown prompt, or one that max_new_tokens takes past
-        model.max_seq_len; raised by the call, not by the first step of the iteration.
+        model.max_seq_len; raised by the call, not by the first step of the iteration. By
+        that: logits that are no numbers.
     """
     model = _by_rows(model)
     config = model.config
@@ -267,6 +274,11 @@ def _decode_blocks(
             state, following = _decode(model, choose, weights, state, key, stop_ids, min(left, BLOCK))
             left -= BLOCK
         new = np.asarray(tokens_BN)[:B]
+        if (bad := np.flatnonzero((new == NOT_FINITE).any(-1))).size:
+            raise ConfigError(
+                f'the logits after prompt {bad[0]} are not finite, so no token can be drawn: the weights hold NaN or '
+                'infinities, or they overflow model.dtype; take another checkpoint, or model.dtype = float32'
+            )
         if (new != NONE).any():
             yield [[int(token) for token in row[row != NONE]] for row in new]
         if following is None or (new[:, -1] == NONE).all():

@@ -86,6 +86,7 @@ def _write(
     runs.write_config(run_dir, config, None)
     found = find(tokenizer) if tokenizer else None
     if found is not None:
+        found = found.limit(config.model.vocab_size)
         found.save(run_dir / 'tokenizer')
     # Without text there is no data to go on with: a run begins from here with init_from.
     meta = {'tokenizer': found.fingerprint if found else '', 'data': '', 'source': source}

@@ -54,6 +54,8 @@ class RecordFields:
         if not isinstance(text, str):
             field = self.source.text_field
             is_there = text is not None or field in row
+            if text is None and is_there:  # null: a document without text
+                return Skipped(self.name, where, 'skip.empty')
             detail = f'{field!r} is {type(text).__name__}, not text' if is_there else f'has {no_field(field, row)}'
             return self.broken(key, 'no_text', detail)
         if not text.strip():
