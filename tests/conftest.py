@@ -61,3 +61,20 @@ def tpu_compiler():
         yield
     jax.config.update('jax_enable_compilation_cache', cached)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in of the Hugging Face Hub, empty; its address is HF_ENDPOINT, and the cache is new. Nothing waits."""
+    import huggingface_hub
+    import hub_server
+
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub_cache'))
+    for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_OFFLINE'):
+        monkeypatch.delenv(name, raising=False)
+    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
+        monkeypatch.setattr(module.time, 'sleep', lambda seconds: None)
+    stand_in = hub_server.Hub({})
+    with hub_server.serve(stand_in) as address:
+        monkeypatch.setenv('HF_ENDPOINT', address)
+        yield stand_in

@@ -278,7 +278,8 @@ class Tokenizer:
 class Data:
     sources: dict | str = field(
         {'stdlib': 'stdlib'},
-        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME" or "tfds:DIR"; or only "corpus:DIR"',
+        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME", "tfds:DIR" or '
+        '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"; or only "corpus:DIR"',
     )
     mixture: dict = field({}, "name -> weight of its rows in training; empty means a corpus's own, else by size")
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
@@ -424,7 +425,7 @@ class Config:
 
     name: str = field('', "the run directory is runs/<name>; empty takes the file's name")
     seed: int = field(0, 'seed of the initial weights, data order, dropout and samples')
-    init_from: str = field('', 'run directory whose parameters this run starts from')
+    init_from: str = field('', 'run directory or Hugging Face model (hf:OWNER/NAME, hf:DIR) whose parameters this run starts from')
     model: Model = section(Model, 'the Transformer and its parts')
     data: Data = section(Data, 'text, tokenizer and rows')
     train: Train = section(Train, 'how long, how much, how often')

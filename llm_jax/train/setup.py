@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from llm_jax import config as config_lib
-from llm_jax import runs
+from llm_jax import hub, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError, Part
 from llm_jax.data.prepare import Prepared
@@ -302,7 +302,7 @@ def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tup
         return *from_items(items, config.train.trainable), f'resumed at step {step}'
     if not config.init_from:
         return *jax.jit(plan.init)(jax.random.key(config.seed)), 'started from scratch'
-    source = epath.Path(config.init_from)
+    source = epath.Path(hub.fetch_model(config.init_from))
     source_config = runs.read_config(source)
     source_checkpoints = Checkpoints(source, source_config.checkpoint, read_only=True)
     step = runs.pick_step(source_checkpoints, source, None)

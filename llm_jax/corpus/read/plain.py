@@ -1,7 +1,7 @@
 """Plain sources, those of `data.sources`: documents by split, from the corpus's readers, at the first mistake an error.
 
 A source is named by its kind and its place: 'stdlib', 'text:GLOB', 'jsonl:GLOB',
-'parquet:GLOB', 'tfds:NAME' or 'tfds:DIR', the last two optionally with ':SPLIT' at the end.
+'parquet:GLOB', 'tfds:NAME', 'tfds:DIR' or 'hf:OWNER/NAME', the last three optionally with ':SPLIT' at the end.
 Its documents come in the same order each time, and go through no stage. A text file is
 one document, and has to be UTF-8: `max_chars` cuts it as it is read, whatever its size.
 """
@@ -12,6 +12,7 @@ import functools
 import importlib
 import sys
 
+from llm_jax import hub
 from llm_jax.config import parts, schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.digest import digest
@@ -23,8 +24,8 @@ from llm_jax.data import files
 
 # The place of a document, for errors, and its text in pieces.
 Text = tuple[str, Iterable[str]]
-# Names that TFDS data sets give to our splits.
-_TFDS_SPLITS = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
+# Names that data sets give to our splits.
+_SPLIT_NAMES = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +176,7 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     if split:
         names = {'all': split}
     elif 'train' in present:
-        found = {ours: next((n for n in theirs if n in present), None) for ours, theirs in _TFDS_SPLITS.items()}
-        names = {ours: theirs for ours, theirs in found.items() if theirs}
+        names = _own_splits(present)
     else:
         raise ConfigError(f'{field} = {"tfds:" + where!r} has no split "train" but {sorted(present)}; add ":SPLIT"')
     source = _source(f'tfds:{where}', text_field)
@@ -188,12 +188,39 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     return readers, digest(text_field, where, tfds.fingerprint(builder))
 
 
+def _own_splits(present: Iterable[str]) -> dict[str, str]:
+    """Our name -> the data set's own, of the splits that it has."""
+    present = list(present)
+    found = {ours: next((n for n in theirs if n in present), '') for ours, theirs in _SPLIT_NAMES.items()}
+    return {ours: theirs for ours, theirs in found.items() if theirs}
+
+
+def _open_hub(field: str, where: str, text_field: str) -> tuple[Readers, str]:
+    """Opens a data set of the Hugging Face Hub; its own validation and test splits are used."""
+    from llm_jax.corpus.read import hub as hub_reader
+
+    spec = f'{hub.PREFIX}{where}'
+    repo = hub.parse_data_set(spec, field)
+    found = hub_reader.open_data_set(repo, field)
+    own = {} if repo.split else _own_splits(found.splits)
+    if 'train' in own:
+        chosen = {ours: found.splits[theirs] for ours, theirs in own.items()}
+    else:
+        chosen = {'all': hub_reader.pick_split(found, repo, field)}
+    source = _source(spec, text_field)
+    opened = {ours: [(file, hub_reader.units(field, source, [file])) for file in some] for ours, some in chosen.items()}
+    read = lambda pairs: (text for file, some in pairs for text in _read_strictly(some, file.path, file))
+    fingerprints = [one.fingerprint for pairs in opened.values() for _, some in pairs for one in some]
+    return {ours: functools.partial(read, pairs) for ours, pairs in opened.items()}, digest(text_field, fingerprints)
+
+
 _KINDS = {
     'stdlib': _open_stdlib,
     'text': _open_text,
     'jsonl': _open_files('llm_jax.corpus.read.rows'),
     'parquet': _open_files('llm_jax.corpus.read.parquet'),
     'tfds': _open_tfds,
+    'hf': _open_hub,
 }
 
 
