@@ -3,6 +3,8 @@
 import os
 import pathlib
 import tempfile
+import time
+import types
 
 import pytest
 
@@ -66,14 +68,15 @@ def tpu_compiler():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A stand-in of the Hugging Face Hub, empty; its address is HF_ENDPOINT, and the cache is new. Nothing waits."""
-    import huggingface_hub
     import hub_server
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
 
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub_cache'))
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub_cache'))
     for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_OFFLINE'):
         monkeypatch.delenv(name, raising=False)
-    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
-        monkeypatch.setattr(module.time, 'sleep', lambda seconds: None)
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, 'time', types.SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     stand_in = hub_server.Hub({})
     with hub_server.serve(stand_in) as address:
         monkeypatch.setenv('HF_ENDPOINT', address)

@@ -74,10 +74,12 @@ def serve(hub):
             """(revision, files), or None once it is said what is missing."""
             repo = hub.repos.get(f'{kind}/{name}')
             if repo is None:
-                return self.fail(401, 'RepoNotFound', 'Repository not found')
+                self.fail(401, 'RepoNotFound', 'Repository not found')
+                return None
             names = {**{known: known for known in repo}, **{commit_of(known): known for known in repo}}
             if revision not in names:
-                return self.fail(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
+                self.fail(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
+                return None
             return names[revision], repo[names[revision]]
 
         def answer_api(self, match, query):
@@ -91,7 +93,8 @@ def serve(hub):
                     for path, data in sorted(files.items())
                     if query.get('recursive', ['false'])[0].lower() in ('true', '1') or '/' not in path
                 ]
-                return self.send(200, json.dumps(tree).encode(), {'Content-Type': 'application/json'})
+                self.send(200, json.dumps(tree).encode(), {'Content-Type': 'application/json'})
+                return
             info = {'id': match['name'], 'sha': commit_of(revision), 'private': False, 'tags': [], 'downloads': 0,
                     'siblings': [{'rfilename': path} for path in sorted(files)]}  # fmt: skip
             self.send(200, json.dumps(info).encode(), {'Content-Type': 'application/json'})
@@ -104,9 +107,11 @@ def serve(hub):
             revision, files = found
             path = unquote(match['path'])
             if f'{kind}/{match["name"]}' in hub.gated and self.headers.get('Authorization') != 'Bearer let-me-in':
-                return self.fail(403, 'GatedRepo', 'Access to this repository is restricted')
+                self.fail(403, 'GatedRepo', 'Access to this repository is restricted')
+                return
             if path not in files:
-                return self.fail(404, 'EntryNotFound', 'Entry not found')
+                self.fail(404, 'EntryNotFound', 'Entry not found')
+                return
             data, status = files[path], 200
             headers = {'ETag': f'"{hashlib.sha1(data).hexdigest()}"', 'X-Repo-Commit': commit_of(revision)}
             if hub.ranges and (wanted := re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))):

@@ -264,8 +264,8 @@ class Tokenizer:
     kind: str = field('sentencepiece', 'what to train: sentencepiece')
     path: str = field(
         '',
-        'tokenizer to use: tokenizer.json, tokenizer.model, the files of GPT-2 or llama2.c, or a directory of one; '
-        'empty trains one',
+        'tokenizer to use: tokenizer.json, tokenizer.model, NAME.tiktoken, the files of GPT-2 or llama2.c, a directory '
+        'of one, or hf:OWNER/NAME; empty trains one',
     )
     algorithm: str = field('bpe', 'bpe or unigram')
     vocab_size: int = field(4096, 'number of tokens to train', at_least=1)
@@ -425,7 +425,9 @@ class Config:
 
     name: str = field('', "the run directory is runs/<name>; empty takes the file's name")
     seed: int = field(0, 'seed of the initial weights, data order, dropout and samples')
-    init_from: str = field('', 'run directory or Hugging Face model (hf:OWNER/NAME, hf:DIR) whose parameters this run starts from')
+    init_from: str = field(
+        '', 'run directory or Hugging Face model (hf:OWNER/NAME, hf:DIR) whose parameters this run starts from'
+    )
     model: Model = section(Model, 'the Transformer and its parts')
     data: Data = section(Data, 'text, tokenizer and rows')
     train: Train = section(Train, 'how long, how much, how often')

@@ -28,8 +28,8 @@ _PATTERNS = (
 )
 _END_OF_TEXT = '<|endoftext|>'
 _KINDS = (
-    'tokenizer.json, a SentencePiece or tiktoken tokenizer.model, NAME.tiktoken, vocab.json with merges.txt, encoder.json with vocab.bpe, '
-    "or llama2.c's tokenizer.bin"
+    'tokenizer.json, a SentencePiece or tiktoken tokenizer.model, NAME.tiktoken, vocab.json with merges.txt, '
+    "encoder.json with vocab.bpe, or llama2.c's tokenizer.bin"
 )
 
 

@@ -93,7 +93,7 @@ ENCODINGS = {
 
 
 def is_tiktoken(data: bytes) -> bool:
-    """Whether this is the content of such a file: its first line is base64 and a number, which SentencePiece's is not."""
+    """Whether this is the content of such a file: its first line is base64 and a number."""
     return _LINE.match(data) is not None
 
 
@@ -164,10 +164,11 @@ def to_tokenizer_json(ranks: Mapping[bytes, int], encoding: Encoding) -> tuple[d
     split = {'type': 'Split', 'pattern': {'Regex': encoding.pattern}, 'behavior': 'Isolated', 'invert': False}
     plain = {'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
     byte_level = {'type': 'ByteLevel', **plain}
+    literal = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
     spec = {
         'version': '1.0',
         'added_tokens': [
-            {'id': i, 'content': name, 'special': True} | dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+            {'id': i, 'content': name, 'special': True} | literal
             for name, i in special.items()
         ],
         'normalizer': None,

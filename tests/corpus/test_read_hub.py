@@ -78,14 +78,16 @@ def test_the_card_says_which_files_are_a_config(hub):
             'README.md': card(header),
             'en/one.parquet': parquet('one'),
             'en/held/deep/two.parquet': parquet('two'),
-            'de/part-1.parquet': parquet('other format'),
+            'de/part-1.jsonl': lines('other format'),
+            'de/part-12.jsonl': lines('not meant'),
         }
     }
     assert read('hf:some/languages') == ['one']
     assert read('hf:some/languages/en:heldout') == ['two']
+    assert read('hf:some/languages/de') == ['other format']
     with pytest.raises(HubError, match="no config 'eng'.*There are: en, de"):
         read('hf:some/languages/eng')
-    hub.repos['datasets/some/languages']['main']['README.md'] = card('configs: [{')
+    hub.repos['datasets/some/languages']['main']['README.md'] = card('configs: [{\n')
     with pytest.raises(HubError, match='README.md is not YAML'):
         read('hf:some/languages')
 

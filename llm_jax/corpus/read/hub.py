@@ -160,7 +160,9 @@ def _configs(repo: Repo, card: str) -> dict[str, dict[str, Any]]:
     try:
         stated = yaml.safe_load(header[1])
     except yaml.YAMLError as error:
-        raise HubError(f'{repo.spec}: the header of its README.md is not YAML: {error}') from error
+        raise HubError(
+            f'{repo.spec}: the header of its README.md is not YAML: {" ".join(str(error).split())}'
+        ) from error
     listed = stated.get('configs') if isinstance(stated, dict) else None
     entries = [entry for entry in listed or [] if isinstance(entry, dict)]
     return {str(entry.get('config_name', 'default')): entry for entry in entries}
@@ -171,12 +173,16 @@ def _splits(
 ) -> dict[str, list[str]]:
     """Split -> paths of its files, for the wanted config; empty if there is nothing to read."""
     readable = sorted(path for path in paths if _format(path))
-    for form, _ in _FORMATS:  # of a data set in several formats, the best is read
-        if best := [path for path in readable if _format(path) == form]:
-            if configs:
-                entry = configs[_pick_config(repo, field, configs)]
-                return _stated_splits(entry, best)
-            return _named_splits(_of_directory(repo, field, best))
+    if configs:
+        splits = _stated_splits(configs[_pick_config(repo, field, configs)], readable)
+    elif readable:
+        splits = _named_splits(_of_directory(repo, field, readable))
+    else:
+        return {}
+    for form, _ in _FORMATS:  # of a config in several formats, the best is read
+        best = {split: [path for path in found if _format(path) == form] for split, found in splits.items()}
+        if best := {split: found for split, found in best.items() if found}:
+            return best
     return {}
 
 
