@@ -261,14 +261,17 @@ def with_fields(section: Any, changes: Iterable[tuple[str, Any]]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    kind: str = field('sentencepiece', 'what to train: sentencepiece')
+    kind: str = field(
+        'sentencepiece',
+        'what to make of the text: sentencepiece, characters (those beyond vocab_size become bytes), bytes',
+    )
     path: str = field(
         '',
         'tokenizer to use: tokenizer.json, tokenizer.model, NAME.tiktoken, the files of GPT-2 or llama2.c, a directory '
         'of one, or hf:OWNER/NAME; empty trains one',
     )
     algorithm: str = field('bpe', 'bpe or unigram')
-    vocab_size: int = field(4096, 'number of tokens to train', at_least=1)
+    vocab_size: int = field(4096, 'number of tokens to train; of characters, the most; bytes are 257', at_least=1)
     split_digits: bool = field(True, 'whether each digit of a number is a token of its own')
     reserved: tuple = field((), 'names of tokens that no text becomes, such as the marks of a chat: ("<|user|>", ...)')
     sample_bytes: int = field(50_000_000, 'bytes of training text the tokenizer is trained on')
@@ -285,6 +288,9 @@ class Data:
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
     validation_fraction: float = field(0.05, 'share of documents held out for validation', at_least=0, below=1)
     test_fraction: float = field(0.05, 'share of documents held out for the final test', at_least=0, below=1)
+    split_by: Literal['hash', 'place'] = field(
+        'hash', 'how these are chosen: hash (documents, by their content) or place (the end of the text of each source)'
+    )
     text_field: str = field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
     max_document_chars: int = field(0, 'cut longer documents at line ends; 0 never cuts')
     seq_len: int = field(256, 'tokens L that one row trains on', at_least=1)

@@ -12,7 +12,7 @@ from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
-from llm_jax.data.prepare import prepare, vocab_size
+from llm_jax.data.prepare import model_vocab_size, prepare
 from llm_jax.dist import hosts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.samplers import Sampler
@@ -77,7 +77,7 @@ def _train(
     is_main = jax.process_index() == 0
     mesh = mesh_lib.make_mesh(config.mesh)
     # Before minutes of data preparation: everything that does not depend on it.
-    setup.plan(config, mesh, rows=10**9, vocab_size=_expected_vocab(config), bos_id=0)
+    setup.plan(config, mesh, rows=10**9, vocab_size=model_vocab_size(config), bos_id=0)
 
     with Console(0, enabled=is_main) as console:
         prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
@@ -197,10 +197,6 @@ def _train(
             write_report(run_dir)
         record.farewell(status, step, results)
     return Result(status, step, results)
-
-
-def _expected_vocab(config: Config) -> int:
-    return config.model.vocab_size or vocab_size(config.data)
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:

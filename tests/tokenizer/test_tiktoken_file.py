@@ -1,11 +1,10 @@
 """Files of tiktoken encode as that library does, and are told from SentencePiece's by their content."""
 
 import base64
-import gzip
 import json
 import random
 
-from awkward import cases, random_text, sentencepiece_model
+from awkward import cases, random_text, sentencepiece_model, unzipped
 import pytest
 
 from llm_jax import tokenizer
@@ -14,7 +13,8 @@ from llm_jax.tokenizer import tiktoken_file
 
 SOME = [chr(c) for c in (*range(0x250), 0x300, 0x5D0, 0x661, 0x4E2D, 0x3000, 0x2028, 0x85, 0x212A, 0x17F, 0x1F642)]
 # As each project writes them for its own library.
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+LLAMA3 = _PIECES + r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 
 
 def tiktoken_pattern(name):
@@ -123,6 +123,6 @@ def test_gpt2_encodes_as_the_reference_of_tiktoken(shared_data, tmp_path):
     ranks = {bytes(spelled[c] for c in token): rank for token, rank in vocab.items()}
     tok = tokenizer.load(write(tmp_path / 'any.tiktoken', ranks))  # known by the number of its ranks
     assert (tok.bos_id, tok.vocab_size) == (50256, 50257)
-    for line in gzip.open(shared_data / 'tokenizer' / 'gpt2_encode_reference.jsonl.gz'):
+    for line in unzipped(shared_data / 'tokenizer' / 'gpt2_encode_reference.jsonl.gz').splitlines():
         item = json.loads(line)
         assert tok.encode(item['text']) == item['ids']

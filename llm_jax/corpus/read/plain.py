@@ -39,6 +39,7 @@ class PlainSource:
         set with splits of its own has them under their names.
       fractions: (validation, test) share of 'all' or 'train' held out by hash.
       max_chars: length of a document at most; 0 never cuts.
+      by_place: whether the held-out shares are the end of the text, validation before test, not drawn by hash.
     """
 
     name: str
@@ -46,23 +47,37 @@ class PlainSource:
     readers: Mapping[str, Callable[[], Iterator[Text]]]
     fractions: tuple[float, float]
     max_chars: int
+    by_place: bool = False
 
     def documents(self, split: str) -> Iterator[str]:
         """Yields the texts of a split ('train', 'validation' or 'test'), in a fixed order; none is empty."""
         if split != 'train' and split in self.readers:
-            yield from (text for _, text in self._texts(split))
+            yield from self._texts(split)
             return
-        for where, text in self._texts('all' if 'all' in self.readers else 'train'):
-            try:
-                found = split_of(text, *self.fractions)
-            except UnicodeEncodeError as error:
-                raise ConfigError(f'{where}: {error.reason} ({error.object[error.start]!r}); it is not text') from error
-            if found == split:
-                yield text
+        texts = self._texts('all' if 'all' in self.readers else 'train')
+        if self.by_place:
+            yield from _between(texts, *self._edges[split])
+            return
+        yield from (text for text in texts if split_of(text, *self.fractions) == split)
 
-    def _texts(self, part: str) -> Iterator[tuple[str, str]]:
+    def _texts(self, part: str) -> Iterator[str]:
         for where, blocks in self.readers[part]():
-            yield from ((where, text) for text in cut(blocks, self.max_chars) if text)
+            for text in cut(blocks, self.max_chars):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    character = error.object[error.start]
+                    raise ConfigError(f'{where}: {error.reason} ({character!r}); it is not text') from error
+                if text:
+                    yield text
+
+    @functools.cached_property
+    def _edges(self) -> dict[str, tuple[int, int]]:
+        """The characters [start, stop) of each split; they have to be counted once."""
+        total = sum(map(len, self._texts('all' if 'all' in self.readers else 'train')))
+        validation, test = self.fractions
+        edges = [0, int(total * (1 - validation - test)), int(total * (1 - test)), total]
+        return {split: (edges[i], edges[i + 1]) for i, split in enumerate(SPLITS)}
 
 
 def open_sources(config: schema.Data) -> tuple[list[PlainSource], list[PlainSource]]:
@@ -107,6 +122,15 @@ def cut(blocks: Iterable[str], max_chars: int) -> Iterator[str]:
     yield held
 
 
+def _between(texts: Iterable[str], start: int, stop: int) -> Iterator[str]:
+    """Yields the characters [start, stop) of texts that follow each other, text by text."""
+    position = 0
+    for text in texts:
+        if part := text[max(start - position, 0) : max(stop - position, 0)]:
+            yield part
+        position += len(text)
+
+
 def _open(field: str, name: str, spec: str, config: schema.Data, fractions: tuple[float, float]) -> PlainSource:
     kind, _, where = str(spec).partition(':')
     if kind == 'corpus':
@@ -126,8 +150,8 @@ def _open(field: str, name: str, spec: str, config: schema.Data, fractions: tupl
         readers = {'all': readers['validation']}  # a data set named as a validation source gives its own
     elif fractions[0] == 1.0 and 'train' in readers:
         readers = {'all': readers['train']}
-    by_hash = [0.0 if split in readers else share for split, share in zip(SPLITS[1:], fractions, strict=True)]
-    return PlainSource(name, fingerprint, readers, (by_hash[0], by_hash[1]), config.max_document_chars)
+    shares = [0.0 if split in readers else share for split, share in zip(SPLITS[1:], fractions, strict=True)]
+    return PlainSource(name, fingerprint, readers, (shares[0], shares[1]), config.max_document_chars, config.split_by == 'place')
 
 
 # --- Kinds -----------------------------------------------------------------------------
