@@ -315,7 +315,7 @@ class Train:
     eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split', at_least=0)
     sample_every: Duration = field('25 %', 'between sample completions')
     sample_prompts: tuple = field(('def ', 'import ', 'class '), 'what the samples complete')
-    sample_tokens: int = field(64, 'new tokens in one sample')
+    sample_tokens: int = field(64, 'new tokens in one sample; past the context, it sees the last ones')
     z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting', at_least=0)
     loss_chunk: int = field(
         0, 'tokens per device with logits in memory at once; 0: 2048, fewer for more than 65k logits', at_least=0

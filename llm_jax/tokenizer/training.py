@@ -1,7 +1,6 @@
 """Making a tokenizer of text: a SentencePiece model that keeps every string as it is, or its characters or bytes."""
 
 from collections import Counter
-
 from collections.abc import Iterable, Iterator
 import hashlib
 import heapq

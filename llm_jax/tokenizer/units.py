@@ -19,11 +19,13 @@ def size_of_bytes(reserved: Sequence[str]) -> int:
 def bytes_tokenizer(reserved: Sequence[str]) -> JsonTokenizer:
     """A token for each byte of UTF-8, with the byte as its id; then BOS and the reserved names."""
     byte_level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
-    vocab = {char: byte for char, byte in byte_alphabet().items()}
+    vocab = byte_alphabet()
     return _tokenizer(vocab, reserved, pre_tokenizer=byte_level, decoder=byte_level)
 
 
-def characters_tokenizer(counts: Mapping[str, int], vocab_size: int, reserved: Sequence[str], field: str) -> JsonTokenizer:
+def characters_tokenizer(
+    counts: Mapping[str, int], vocab_size: int, reserved: Sequence[str], field: str
+) -> JsonTokenizer:
     """A token for each character, in their order; then the bytes, of which other characters are made, BOS, reserved.
 
     Args:
@@ -49,7 +51,12 @@ def characters_tokenizer(counts: Mapping[str, int], vocab_size: int, reserved: S
 
 
 def _tokenizer(
-    vocab: Mapping[str, int], reserved: Iterable[str], *, decoder: Any, pre_tokenizer: Any = None, byte_fallback: bool = False
+    vocab: Mapping[str, int],
+    reserved: Iterable[str],
+    *,
+    decoder: Any,
+    pre_tokenizer: Any = None,
+    byte_fallback: bool = False,
 ) -> JsonTokenizer:
     special = {name: len(vocab) + i for i, name in enumerate((BOS, *reserved))}
     literal = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)

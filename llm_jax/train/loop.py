@@ -85,7 +85,6 @@ def _train(
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
     config, steps = plan.config, plan.steps
-    setup.check_samples(config, steps, tokenizer)
     if is_main:
         runs.write_config(run_dir, config, experiment and epath.Path(experiment))
         tokenizer.save(run_dir / 'tokenizer')
@@ -128,7 +127,7 @@ def _train(
 
         def sampled(params: Any) -> list[tuple[str, str]]:
             prompts, sampler = list(config.train.sample_prompts), Sampler(temperature=0.8, top_k=50)
-            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed}
+            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed, 'slide': True}
             return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
 
         def finish(step: int, metrics: dict[str, jax.Array], batch: Any) -> None:

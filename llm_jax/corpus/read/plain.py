@@ -151,7 +151,9 @@ def _open(field: str, name: str, spec: str, config: schema.Data, fractions: tupl
     elif fractions[0] == 1.0 and 'train' in readers:
         readers = {'all': readers['train']}
     shares = [0.0 if split in readers else share for split, share in zip(SPLITS[1:], fractions, strict=True)]
-    return PlainSource(name, fingerprint, readers, (shares[0], shares[1]), config.max_document_chars, config.split_by == 'place')
+    return PlainSource(
+        name, fingerprint, readers, (shares[0], shares[1]), config.max_document_chars, config.split_by == 'place'
+    )
 
 
 # --- Kinds -----------------------------------------------------------------------------
