@@ -17,6 +17,7 @@ from etils import epath
 import jax
 
 from llm_jax import config as config_lib
+from llm_jax import hub
 from llm_jax.checkpoint import Checkpoints, write_atomically
 from llm_jax.config import moved
 from llm_jax.config.parts import EXPERIMENT
@@ -61,8 +62,8 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
     default device.
 
     Args:
-      path: a run directory, such as 'runs/quickstart', or one with a config.json of
-        Hugging Face and safetensors.
+      path: a run directory, such as 'runs/quickstart', one with a config.json of Hugging Face and
+        safetensors, or a model of the Hub, 'hf:OWNER/NAME' or 'hf:OWNER/NAME@REVISION'.
       step: which checkpoint of a run; None takes the newest.
       max_seq_len: the context to use the model at; None takes that of its config.
 
@@ -70,6 +71,7 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
       ConfigError: not such a directory, no (such) checkpoint in it, a model that is not
         supported, or a max_seq_len that its learned positions do not have.
     """
+    path = hub.fetch_model(path)
     if hf.is_hf(path):
         return _load_hf(path, step, max_seq_len)
     run_dir = epath.Path(path)

@@ -11,10 +11,13 @@ from llm_jax.config.schema import ConfigError
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='sample', description=__doc__, allow_abbrev=False)
-    parser.add_argument('run_dir', help='of a run, e.g. runs/quickstart, or a Hugging Face directory')
+    parser.add_argument('run_dir', help='a run, e.g. runs/quickstart, a Hugging Face directory, or hf:OWNER/NAME')
     parser.add_argument('--prompt', action='append', default=[], help='text to continue; may be given several times')
     parser.add_argument('--prompt_file', action='append', default=[], help='a file whose whole text is a prompt')
-    parser.add_argument('--max_new_tokens', type=int, default=100, help='most tokens to add (100)')
+    parser.add_argument('--max_new_tokens', type=int, help='most tokens to add (100, or what the context has room for)')
+    parser.add_argument(
+        '--slide', action='store_true', help='past the context, go on with its last tokens, as nanoGPT does (slower)'
+    )
     parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
     parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
     parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
@@ -35,11 +38,16 @@ def main(argv: list[str]) -> None:
     loaded = load(args.run_dir, args.step)
     if loaded.tokenizer is None:
         raise ConfigError(f'{args.run_dir} has no tokenizer; give one to convert with --tokenizer')
+    if args.max_new_tokens is None:
+        args.max_new_tokens = (
+            100 if args.slide else min(100, max(1, text.room(loaded.model, loaded.tokenizer, prompts)))
+        )
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     started = time.monotonic()
     blocks = text.stream(
         loaded.model, loaded.params, loaded.tokenizer, rows,
         max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
+        slide=args.slide,
     )  # fmt: skip
 
     alone = len(rows) == 1

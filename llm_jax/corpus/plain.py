@@ -71,6 +71,8 @@ def build(
     parts = _parts(config)
     inputs = [[part.split, part.source.name, part.source.fingerprint, part.source.fractions] for part in parts]
     common = [_FORMAT, inputs, config.max_document_chars]
+    if config.split_by != 'hash':
+        common.append(config.split_by)
     if config.tokenizer.path:
         tok = tokenizer_lib.load(config.tokenizer.path)
     else:
@@ -121,8 +123,8 @@ def _require_documents(config: schema.Data, split: str, found: bool) -> None:
     cause = {'validation': f', data.validation_fraction = {config.validation_fraction}'}.get(split, '')
     raise ConfigError(
         f'no document of data.sources = {dict(config.sources)} is in the {split} split{cause}. Cut the documents '
-        'with data.max_document_chars (such as 10000), add sources, change the fractions, '
-        'or name data.validation_sources'
+        'with data.max_document_chars (such as 10000), hold out the end of the text with data.split_by = "place", add '
+        'sources, change the fractions, or name data.validation_sources'
     )
 
 

@@ -182,7 +182,7 @@ def _piece(replacements: Sequence[tuple[str, str]], name: str, is_added: bool) -
 
 
 @functools.cache
-def _alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character -> byte: GPT-2 writes visible Latin-1 as itself, and the other bytes from U+0100 on."""
     visible = [*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in visible]
@@ -190,7 +190,7 @@ def _alphabet() -> dict[str, int]:
 
 
 def _byte_level(name: str, is_added: bool) -> bytes:
-    alphabet = _alphabet()
+    alphabet = byte_alphabet()
     if is_added or not all(c in alphabet for c in name):
         return name.encode()
     return bytes(alphabet[c] for c in name)

@@ -13,7 +13,7 @@ from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
-from llm_jax.data.prepare import prepare, vocab_size
+from llm_jax.data.prepare import model_vocab_size, prepare
 from llm_jax.dist import hosts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.samplers import Sampler
@@ -103,7 +103,7 @@ def _train_locked(
     is_main = jax.process_index() == 0
     mesh = mesh_lib.make_mesh(config.mesh)
     # Before minutes of data preparation: everything that does not depend on it.
-    setup.plan(config, mesh, rows=10**9, vocab_size=_expected_vocab(config), bos_id=0)
+    setup.plan(config, mesh, rows=10**9, vocab_size=model_vocab_size(config), bos_id=0)
 
     with console:
         prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
@@ -113,7 +113,6 @@ def _train_locked(
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
     config, steps = plan.config, plan.steps
-    setup.check_samples(config, steps, tokenizer)
     experiment_file = epath.Path(experiment) if experiment else None
     if is_main:
         runs.check_config(run_dir, config, experiment_file)
@@ -168,7 +167,7 @@ def _train_locked(
 
         def sampled(params: Any) -> list[tuple[str, str]]:
             prompts, sampler = list(config.train.sample_prompts), Sampler(temperature=0.8, top_k=50)
-            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed}
+            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed, 'slide': True}
             return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
 
         def finish(step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
@@ -278,10 +277,6 @@ def _train_locked(
                 write_report(run_dir)
             record.farewell(status, step, results)
     return Result(status, step, results)
-
-
-def _expected_vocab(config: Config) -> int:
-    return config.model.vocab_size or vocab_size(config.data)
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax import runs
+from llm_jax import hub, runs
 from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.checkpoint import Checkpoints, Items, shapes_by_path
 from llm_jax.config.schema import ConfigError, Model, Part
@@ -158,7 +158,7 @@ def from_items(items: Items, trainable: Part) -> tuple[State, Any]:
 
 def _initial_params(plan: Plan, tokenizer: Tokenizer) -> tuple[Any, str]:
     """All parameters of the run or Hugging Face directory that `init_from` names, and where they came from in words."""
-    source = epath.Path(plan.config.init_from)
+    source = epath.Path(hub.fetch_model(plan.config.init_from))
     if hf.is_hf(source):
         return _params_of_hf(plan, source, tokenizer)
     config = runs.read_config(source)

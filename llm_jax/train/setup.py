@@ -17,7 +17,6 @@ from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
 from llm_jax.ops import matmul
 from llm_jax.ops.attend.choose import kernels
-from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.objectives import Objective, make_objective
@@ -257,14 +256,3 @@ def keep_compiled(directory: str) -> None:
     """Keeps compiled programs in `directory` between runs, unless JAX was told of another; '' keeps none."""
     if directory and not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', directory if '://' in directory else os.path.abspath(directory))
-
-
-def check_samples(config: Config, steps: Steps, tokenizer: Tokenizer) -> None:
-    """Raises: ConfigError: a sample during training would be longer than the model's context."""
-    for prompt in config.train.sample_prompts if steps.sample else ():
-        length = 1 + len(tokenizer.encode(prompt)) + config.train.sample_tokens
-        if length > config.model.max_seq_len:
-            raise ConfigError(
-                f'train.sample_tokens = {config.train.sample_tokens} after the prompt {prompt!r} is {length} tokens, '
-                f'past model.max_seq_len = {config.model.max_seq_len}; lower it'
-            )

@@ -19,7 +19,9 @@ class Source:
     """One entry of `sources`: where documents come from and how to read them."""
 
     path: str = field(
-        '', 'file, glob, directory or archive, local, gs:// or s3://; or "stdlib", "site-packages", "tfds:NAME_OR_DIR"'
+        '',
+        'file, glob, directory or archive, local, gs:// or s3://; or "stdlib", "site-packages", "tfds:NAME_OR_DIR", '
+        '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"',
     )
     format: str = field(
         'auto',
