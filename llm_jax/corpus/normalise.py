@@ -28,7 +28,7 @@ import unicodedata
 from ftfy.badness import is_bad
 
 from llm_jax.config.schema import field
-from llm_jax.corpus.document import Document, Dropped, Stage
+from llm_jax.corpus.document import Document, Dropped, Stage, well_formed
 
 _CODE = ('code', 'notebook')
 
@@ -132,7 +132,7 @@ def _clean(text: str, mojibake: bool) -> str:
     """All but white space."""
     text = _newlines(text)
     if not text.isascii():
-        text = _without_surrogates(text)
+        text = well_formed(text)
         if mojibake:
             text = repaired(text)
     if odd := set(_ODD.findall(text)):
@@ -162,15 +162,6 @@ def _without_odd(text: str, odd: Collection[str]) -> str:
         text = _DIRECTION.sub('', text)
     if any(_SPACES.match(c) for c in odd):
         text = _SPACES.sub(' ', text)
-    return text
-
-
-def _without_surrogates(text: str) -> str:
-    """Pairs of surrogates as the character they stand for; single ones as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return text
 
 
