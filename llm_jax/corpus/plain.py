@@ -120,7 +120,7 @@ def _require_documents(config: schema.Data, parts: list[Part], split: str, found
     for source in {part.source.name: part.source for part in parts if part.split == split}.values():
         if not source.has_text():
             specs = dict(config.sources) | dict(config.validation_sources)
-            raise ConfigError(f'there is no text in {specs[source.name]!r} (source {source.name!r}); name files with text')
+            raise ConfigError(f'there is no text in {specs[source.name]!r} (source {source.name!r})')
     if split == 'validation' and config.validation_sources:
         raise ConfigError(f'data.validation_sources = {dict(config.validation_sources)} hold no text')
     cause = {'validation': f', data.validation_fraction = {config.validation_fraction}'}.get(split, '')

@@ -138,7 +138,7 @@ _DECOMPRESSORS = {'.gz': _gzip, '.tgz': _gzip, '.bz2': bz2.BZ2Decompressor, '.xz
 
 
 def _decompressed(stream: BinaryIO, start: Callable[[], Any], path: str) -> Iterator[bytes]:
-    """Decompresses frames that follow each other, at most a MiB at a time; unlike file objects, notices a cut-off one."""
+    """Decompresses frames that follow each other, at most a MiB at a time; notices a cut-off one."""
     frame, data, padding = None, b'', b''
     while True:
         if not data and (frame is None or getattr(frame, 'needs_input', True)):

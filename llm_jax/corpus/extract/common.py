@@ -10,7 +10,7 @@ _SHOWN = 20_000
 
 
 def text_of(raw: Raw) -> str:
-    """The content of a record as text, with '\\n' at the end of each line, without NULs; lone surrogates become U+FFFD."""
+    """The content of a record as text, with '\\n' at the ends of lines, without NULs; lone surrogates become U+FFFD."""
     text = raw.content
     if isinstance(text, bytes):
         text, _, _ = decode(text, raw.charset, html=raw.kind == 'html')

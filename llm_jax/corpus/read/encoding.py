@@ -49,8 +49,8 @@ _WESTERN_LETTERS = tuple(
         ['àâæçéèêëîïôœùûü', 'äöüß', 'áéíñóúü', 'àèéìíòóù', 'áâãàçéêíóõúü', 'åäöé', 'æøåé', 'áðéíóúýþæö', 'àçèéíïòóúü·'],
     )
 )
-# Codecs of ftfy that give each byte a character, as browsers do: 0x9D of windows-1252 ends mojibake of a quotation mark.
-_SLOPPY = {f'windows-{n}': f'sloppy-windows-{n}' for n in (1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257, 1258)}
+# ftfy's codecs give each byte a character, as browsers do: 0x9D of windows-1252 ends mojibake of a quotation mark.
+_SLOPPY = {f'{name}{n}': f'sloppy-windows-{n}' for n in range(1250, 1259) for name in ('windows-', 'cp')}
 _MULTIBYTE = ('gb18030', 'big5hkscs', 'cp932', 'cp949', 'euc-jp')
 _BOMS = (
     (codecs.BOM_UTF8, 'utf-8'),
@@ -146,7 +146,7 @@ def decode(data: bytes, declared: str = '', html: bool = False) -> tuple[str, st
 
 
 def _legacy(data: bytes, encoding: str) -> str:
-    """Text of a legacy encoding, of whose bytes those that Python leaves undefined are the controls of WHATWG's tables."""
+    """Decodes a legacy encoding; bytes that Python leaves undefined become controls, as in WHATWG's tables."""
     return data.decode(_SLOPPY.get(encoding, encoding), 'replace')
 
 

@@ -141,7 +141,7 @@ def _finish(
     after = _next_record(stream, max(end, last + (held is None)), stop, part.marks)
     edge = stop if after is None else after
     if end < edge and not (part.marks is _MEMBER and _is_empty(stream, end, edge)):
-        lost = f'the last {edge - end} bytes are no whole record' if after is None else f'{edge - end} bytes are no record'
+        lost = f'the last {edge - end} bytes are no whole record' if after is None else f'{edge - end} bytes, no record'
         yield part.broken(end, 'truncated' if after is None else 'damaged', lost)
     return after
 

@@ -48,7 +48,7 @@ def clean(text: str) -> str:
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
     """Units of a file of articles; its first line says which of the two formats it is."""
     try:
-        blocks = '<doc ' in next((line for _, line in rows.lines(file, 0, 0, longest(source))), b'').decode('utf-8', 'replace')
+        blocks = b'<doc ' in next((line for _, line in rows.lines(file, 0, 0, longest(source))), b'')
     except files.Damaged:
         blocks = False
     if blocks:
