@@ -17,7 +17,7 @@ import re
 from typing import BinaryIO
 import zlib
 
-from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord
+from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord, WarcRecordType
 
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
@@ -267,6 +267,7 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     block = entry.content_length
     before, transfer, content_coding = 0, '', ''
     if has_http:
+        entry.record_type = WarcRecordType.response  # FastWARC knows names of headers in one case alone
         entry.parse_http(quirks_mode=True)
         before, answer = block - entry.content_length, entry.http_headers
         status = None if answer is None else answer.status_code
