@@ -17,7 +17,7 @@ import re
 from typing import BinaryIO
 import zlib
 
-from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord, WarcRecordType
+from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord
 
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
@@ -83,7 +83,9 @@ def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input
 def _read(part: _Part) -> Iterator[Record]:
     with part.file.open() as stream:
         # Names may be wrong: a browser unzips what it loads, or a tool zips and keeps the name.
-        part = dataclasses.replace(part, marks=_MEMBER if stream.read(2) == b'\x1f\x8b' else _PLAIN)
+        magic, is_gz = stream.read(2), part.path.lower().endswith('.gz')
+        is_member = magic == b'\x1f\x8b' or (is_gz and magic != b'WA')
+        part = dataclasses.replace(part, marks=_MEMBER if is_member else _PLAIN)
         start, stop = part.start, part.file.size
         if start:
             start = _next_record(stream, start, part.stop, part.marks)
@@ -98,7 +100,7 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
 
     Each record is held back until the next one shows that it ended where it said.
     """
-    archive = ArchiveIterator(_Window(stream, start, stop), parse_http=False, quirks_mode=True)
+    archive = ArchiveIterator(_Window(stream, start, stop), parse_http=False)
     held, last, shared = None, start, 0
     while True:
         try:
@@ -114,6 +116,8 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
         # Records that share one gzip member have one place, so they are counted.
         shared = shared + 1 if held and offset == last else 0
         last, key = offset, f'{offset}.{shared}' if shared else f'{offset}'
+        if 'Content-Length' not in (name for name, _ in entry.headers.to_tuples()):
+            entry = _with_usual_header(part, stream, offset, stop) or entry
         length = entry.content_length
         try:
             held, found = _record(part, entry, key)
@@ -128,6 +132,17 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
             rule = 'truncated' if after is None else 'damaged'
             yield part.broken(key, rule, complaint + ('' if after is not None else ', and no record after it'))
             return after
+
+
+def _with_usual_header(part: _Part, stream: BinaryIO, start: int, stop: int) -> WarcRecord | None:
+    """Reads the record at `start` again, for FastWARC with usual names and line ends: it sees no 'content-length'."""
+    stream.seek(start)
+    data = stream.read(min(longest(part.source) + _HEADER_BYTES, stop - start))
+    if part.marks is _MEMBER:
+        data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, longest(part.source) + _HEADER_BYTES)
+    head = data[: gap.start()] if (gap := _HEADER_END.search(data)) else b''
+    usual = re.sub(rb'^[\w-]+(?=:)', lambda match: match[0].title().replace(b'Warc', b'WARC'), head, flags=re.M)
+    return next(ArchiveIterator(io.BytesIO(usual + data[len(head) :]), parse_http=False, quirks_mode=True), None)
 
 
 def _finish(
@@ -267,7 +282,6 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     block = entry.content_length
     before, transfer, content_coding = 0, '', ''
     if has_http:
-        entry.record_type = WarcRecordType.response  # FastWARC knows names of headers in one case alone
         entry.parse_http(quirks_mode=True)
         before, answer = block - entry.content_length, entry.http_headers
         status = None if answer is None else answer.status_code
