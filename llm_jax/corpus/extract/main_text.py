@@ -10,7 +10,8 @@ from llm_jax.corpus.extract import blocks, features, network
 from llm_jax.corpus.extract.blocks import TAGS, Page
 from llm_jax.corpus.extract.facts import Facts, facts
 
-_LI, _TR, _PRE = TAGS.index('li'), TAGS.index('tr'), TAGS.index('pre')
+_LI, _TR, _PRE, _TD, _TH = map(TAGS.index, ('li', 'tr', 'pre', 'td', 'th'))
+_TABLE, _DL = map(TAGS.index, ('table', 'dl'))
 # A cell of a table longer than this is layout rather than data, in characters.
 _LONGEST_CELL = 200
 
@@ -33,25 +34,57 @@ def main_text(net: network.Network, html: str, url: str, known: Facts | None = N
     _, seen = features.features(page, url, known or facts(html))
     probabilities = net.probabilities(seen)
     words = np.array([len(text.split()) for text in page.texts], np.float64)
-    return render(page, network.chosen(probabilities, words))
+    return render(page, whole(page, network.chosen(probabilities, words), words))
+
+
+def whole(page: Page, mask: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """The chosen blocks, with all of a table of data or a list of definitions of which most is chosen."""
+    mask = mask.copy()
+    for node in np.flatnonzero(np.isin(page.tag, (_TABLE, _DL))).tolist():
+        inside = slice(page.start[node], page.stop[node])
+        is_data = max(map(len, page.texts[inside]), default=0) < _LONGEST_CELL
+        if is_data and 2 * words[inside][mask[inside]].sum() >= words[inside].sum():
+            mask[inside] = True
+    return mask
 
 
 def render(page: Page, mask: np.ndarray) -> str:
     """The text of some blocks of a page."""
-    item, row = nearest(page, _LI), nearest(page, _TR)
+    item, row, cells = nearest(page, _LI), nearest(page, _TR), _cells(page)
     lines: list[str] = []
     last_item = last_row = -1
     for i in np.flatnonzero(mask).tolist():
         text, node = page.texts[i], page.node[i]
         in_item, in_row = item[node], row[node]
-        if in_row >= 0 and in_row == last_row and len(text) < _LONGEST_CELL and '\n' not in text + lines[-1]:
-            lines[-1] += f' | {text}'
+        if in_row >= 0 and in_row == last_row:
             continue
-        if in_item >= 0 and in_item != last_item and page.tag[node] != _PRE:
+        last_row = in_row if (line := _row(page, mask, cells.get(in_row, []))) else -1
+        if line:
+            text = line
+        elif in_item >= 0 and in_item != last_item and page.tag[node] != _PRE:
             text = f'- {text}'
         lines.append(text)
-        last_item, last_row = in_item, in_row if len(text) < _LONGEST_CELL else -1
+        last_item = in_item
     return '\n'.join(lines)
+
+
+def _cells(page: Page) -> dict[int, list[int]]:
+    """The cells of each row, by their nodes."""
+    cells: dict[int, list[int]] = {}
+    for cell in np.flatnonzero(np.isin(page.tag, (_TD, _TH))).tolist():
+        cells.setdefault(int(page.parent[cell]), []).append(cell)
+    return cells
+
+
+def _row(page: Page, mask: np.ndarray, cells: list[int]) -> str:
+    """A row of a table on one line, an empty cell between bars; '' for one of layout, or with nothing beside a cell."""
+    found = []
+    for cell in cells:
+        inside = range(page.start[cell], page.stop[cell])
+        if any(len(page.texts[i]) >= _LONGEST_CELL or '\n' in page.texts[i] for i in inside):
+            return ''
+        found.append('; '.join(page.texts[i] for i in inside if mask[i]))
+    return ' | '.join(found).strip() if sum(map(bool, found)) > 1 or (any(found) and len(found) > 2) else ''
 
 
 def nearest(page: Page, tag: int) -> list[int]:
