@@ -56,6 +56,8 @@ MARKS = {
 }
 _MARKS = re.compile('|'.join(f'(?P<{name}>{pattern})' for name, pattern in MARKS.items()))
 _MARK_BITS = {name: 1 << i for i, name in enumerate(MARKS)}
+# Numbers of lines beside code.
+_LINE_NUMBERS = re.compile(r'line-?no|line-?num|gutter')
 _HIDDEN_BIT = _MARK_BITS['hidden']
 
 
@@ -168,6 +170,9 @@ def blocks(tree: etree._Element) -> Page:
             mark, name = 0, ''
             if attributes:
                 name = attributes.get('class', '')
+                if _LINE_NUMBERS.search(name) and not ''.join(element.itertext()).strip(' \n\t0123456789'):
+                    skipping = element
+                    continue
                 words = f'{name} {attributes.get("id", "")} {attributes.get("role", "")}'
                 mark = marks_of.get(words)
                 if mark is None:

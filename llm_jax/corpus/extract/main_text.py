@@ -39,13 +39,23 @@ def main_text(net: network.Network, html: str, url: str, known: Facts | None = N
 
 def whole(page: Page, mask: np.ndarray, words: np.ndarray) -> np.ndarray:
     """The chosen blocks, with all of a table of data or a list of definitions of which most is chosen."""
-    mask = mask.copy()
+    mask, cells = mask.copy(), _cells(page)
     for node in np.flatnonzero(np.isin(page.tag, (_TABLE, _DL))).tolist():
         inside = slice(page.start[node], page.stop[node])
-        is_data = max(map(len, page.texts[inside]), default=0) < _LONGEST_CELL
-        if is_data and 2 * words[inside][mask[inside]].sum() >= words[inside].sum():
+        of_words = 2 * (words[inside] @ mask[inside]) >= words[inside].sum()
+        if (of_words or 2 * mask[inside].sum() >= len(mask[inside])) and _is_data(page, node, cells):
             mask[inside] = True
     return mask
+
+
+def _is_data(page: Page, node: int, cells: dict[int, list[int]]) -> bool:
+    """Tells if a table has several rows, and no cell as long as those of layout; a list of definitions is data."""
+    if page.tag[node] == _DL:
+        return True
+    within = lambda row: row > node and page.start[node] <= page.start[row] and page.stop[row] <= page.stop[node]
+    rows = [row for row in cells if within(row)]
+    length = lambda cell: int(page.n_chars[page.start[cell] : page.stop[cell]].sum())
+    return len(rows) > 1 and all(length(cell) < _LONGEST_CELL for row in rows for cell in cells[row])
 
 
 def render(page: Page, mask: np.ndarray) -> str:
@@ -58,7 +68,7 @@ def render(page: Page, mask: np.ndarray) -> str:
         in_item, in_row = item[node], row[node]
         if in_row >= 0 and in_row == last_row:
             continue
-        last_row = in_row if (line := _row(page, mask, cells.get(in_row, []))) else -1
+        last_row = in_row if (line := _row(page, mask, row, cells.get(in_row, []))) else -1
         if line:
             text = line
         elif in_item >= 0 and in_item != last_item and page.tag[node] != _PRE:
@@ -76,12 +86,13 @@ def _cells(page: Page) -> dict[int, list[int]]:
     return cells
 
 
-def _row(page: Page, mask: np.ndarray, cells: list[int]) -> str:
+def _row(page: Page, mask: np.ndarray, rows: list[int], cells: list[int]) -> str:
     """A row of a table on one line, an empty cell between bars; '' for one of layout, or with nothing beside a cell."""
     found = []
     for cell in cells:
         inside = range(page.start[cell], page.stop[cell])
-        if any(len(page.texts[i]) >= _LONGEST_CELL or '\n' in page.texts[i] for i in inside):
+        nested = any(rows[page.node[i]] != rows[cell] or '\n' in page.texts[i] for i in inside)
+        if nested or page.n_chars[inside.start : inside.stop].sum() >= _LONGEST_CELL:
             return ''
         found.append('; '.join(page.texts[i] for i in inside if mask[i]))
     return ' | '.join(found).strip() if sum(map(bool, found)) > 1 or (any(found) and len(found) > 2) else ''
