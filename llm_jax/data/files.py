@@ -101,11 +101,30 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
       ConfigError: a scheme that needs a package that is not installed, or is unknown.
     """
     try:
+        if '::' in url and not _is_chain(url):  # a name may have colons
+            fs = fsspec.filesystem(url.partition('://')[0] if '://' in url else 'file')
+            return fs, fs._strip_protocol(os.path.expanduser(url))
         return fsspec.core.url_to_fs(os.path.expanduser(url))
     except (ImportError, ValueError) as error:
         package = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs'}.get(url.partition('://')[0])
         fix = f'; pip install {package}' if package else ''
         raise ConfigError(f'cannot read {url!r}: {error}{fix}') from error
+
+
+def _is_chain(url: str) -> bool:
+    """Tells if each part between '::' names a file system, as in 'simplecache::s3://...' or 'zip://a.txt::b.zip'."""
+    first, *others = url.split('::')
+    known = lambda part: '://' in part or part in fsspec.available_protocols()
+    return known(first) and (all(map(known, others)) or '://' in first and os.path.exists(others[-1]))
+
+
+def _literal(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """A glob in which the brackets of directories that exist stand for themselves."""
+    if '[' not in path:
+        return path
+    parts = path.split('/')
+    there = max((i for i in range(1, len(parts)) if fs.isdir('/'.join(parts[:i]) or '/')), default=0)
+    return '/'.join([*(part.replace('[', '[[]') for part in parts[:there]), *parts[there:]])
 
 
 def find(pattern: str, field: str) -> list[File]:
@@ -115,7 +134,7 @@ def find(pattern: str, field: str) -> list[File]:
       ConfigError: naming `field`, when there are none.
     """
     fs, path = filesystem(pattern)
-    found = [path] if fs.isfile(path) else [p for p in fs.glob(path) if fs.isfile(p)]
+    found = [path] if fs.isfile(path) else [p for p in fs.glob(_literal(fs, path)) if fs.isfile(p)]
     if not found:
         hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
         raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
