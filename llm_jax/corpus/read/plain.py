@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import importlib
-import sys
 
 from llm_jax import hub
 from llm_jax.config import parts, schema
@@ -18,12 +17,14 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import rows
-from llm_jax.corpus.read.unit import Input, Record, Source
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source
 from llm_jax.corpus.splits import SPLITS, split_of
 from llm_jax.data import files
 
 # The place of a document, for errors, and its text in pieces.
 Text = tuple[str, Iterable[str]]
+# Longest record of JSON lines, Parquet and TFDS: a longer one is an error.
+_MAX_BYTES = 1 << 30
 # Names that data sets give to our splits.
 _SPLIT_NAMES = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
 
@@ -48,6 +49,10 @@ class PlainSource:
     fractions: tuple[float, float]
     max_chars: int
     by_place: bool = False
+
+    def has_text(self) -> bool:
+        """Tells whether there is anything but white space, in whatever split."""
+        return any(not text.isspace() for part in self.readers for _, text in self._texts(part))
 
     def documents(self, split: str) -> Iterator[str]:
         """Yields the texts of a split ('train', 'validation' or 'test'), in a fixed order; none is empty."""
@@ -251,7 +256,7 @@ _KINDS = {
 
 
 def _source(path: str, text_field: str) -> Source:
-    return Source(path=path, text_field=text_field, max_bytes=sys.maxsize)
+    return Source(path=path, text_field=text_field, max_bytes=_MAX_BYTES)
 
 
 def _read_strictly(units: Iterable[Input], path: str, file: files.File | None = None) -> Iterator[Text]:
@@ -267,6 +272,8 @@ def _read_strictly(units: Iterable[Input], path: str, file: files.File | None = 
         where = f'{path}, record {number}'
         if isinstance(record, Broken):
             raise _explained(record, where, file)
+        if isinstance(record, Skipped) and record.reason == 'skip.too_large':
+            raise ConfigError(f'{where} is longer than {_MAX_BYTES >> 20} MiB; split it into documents')
         if isinstance(record, Raw):
             yield where, (record.content,)
 
