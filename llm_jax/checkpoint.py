@@ -8,11 +8,17 @@ it is complete, and nothing else is ever loaded.
 A checkpoint is saved before it is evaluated, so that an evaluation that fails costs no
 checkpoint. What the evaluation gives is written to `<run>/evaluations.json` (step ->
 metrics) afterwards, and decides which checkpoint is the best from the next save on.
+
+Whether parameters are good, only a loss computed with them shows: that of the next step, or of
+an evaluation. Until then the checkpoint before is kept too, whatever `keep` says, and one that
+turns out bad is moved out of `checkpoints/` (`set_aside`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import errno
 import json
 import math
+import os
 from typing import Any
 
 from etils import epath
@@ -36,17 +42,15 @@ class Checkpoints:
         Half-written checkpoints of a killed run are removed, unless `read_only`: then the
         run may be going on.
         """
-        policies = ocp.checkpoint_managers
-        self._evaluations_file = epath.Path(run_dir) / 'evaluations.json'
+        self._run_dir, self._read_only = epath.Path(run_dir), read_only
+        self._evaluations_file = self._run_dir / 'evaluations.json'
         self._evaluations = _read_evaluations(self._evaluations_file)
-        keep = [policies.LatestN(config.keep)]
-        if config.keep_best:
-            keep.append(_KeepBest(self._evaluations))
+        self._retention = _Retention(config, self._evaluations)
         self._directory = epath.Path(run_dir).resolve() / 'checkpoints'
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
+                preservation_policy=self._retention,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 enable_async_checkpointing=True,
@@ -110,7 +114,7 @@ class Checkpoints:
         """
         args = {name: ocp.args.StandardRestore(_placed(tree, mesh)) for name, tree in shapes.items()}
         path = self._directory / str(step)
-        if differ := _differences(path, shapes):
+        if differ := self._differences(step, shapes):
             more = f', and {len(differ) - 3} more' if len(differ) > 3 else ''
             raise ConfigError(
                 f'the checkpoint {path} is of another model: {"; ".join(differ[:3])}{more}. Set config.model as it '
@@ -119,10 +123,68 @@ class Checkpoints:
         try:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
         except (ValueError, KeyError, OSError) as error:
+            before = max((s for s in self.steps() if s < step), default=None)
+            fix = 'bring its files back from a copy' + (
+                '' if before is None else f', or move that directory elsewhere to resume from step {before}'
+            )
+            raise ConfigError(f'the checkpoint {path} cannot be read: {_first_line(error)}; {fix}') from error
+
+    def saved_shapes(self, step: int, item: str) -> Any:
+        """An item of a checkpoint as it was saved: nested dicts and lists of `jax.ShapeDtypeStruct`.
+
+        Raises:
+          ConfigError: that cannot be read.
+        """
+        try:
+            tree = ocp.PyTreeCheckpointHandler().metadata(self._directory / str(step) / item).tree
+        except (ValueError, KeyError, OSError) as error:
             raise ConfigError(
-                f'the checkpoint {path} cannot be read as this model: {_first_line(error)}. If it is damaged, '
-                'delete that directory and the one before it is used'
+                f'the checkpoint {self._directory / str(step)} cannot be read: {_first_line(error)}; bring its files '
+                'back from a copy'
             ) from error
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree)
+
+    def _differences(self, step: int, shapes: Items) -> list[str]:
+        """Arrays that a checkpoint has in other shapes than these, or lacks, or has alone."""
+        differ = []
+        for item, tree in shapes.items():
+            there, here = shapes_by_path(self.saved_shapes(step, item)), shapes_by_path(tree)
+            for name in sorted({*there, *here}):
+                if there.get(name) != here.get(name):
+                    said = [list(found[name]) if name in found else 'not' for found in (there, here)]
+                    differ.append(f'{item}/{name} is {said[0]} there and {said[1]} here')
+        return differ
+
+    def set_aside(self, step: int) -> epath.Path | None:
+        """Moves a checkpoint whose parameters are bad to `<run>/nonfinite_checkpoint_<step>`, so that none resumes it.
+
+        To be called in every process of a job.
+
+        Returns:
+          its new place; None if there is no checkpoint of this step.
+        """
+        self.wait()
+        bad, aside = self._directory / str(step), self._run_dir / f'nonfinite_checkpoint_{step}'
+        if step not in self.steps():
+            return None
+        if jax.process_index() == 0:
+            if aside.exists():
+                aside.rmtree()
+            bad.rename(aside)
+        self._evaluations.pop(step, None)
+        self._manager.reload()
+        return aside
+
+    def confirm(self, step: int) -> None:
+        """Notes that the newest checkpoint is good: the one before it need not be kept for fear that it is not.
+
+        To be called in every process of a job.
+        """
+        spare = self._retention.spare
+        if spare is not None and spare in self.steps() and step == self.latest_step:
+            self.wait()
+            if spare != self._retention.best(self.steps()):
+                self._manager.delete(spare)
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON saved with a checkpoint."""
@@ -138,9 +200,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of the directory."""
+        """Waits, then closes the directory, and removes it if no checkpoint was saved."""
         self.wait()
         self._manager.close()
+        if not self._read_only and jax.process_index() == 0 and not any(self._directory.iterdir()):
+            self._directory.rmdir()
 
 
 def write_atomically(file: epath.Path, text: str) -> None:
@@ -151,26 +215,63 @@ def write_atomically(file: epath.Path, text: str) -> None:
     partial.replace(file)  # `rename` refuses a file that exists, on a bucket
 
 
-class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Preserves the checkpoint with the lowest validation loss among those that were evaluated."""
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each array of a tree, by its path: {'opt_state/0/mu/embed/embedding': (V, D)}."""
+    return {
+        jax.tree_util.keystr(place, simple=True, separator='/'): tuple(leaf.shape)
+        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
-    def __init__(self, evaluations: dict[int, dict[str, float]]) -> None:
-        """Args: evaluations: step -> metrics; read anew at every save."""
-        self._evaluations = evaluations
+
+class _Retention(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves the newest checkpoints, the one with the lowest validation loss, and always one besides the newest.
+
+    Attributes:
+      spare: step of a checkpoint that only the last of these keeps, or None.
+    """
+
+    def __init__(self, config: schema.Checkpoint, evaluations: Mapping[int, Mapping[str, float]]) -> None:
+        """Args:
+        config: how many to keep.
+        evaluations: step -> metrics; read anew at every save.
+        """
+        self._config, self._evaluations = config, evaluations
+        self.spare: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """One boolean for each checkpoint; at most one is true."""
+        """One boolean for each checkpoint, ascending by step."""
         del context
+        steps = [info.step for info in checkpoints]
         # Earlier versions kept the metrics in the checkpoint.
-        metrics = [self._evaluations.get(info.step) or info.metrics or {} for info in checkpoints]
-        losses = [of_step.get('val/loss', math.inf) for of_step in metrics]
-        best = losses.index(min(losses)) if losses else -1
-        return [i == best and loss < math.inf for i, loss in enumerate(losses)]
+        best = self.best(steps, {info.step: info.metrics for info in checkpoints if info.metrics})
+        kept = [step in steps[-self._config.keep :] or step == best for step in steps]
+        self.spare = None
+        if len(steps) > 1 and not any(kept[:-1]):
+            kept[-2], self.spare = True, steps[-2]
+        return kept
+
+    def best(self, steps: Sequence[int], before: Mapping[int, Mapping[str, float]] | None = None) -> int | None:
+        """The step with the lowest finite validation loss; None if none was evaluated, or the best is not to be kept.
+
+        Args:
+          steps: of the checkpoints there are.
+          before: metrics of checkpoints that are not among the evaluations.
+        """
+        if not self._config.keep_best:
+            return None
+        metrics = {step: self._evaluations.get(step) or (before or {}).get(step) or {} for step in steps}
+        losses = {step: of_step.get('val/loss', math.nan) for step, of_step in metrics.items()}
+        finite = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
+        return min(finite, key=finite.__getitem__) if finite else None
 
 
 def _read_evaluations(file: epath.Path) -> dict[int, dict[str, float]]:
     """Step -> metrics; empty if nothing was evaluated."""
     return {int(step): metrics for step, metrics in json.loads(file.read_text()).items()} if file.exists() else {}
+
+
+# What an operating system says when a disk takes no more; libraries below Orbax only quote it.
+_REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)]
 
 
 class _disk_errors:  # noqa: N801 - used like a function
@@ -183,15 +284,23 @@ class _disk_errors:  # noqa: N801 - used like a function
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        cause = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        no_space = error is not None and 'no space left' in str(error).lower()
-        if cause is not None or no_space:
+        causes = list(_causes(error))
+        quoted = next((reason for reason in _REASONS for cause in causes if reason in str(cause)), None)
+        cause = next((cause for cause in causes if isinstance(cause, OSError)), None)
+        if quoted or cause:
             raise ConfigError(
-                f'no checkpoint could be written to {self._directory}: {_first_line(cause or error)}. '
+                f'no checkpoint could be written to {self._directory}: {quoted or _first_line(cause)}. '
                 'The checkpoints that are complete are untouched: make room and run the same command again'
             ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and all that it came from."""
+    while error is not None:
+        yield error
+        for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            yield from _causes(part)
+        error = error.__cause__ or error.__context__
 
 
 def _placed(tree: Any, mesh: Mesh | None) -> Any:
@@ -206,25 +315,6 @@ def _placed(tree: Any, mesh: Mesh | None) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
-
-
-def _differences(path: epath.Path, shapes: Items) -> list[str]:
-    """Arrays that a checkpoint has in other shapes than these, lacks, or has alone; none if that cannot be read."""
-    named = lambda tree: {
-        jax.tree_util.keystr(place, simple=True, separator='/'): list(leaf.shape)
-        for place, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    differ = []
-    for item, tree in shapes.items():
-        try:
-            there = named(ocp.PyTreeCheckpointHandler().metadata(path / item).tree)
-        except (ValueError, KeyError, OSError):
-            return []
-        here = named(tree)
-        for name in sorted({*there, *here}):
-            if there.get(name) != here.get(name):
-                differ.append(f'{item}/{name} is {there.get(name, "not")} there and {here.get(name, "not")} here')
-    return differ
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,15 +17,21 @@ from etils import epath
 import jax
 
 from llm_jax import config as config_lib
+from llm_jax import hub
 from llm_jax.checkpoint import Checkpoints, write_atomically
+from llm_jax.config import moved
 from llm_jax.config.parts import EXPERIMENT
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf
 from llm_jax.nn.transformer import Transformer, build, init_params
 from llm_jax.tokenizer import Tokenizer, find
 
-# A change of these makes another model, other data or another stage: the checkpoints no longer fit.
-_FIXED = ('model', 'data.seq_len', 'data.tokenizer', 'train.objective', 'train.trainable')
+# A change of these makes another model, other data or another stage: the checkpoints no longer fit. The last three
+# decide which rows a step reads: with others, some rows would be read again and some never.
+_FIXED = (
+    'model', 'data.seq_len', 'data.tokenizer', 'train.objective', 'train.trainable', 'train.batch_size', 'seed',
+    'data.mixture',
+)  # fmt: skip
 # Fields of `model` that change how it is computed, not what it is.
 _FREE = ('model.scan', 'model.scan_unroll', 'model.remat', 'model.dtype', 'model.matmul', 'model.dropout')
 
@@ -56,8 +62,8 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
     default device.
 
     Args:
-      path: a run directory, such as 'runs/quickstart', or one with a config.json of
-        Hugging Face and safetensors.
+      path: a run directory, such as 'runs/quickstart', one with a config.json of Hugging Face and
+        safetensors, or a model of the Hub, 'hf:OWNER/NAME' or 'hf:OWNER/NAME@REVISION'.
       step: which checkpoint of a run; None takes the newest.
       max_seq_len: the context to use the model at; None takes that of its config.
 
@@ -65,12 +71,14 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
       ConfigError: not such a directory, no (such) checkpoint in it, a model that is not
         supported, or a max_seq_len that its learned positions do not have.
     """
+    path = hub.fetch_model(path)
     if hf.is_hf(path):
         return _load_hf(path, step, max_seq_len)
     run_dir = epath.Path(path)
     config = read_config(run_dir)
     has_tokenizer = (run_dir / 'tokenizer').exists()  # weights from elsewhere may have come without
     tokenizer = find(run_dir / 'tokenizer') if has_tokenizer else None
+    tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
     vocab_size = tokenizer.vocab_size if tokenizer else config.model.vocab_size
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
     if max_seq_len is not None:
@@ -88,7 +96,9 @@ def _load_hf(path: str | epath.Path, step: int | None, max_seq_len: int | None) 
         raise ConfigError(f'{path} is no run directory and has no step {step}')
     family, config = hf.read_config(path, max_seq_len)
     params = hf.load_params(path, family, config.model)
-    return Loaded(Transformer(config.model), params, find(path), config, 0)
+    tokenizer = find(path)
+    tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
+    return Loaded(Transformer(config.model), params, tokenizer, config, 0)
 
 
 def pick_step(checkpoints: Checkpoints, run_dir: epath.Path, step: int | None) -> int:
@@ -116,10 +126,7 @@ def read_config(run_dir: epath.Path) -> Config:
         near = sorted(p.parent.name for p in run_dir.parent.glob('*/config.json')) if run_dir.parent.exists() else []
         hint = f'; {run_dir.parent} has {", ".join(near)}' if near else ''
         raise ConfigError(f'{run_dir} is not a run directory: it has no config.json{hint}')
-    try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f'{file} is not valid JSON: {error}') from error
+    values = _read_values(file)
     here = f'{run_dir / EXPERIMENT}:'
     try:
         return config_lib.from_dict(_replace_prefix(values, f'{EXPERIMENT}:', here))
@@ -127,24 +134,17 @@ def read_config(run_dir: epath.Path) -> Config:
         raise ConfigError(f'{file}: {error}') from error
 
 
-def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:
-    """Writes config.json and the experiment's copy; refuses to turn a run into another.
-
-    Args:
-      run_dir: where to.
-      config: resolved.
-      experiment: the file that the config came from.
+def check_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:
+    """Refuses to turn a run into another; arguments as of `write_config`.
 
     Raises:
-      ConfigError: the directory's checkpoints belong to another model, with the difference.
+      ConfigError: the directory's checkpoints belong to another model or other rows, with the difference.
     """
-    values = config_lib.to_dict(config)
-    if experiment is not None:
-        values = _replace_prefix(values, f'{experiment}:', f'{EXPERIMENT}:')
     file = run_dir / 'config.json'
     kept = run_dir / 'checkpoints'
     if file.exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir()):
-        old, new = (_flat(v) for v in (json.loads(file.read_text()), json.loads(json.dumps(values))))
+        pair = moved.rename_fields(_read_values(file)), _values(config, experiment)
+        old, new = (_flat(json.loads(json.dumps(values))) for values in pair)
         # Fields that the version of the old run did not have had their default.
         old = {name: value for name, value in _flat(config_lib.to_dict(Config())).items() if name not in old} | old
         changed = [
@@ -155,11 +155,38 @@ def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
         if changed:
             raise ConfigError(
                 f'{run_dir} holds checkpoints of another run ({"; ".join(changed)}). Undo the change, '
-                'or train it elsewhere: --workdir DIR, or another config.name'
+                'or train it elsewhere: --workdir DIR, or another config.name; --config.init_from='
+                f'{run_dir} begins there with the parameters of this run'
             )
-    write_atomically(file, json.dumps(values, indent=2) + '\n')
+
+
+def write_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:
+    """Writes config.json and the experiment's copy.
+
+    Args:
+      run_dir: where to.
+      config: resolved.
+      experiment: the file that the config came from.
+    """
+    write_atomically(run_dir / 'config.json', json.dumps(_values(config, experiment), indent=2) + '\n')
     if experiment is not None:
         write_atomically(run_dir / EXPERIMENT, experiment.read_text())
+
+
+def _values(config: Config, experiment: epath.Path | None) -> dict[str, Any]:
+    """The config as config.json has it: parts that the experiment defines are those of its copy."""
+    values = config_lib.to_dict(config)
+    return values if experiment is None else _replace_prefix(values, f'{experiment}:', f'{EXPERIMENT}:')
+
+
+def _read_values(file: epath.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f'{file} is not valid JSON: {error}') from error
+    if not isinstance(values, dict):
+        raise ConfigError(f'{file} holds a {type(values).__name__}, not the fields of a config')
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

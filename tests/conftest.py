@@ -5,6 +5,8 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import time
+import types
 
 import pytest
 
@@ -61,3 +63,21 @@ def tpu_devices() -> Iterator[Callable[..., list]]:
 
     with _tpu_compiler():
         yield lambda name, slices=1: topology.tpu_devices(topology.parse_tpu(name, slices))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in of the Hugging Face Hub, empty; its address is HF_ENDPOINT, and the cache is new. Nothing waits."""
+    import hub_server
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub_cache'))
+    for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN', 'HF_HUB_OFFLINE'):
+        monkeypatch.delenv(name, raising=False)
+    for module in (_http, file_download):
+        monkeypatch.setattr(module, 'time', types.SimpleNamespace(sleep=lambda seconds: None, time=time.time))
+    stand_in = hub_server.Hub({})
+    with hub_server.serve(stand_in) as address:
+        monkeypatch.setenv('HF_ENDPOINT', address)
+        yield stand_in

@@ -173,7 +173,6 @@ def test_validation_loss_is_that_of_a_plain_sum_over_documents(run_dir):
 @pytest.mark.parametrize(
     ('override', 'message'),
     [
-        ({'train.sample_tokens': '40'}, r'train.sample_tokens = 40 after the prompt .the. is \d+ tokens, past'),
         ({'mesh.tensor': '3'}, 'does not fit 8 device'),
         ({'train.batch_size': '4'}, 'train.batch_size .* = 4 cannot be split over mesh'),
         ({'model.vocab_size': '200'}, 'model.vocab_size = 200 is smaller than the tokenizer'),

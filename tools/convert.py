@@ -1,4 +1,4 @@
-"""Convert weights: convert --from hf:DIR --to runs/NAME, or --from runs/NAME --to hf:DIR"""
+"""Convert weights: convert --from hf:OWNER/NAME --to runs/NAME, or --from runs/NAME --to hf:DIR"""
 
 import argparse
 import sys
@@ -6,7 +6,10 @@ import sys
 from llm_jax.config import cli
 from llm_jax.config.schema import ConfigError
 
-_FORMS = 'hf:DIR (Hugging Face), llama2c:FILE (only --from), or a run directory'
+_FORMS = (
+    'hf:DIR (Hugging Face), hf:OWNER/NAME or hf:OWNER/NAME@REVISION (its Hub; only --from), '
+    'llama2c:FILE (only --from), or a run directory'
+)
 
 
 def main(argv: list[str]) -> None:
@@ -25,9 +28,7 @@ def main(argv: list[str]) -> None:
     from llm_jax.interop import convert  # imports JAX: a mistake in the arguments comes first, and at once
 
     if kinds == ('hf', 'run'):
-        tokenizer = convert.from_hf(
-            _path(args.source), args.target, tokenizer=args.tokenizer, max_seq_len=args.max_seq_len
-        )
+        tokenizer = convert.from_hf(args.source, args.target, tokenizer=args.tokenizer, max_seq_len=args.max_seq_len)
     elif kinds == ('llama2c', 'run'):
         tokenizer = convert.from_llama2c(_path(args.source), args.target, tokenizer=args.tokenizer)
     elif kinds == ('run', 'hf'):

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.dist.slices import parse_slice
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str]) -> None:
@@ -33,12 +36,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--gke', metavar='CLUSTER', help='as a JobSet on this Kubernetes cluster')
     parser.add_argument('--xpk', metavar='CLUSTER', help='with XPK on this cluster')
     parser.add_argument('--image', default=launch.gke.IMAGE, help='container with Python, for --gke and --xpk')
+    parser.add_argument(
+        '--service_account', default='', help='Kubernetes account of the pods of --gke (Workload Identity)'
+    )
     parser.add_argument('--slurm', action='store_true', help='a batch script for GPUs')
     parser.add_argument('--nodes', type=int, default=1)
     parser.add_argument('--gpus_per_node', type=int, default=8)
     parser.add_argument('--time', default='24:00:00', help='time limit of one allocation under Slurm')
     parser.add_argument('--partition', default='')
     parser.add_argument('--account', default='')
+    parser.add_argument('--packages', default='', help="JAX for --slurm; default $LLM_JAX_PACKAGES, else 'jax[cuda13]'")
     parser.add_argument('--yes', action='store_true', help='run the script instead of printing it')
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
@@ -46,39 +53,73 @@ def main(argv: list[str]) -> None:
         raise ConfigError('say where to: --tpu v5e-16 (with --gke or --xpk for Kubernetes), or --slurm')
     if bool(known.gke) + bool(known.xpk) + known.slurm > 1:
         raise ConfigError('--gke, --xpk and --slurm are three ways to the same end: give one of them')
+    if known.service_account and not known.gke:
+        raise ConfigError('--service_account is an account of Kubernetes: add --gke CLUSTER, or leave it out')
+    if known.packages and not known.slurm:
+        raise ConfigError('--packages is for --slurm: TPUs have their own')
     config = cli.experiment(known.experiment, rest)
+    experiment = _in_repository(known.experiment)
+    if not (known.slurm or known.xpk):  # they have the working directory itself
+        _check_tracked(experiment)
 
     job = launch.Job(
-        config.name, _in_repository(known.experiment), tuple(rest), known.project, known.zone, known.bucket,
+        config.name, experiment, tuple(rest), known.project, known.zone, known.bucket,
         known.spot, known.restarts, known.slices,
     )  # fmt: skip
     if known.slurm:
-        cluster = launch.Cluster(known.nodes, known.gpus_per_node, known.time, known.partition, known.account)
+        cluster = launch.Cluster(
+            known.nodes, known.gpus_per_node, known.time, known.partition, known.account, known.packages
+        )
         check_fit(config, mesh_lib.axis_sizes(config.mesh, cluster.devices))
-        text, shell = launch.slurm_script(job, cluster), ['sbatch']
+        text = launch.slurm_script(job, cluster)
     else:
         tpu = parse_slice(known.tpu)
         sizes = mesh_lib.axis_sizes(config.mesh, known.slices * tpu.devices)
         check_fit(config, sizes)
         mesh_lib.check_slices(sizes, known.slices)
-        shell = ['bash']
         if known.gke:
-            text = launch.gke_script(job, tpu, known.gke, known.image)
+            text = launch.gke_script(job, tpu, known.gke, known.image, known.service_account)
         elif known.xpk:
             text = launch.xpk_script(job, tpu, known.xpk, known.image)
         else:
             text = launch.tpu_vm_script(job, tpu, queued=known.queued)
-    if known.yes:
-        sys.exit(subprocess.run(shell, input=text, text=True, check=False).returncode)
-    print(text, end='')
+    if not known.yes:
+        print(text, end='')
+        return
+    os.chdir(_ROOT)
+    if known.slurm:
+        sys.exit(subprocess.run(['sbatch'], input=text, text=True, check=False).returncode)
+    # In place of this process: the script gets the signals, and has time to give machines back. Not on standard
+    # input, which what it calls might read.
+    os.execvp('bash', ['bash', '-c', text])
 
 
 def _in_repository(experiment: str) -> str:
     """The path of an experiment as it is on the hosts, which get the files of the repository."""
-    root, path = pathlib.Path(__file__).resolve().parents[1], pathlib.Path(experiment).resolve()
-    if not path.is_relative_to(root):
-        raise ConfigError(f'{experiment} is outside the repository {root}, whose files the hosts get: move it there')
-    return str(path.relative_to(root))
+    path = pathlib.Path(experiment).resolve()
+    if not path.is_relative_to(_ROOT):
+        raise ConfigError(f'{experiment} is outside the repository {_ROOT}, whose files the hosts get: move it there')
+    return str(path.relative_to(_ROOT))
+
+
+def _check_tracked(experiment: str) -> None:
+    """Raises: ConfigError: git does not know the experiment, or what it has imported, so that no host would get it."""
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=_ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        raise ConfigError(
+            f'the hosts get the files that git knows, and git knows none in {_ROOT}: {listed.stderr.strip()}'
+        )
+    tracked = set(listed.stdout.split('\0'))
+    paths = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
+    files = {pathlib.Path(path) for path in paths if path}
+    needed = {str(file.relative_to(_ROOT)) for file in files if file.is_relative_to(_ROOT)}
+    # Environments are in directories with a dot, such as .venv.
+    missing = sorted(name for name in {experiment, *needed} - tracked if not name.startswith('.'))
+    if missing:
+        raise ConfigError(
+            f'git does not know {", ".join(missing)}, so the hosts would not get '
+            f'{"it" if len(missing) == 1 else "them"}: git add {" ".join(missing)}'
+        )
 
 
 if __name__ == '__main__':

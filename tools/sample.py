@@ -11,10 +11,13 @@ from llm_jax.config.schema import ConfigError
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='sample', description=__doc__, allow_abbrev=False)
-    parser.add_argument('run_dir', help='of a run, e.g. runs/quickstart, or a Hugging Face directory')
+    parser.add_argument('run_dir', help='a run, e.g. runs/quickstart, a Hugging Face directory, or hf:OWNER/NAME')
     parser.add_argument('--prompt', action='append', default=[], help='text to continue; may be given several times')
     parser.add_argument('--prompt_file', action='append', default=[], help='a file whose whole text is a prompt')
-    parser.add_argument('--max_new_tokens', type=int, default=100, help='most tokens to add (100)')
+    parser.add_argument('--max_new_tokens', type=int, help='most tokens to add (100, or what the context has room for)')
+    parser.add_argument(
+        '--slide', action='store_true', help='past the context, go on with its last tokens, as nanoGPT does (slower)'
+    )
     parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
     parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
     parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
@@ -35,38 +38,45 @@ def main(argv: list[str]) -> None:
     loaded = load(args.run_dir, args.step)
     if loaded.tokenizer is None:
         raise ConfigError(f'{args.run_dir} has no tokenizer; give one to convert with --tokenizer')
+    if args.max_new_tokens is None:
+        args.max_new_tokens = (
+            100 if args.slide else min(100, max(1, text.room(loaded.model, loaded.tokenizer, prompts)))
+        )
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     started = time.monotonic()
     blocks = text.stream(
         loaded.model, loaded.params, loaded.tokenizer, rows,
         max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
+        slide=args.slide,
     )  # fmt: skip
 
     alone = len(rows) == 1
     if alone:
         print(rows[0], end='', flush=True)
-    texts, first, later, first_seconds = list(rows), 0, 0, 0.0
+    texts, counts, seconds = list(rows), [], []  # tokens of each block, and when it was there
     for block in blocks:
-        n = sum(tokens for _, tokens in block)
-        if not first_seconds:
-            first, first_seconds = n, time.monotonic() - started
-        else:
-            later += n
+        counts.append(sum(tokens for _, tokens in block))
+        seconds.append(time.monotonic() - started)
         texts = [so_far + new for so_far, (new, _) in zip(texts, block, strict=True)]
         if alone:
             print(block[0][0], end='', flush=True)
-    seconds = time.monotonic() - started
     if alone:
         print()
     for i, whole in enumerate([] if alone else texts):
         prompt, sample = divmod(i, args.num_samples)
         of_prompt = f'prompt {prompt + 1} of {len(prompts)}, ' if len(prompts) > 1 else ''
         print(f'=== {of_prompt}sample {sample + 1} of {args.num_samples} ===\n{whole}\n')
-    speed = f', then {later / (seconds - first_seconds):.0f} tokens/s' if later else ''
-    print(
-        f'{first + later} tokens in {seconds:.2f} s: the first after {first_seconds:.2f} s '
-        f'with compilation{speed}, over {len(rows)} sample(s)',
-        file=sys.stderr,
+    print(f'{_timing(counts, seconds)}, over {len(rows)} sample(s)', file=sys.stderr)
+
+
+def _timing(counts: list[int], seconds: list[float]) -> str:
+    """What decoding took: the tokens of each block, and the time at which it was there."""
+    if not counts:
+        return 'no token'
+    # The second block was decoded while the first was waited for; from the third on, times are those of decoding.
+    speed = sum(counts[2:]) / (seconds[-1] - seconds[1]) if sum(counts[2:]) else 0.0
+    return f'{sum(counts)} tokens in {seconds[-1]:.2f} s: the first after {seconds[0]:.2f} s with compilation' + (
+        f', then {speed:.0f} tokens/s' if speed else ''
     )
 
 

@@ -12,6 +12,7 @@ import rich.console
 from llm_jax import config as config_lib
 from llm_jax import models
 from llm_jax.config import cli
+from llm_jax.data.prepare import model_vocab_size
 from llm_jax.report import show
 from llm_jax.report.model import summarise
 
@@ -30,8 +31,7 @@ def main(argv: list[str]) -> None:
     if not console.is_terminal:
         console.width = 160  # what goes into a file is not cut
     console.print(show.config_table(config))
-    vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
-    console.print(show.model_tree(summarise(config, known.devices, vocab_size)))
+    console.print(show.model_tree(summarise(config, known.devices, model_vocab_size(config))))
 
 
 if __name__ == '__main__':

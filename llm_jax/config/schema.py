@@ -261,14 +261,17 @@ def with_fields(section: Any, changes: Iterable[tuple[str, Any]]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    kind: str = field('sentencepiece', 'what to train: sentencepiece')
+    kind: str = field(
+        'sentencepiece',
+        'what to make of the text: sentencepiece, characters (those beyond vocab_size become bytes), bytes',
+    )
     path: str = field(
         '',
-        'tokenizer to use: tokenizer.json, tokenizer.model, the files of GPT-2 or llama2.c, or a directory of one; '
-        'empty trains one',
+        'tokenizer to use: tokenizer.json, tokenizer.model, NAME.tiktoken, the files of GPT-2 or llama2.c, a directory '
+        'of one, or hf:OWNER/NAME; empty trains one',
     )
     algorithm: str = field('bpe', 'bpe or unigram')
-    vocab_size: int = field(4096, 'number of tokens to train', at_least=1)
+    vocab_size: int = field(4096, 'number of tokens to train; of characters, the most; bytes are 257', at_least=1)
     split_digits: bool = field(True, 'whether each digit of a number is a token of its own')
     reserved: tuple = field((), 'names of tokens that no text becomes, such as the marks of a chat: ("<|user|>", ...)')
     sample_bytes: int = field(50_000_000, 'bytes of training text the tokenizer is trained on')
@@ -278,12 +281,16 @@ class Tokenizer:
 class Data:
     sources: dict | str = field(
         {'stdlib': 'stdlib'},
-        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME" or "tfds:DIR"; or only "corpus:DIR"',
+        'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME", "tfds:DIR" or '
+        '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"; or only "corpus:DIR"',
     )
     mixture: dict = field({}, "name -> weight of its rows in training; empty means a corpus's own, else by size")
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
     validation_fraction: float = field(0.05, 'share of documents held out for validation', at_least=0, below=1)
     test_fraction: float = field(0.05, 'share of documents held out for the final test', at_least=0, below=1)
+    split_by: Literal['hash', 'place'] = field(
+        'hash', 'how these are chosen: hash (documents, by their content) or place (the end of the text of each source)'
+    )
     text_field: str = field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
     max_document_chars: int = field(0, 'cut longer documents at line ends; 0 never cuts')
     seq_len: int = field(256, 'tokens L that one row trains on', at_least=1)
@@ -308,7 +315,7 @@ class Train:
     eval_batches: int = field(0, 'validation batches in one evaluation; 0 means the whole split', at_least=0)
     sample_every: Duration = field('25 %', 'between sample completions')
     sample_prompts: tuple = field(('def ', 'import ', 'class '), 'what the samples complete')
-    sample_tokens: int = field(64, 'new tokens in one sample')
+    sample_tokens: int = field(64, 'new tokens in one sample; past the context, it sees the last ones')
     z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits from drifting', at_least=0)
     loss_chunk: int = field(
         0, 'tokens per device with logits in memory at once; 0: 2048, fewer for more than 65k logits', at_least=0
@@ -424,7 +431,9 @@ class Config:
 
     name: str = field('', "the run directory is runs/<name>; empty takes the file's name")
     seed: int = field(0, 'seed of the initial weights, data order, dropout and samples')
-    init_from: str = field('', 'run directory whose parameters this run starts from')
+    init_from: str = field(
+        '', 'run directory or Hugging Face model (hf:OWNER/NAME, hf:DIR) whose parameters this run starts from'
+    )
     model: Model = section(Model, 'the Transformer and its parts')
     data: Data = section(Data, 'text, tokenizer and rows')
     train: Train = section(Train, 'how long, how much, how often')

@@ -10,8 +10,31 @@ document of the corpus is a `Broken` or a `Dropped` with its reason, and is coun
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from types import MappingProxyType
+from typing import Any
+
+from llm_jax.corpus.digest import digest
 
 _NOTHING: Mapping = MappingProxyType({})
+
+
+def well_formed(text: str) -> str:
+    """Joins pairs of surrogates to the character that they stand for; lone ones, which no encoding has, become U+FFFD.
+
+    Halves come from JSON that was cut ('\\ud83d') and from file names that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text
+
+
+def _mend(record: Any, names: tuple[str, ...]) -> None:
+    """Makes these fields of a frozen record well-formed; an id stays unique."""
+    for name in names:
+        value = getattr(record, name)
+        if isinstance(value, str) and not value.isascii() and (mended := well_formed(value)) != value:
+            object.__setattr__(record, name, f'{mended}:{digest(value)[:8]}' if name == 'id' else mended)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +62,9 @@ class Raw:
     language: str = ''
     licence: str = ''
     title: str = ''
+
+    def __post_init__(self):
+        _mend(self, ('id', 'where', 'charset', 'language', 'licence', 'title'))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +107,9 @@ class Document:
     title: str = ''
     cluster: str = ''
     signals: Mapping[str, float] = dataclasses.field(default_factory=lambda: _NOTHING)
+
+    def __post_init__(self):
+        _mend(self, ('id', 'where', 'language', 'licence', 'title'))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -21,28 +21,23 @@ Of code only newlines, byte order marks and NULs change.
 
 from collections.abc import Collection
 import dataclasses
-import functools
 import re
 import unicodedata
 
+from ftfy import fix_encoding
 from ftfy.badness import is_bad
 
 from llm_jax.config.schema import field
-from llm_jax.corpus.document import Document, Dropped, Stage
+from llm_jax.corpus.document import Document, Dropped, Stage, well_formed
 
 _CODE = ('code', 'notebook')
 
 # Bytes 80 to 9F of Windows-1252; its five holes stand for themselves, as in WHATWG's encoding standard.
 _CP1252 = {byte: bytes([byte]).decode('cp1252', 'ignore') or chr(byte) for byte in range(0x80, 0xA0)}
 _CONTINUATION = '\x80-\xbf' + ''.join(_CP1252.values())
-# What UTF-8 sequences of two, three and four bytes look like.
-_MISREAD = re.compile(
-    rf'(?<![\x80-\xbf])(?:[\xc2-\xdf][{_CONTINUATION}]|[\xe0-\xef][{_CONTINUATION}]{{2}}'
-    rf'|[\xf0-\xf4][{_CONTINUATION}]{{3}})+'
-)
 _LOST_BYTE = re.compile(f'â€(?![{_CONTINUATION}])')
-# 'AMANHÃ”' is Portuguese in capitals within quotation marks.
-_CAPITALS = re.compile('(?<=[A-ZÀ-Þ])Ã[’”»](?!\\w)')
+# What may be meant: Portuguese in capitals within quotes ('AMANHÃ”'), and mojibake that is spoken about ("Ã¤").
+_MEANT = re.compile(f'(?<=[A-ZÀ-Þ])Ã[’”»](?!\\w)|(?<=[^\\w\\s])[\xc2-\xdf][{_CONTINUATION}](?=[^\\w\\s])', re.M)
 
 _NEWLINES = re.compile('[\x0b\x0c\x1c-\x1e\u2028\u2029]')
 _TERMINAL = re.compile('\x1b\\[[0-9;?]*[A-Za-z]')
@@ -104,35 +99,18 @@ def prose(text: str, options: Options | None = None) -> str:
 
 
 def repaired(text: str) -> str:
-    """The text with mojibake read as what it was, where that is certain."""
-    text = _LOST_BYTE.sub('”', text)
-    return _MISREAD.sub(_read_again, text)
-
-
-def _read_again(match: re.Match) -> str:
-    found, text = match[0], match.string
-    if not is_bad(found) or _CAPITALS.search(text, match.start(), match.end() + 1):
-        return found
-    around = text[max(match.start() - 1, 0) : match.start()] + text[match.end() : match.end() + 1]
-    if len(found) == 2 and len(around) == 2 and not any(c.isalnum() or c.isspace() for c in around):
-        return found  # '"Ã¤"' is spoken about
-    try:
-        return found.translate(_to_latin1()).encode('latin-1').decode('utf-8')
-    except UnicodeDecodeError:  # not UTF-8 after all: overlong, or a surrogate
-        return found
-
-
-@functools.cache
-def _to_latin1() -> dict[int, int]:
-    """What turns text in Windows-1252 into characters of the same bytes in Latin-1."""
-    return {ord(character): byte for byte, character in _CP1252.items()}
+    """Reads mojibake as what it was, where that is certain, line by line."""
+    if not is_bad(text):
+        return text
+    lines = _LOST_BYTE.sub('”', text).split('\n')
+    return '\n'.join(fix_encoding(line) if is_bad(line) and not _MEANT.search(line) else line for line in lines)
 
 
 def _clean(text: str, mojibake: bool) -> str:
     """All but white space."""
     text = _newlines(text)
     if not text.isascii():
-        text = _without_surrogates(text)
+        text = well_formed(text)
         if mojibake:
             text = repaired(text)
     if odd := set(_ODD.findall(text)):
@@ -162,15 +140,6 @@ def _without_odd(text: str, odd: Collection[str]) -> str:
         text = _DIRECTION.sub('', text)
     if any(_SPACES.match(c) for c in odd):
         text = _SPACES.sub(' ', text)
-    return text
-
-
-def _without_surrogates(text: str) -> str:
-    """Pairs of surrogates as the character they stand for; single ones as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return text
 
 

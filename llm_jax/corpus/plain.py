@@ -71,6 +71,8 @@ def build(
     parts = _parts(config)
     inputs = [[part.split, part.source.name, part.source.fingerprint, part.source.fractions] for part in parts]
     common = [_FORMAT, inputs, config.max_document_chars]
+    if config.split_by != 'hash':
+        common.append(config.split_by)
     if config.tokenizer.path:
         tok = tokenizer_lib.load(config.tokenizer.path)
     else:
@@ -97,7 +99,8 @@ def _parts(config: schema.Data) -> list[Part]:
 def train_tokenizer(config: schema.Data, parts: list[Part], seed: int, report: Progress) -> tokenizer_lib.Tokenizer:
     """Trains a tokenizer on the training split."""
     for split in ('train', 'validation'):  # before the minutes that follow
-        _require_documents(config, split, any(True for p in parts if p.split == split for _ in p.documents()))
+        some = [part for part in parts if part.split == split]
+        _require_documents(config, parts, split, any(True for part in some for _ in part.documents()))
     texts = (text for part in parts if part.split == 'train' for text in part.documents())
     return tokenizer_lib.train(config.tokenizer, _report_bytes(texts, 'tokenizer', report), seed)
 
@@ -113,16 +116,20 @@ def _report_bytes(texts: Iterable[str], stage: str, report: Progress) -> Iterato
     report(stage, done)
 
 
-def _require_documents(config: schema.Data, split: str, found: bool) -> None:
+def _require_documents(config: schema.Data, parts: list[Part], split: str, found: bool) -> None:
     if found:
         return
+    for source in {part.source.name: part.source for part in parts if part.split == split}.values():
+        if not source.has_text():
+            specs = dict(config.sources) | dict(config.validation_sources)
+            raise ConfigError(f'there is no text in {specs[source.name]!r} (source {source.name!r})')
     if split == 'validation' and config.validation_sources:
         raise ConfigError(f'data.validation_sources = {dict(config.validation_sources)} hold no text')
     cause = {'validation': f', data.validation_fraction = {config.validation_fraction}'}.get(split, '')
     raise ConfigError(
         f'no document of data.sources = {dict(config.sources)} is in the {split} split{cause}. Cut the documents '
-        'with data.max_document_chars (such as 10000), add sources, change the fractions, '
-        'or name data.validation_sources'
+        'with data.max_document_chars (such as 10000), hold out the end of the text with data.split_by = "place", add '
+        'sources, change the fractions, or name data.validation_sources'
     )
 
 
@@ -152,7 +159,7 @@ def write_rows(
         for part, count in some:
             entry = dataclasses.asdict(count) | {'directory': subdirectory}
             splits[part.split][part.source.name] = entry
-    _require_rows(config, splits)
+    _require_rows(config, parts, splits)
     manifest = {
         'format': _FORMAT,
         'seq_len': config.seq_len,
@@ -185,9 +192,11 @@ def _total(splits: Mapping[str, Mapping[str, Mapping[str, int]]], split: str, wh
     return sum(entry[what] for entry in splits[split].values())
 
 
-def _require_rows(config: schema.Data, splits: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+def _require_rows(
+    config: schema.Data, parts: list[Part], splits: Mapping[str, Mapping[str, Mapping[str, int]]]
+) -> None:
     for split in ('train', 'validation'):
-        _require_documents(config, split, _total(splits, split, 'documents') > 0)
+        _require_documents(config, parts, split, _total(splits, split, 'documents') > 0)
     if not _total(splits, 'train', 'rows'):
         raise ConfigError(
             f'the training split has {_total(splits, "train", "tokens")} tokens, which make no row of '

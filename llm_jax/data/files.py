@@ -4,6 +4,7 @@ import bz2
 import codecs
 from collections.abc import Callable, Iterator
 import dataclasses
+import io
 import lzma
 import os
 from typing import Any, BinaryIO
@@ -15,6 +16,8 @@ import zstandard
 from llm_jax.config.schema import ConfigError
 
 _BLOCK_BYTES = 1 << 20
+# What zstandard compresses at a time: an error costs no more than the block that it is in.
+_ZSTD_BYTES = 1 << 17
 # Files of long-range mode (`zstd --long=31`) need a window this large.
 _ZSTD_WINDOW = 1 << 31
 
@@ -47,26 +50,33 @@ class File:
         return self._fs.open(self.path, 'rb')
 
     def blocks(self) -> Iterator[bytes]:
-        """The content, decompressed if the name ends in .gz, .zst, .bz2 or .xz, about a MiB at a time.
+        """The content, decompressed if the name ends in .gz, .zst, .bz2 or .xz, at most a MiB at a time.
 
         Raises:
           Damaged: a file that is cut off or not what its name says.
         """
-        start = _DECOMPRESSORS.get(os.path.splitext(self.path)[1])
+        suffix = os.path.splitext(self.path)[1]
         with self.open() as stream:
-            raw = iter(lambda: stream.read(_BLOCK_BYTES), b'')
-            yield from _decompressed(raw, start, self.path) if start else raw
+            if suffix == '.zst':
+                yield from _from_zstandard(stream, self.path)
+            elif start := _DECOMPRESSORS.get(suffix):
+                yield from _decompressed(stream, start, self.path)
+            else:
+                yield from iter(lambda: stream.read(_BLOCK_BYTES), b'')
 
     def text(self) -> Iterator[str]:
-        """The content as UTF-8, piece by piece."""
+        """The content as UTF-8, piece by piece, without a byte order mark."""
         decoder = codecs.getincrementaldecoder('utf-8')()
-        read = 0
+        read, mark = 0, '\ufeff'  # a byte order mark at the beginning is no text
         for block in self.blocks():
             held = len(decoder.getstate()[0])
             try:
-                yield decoder.decode(block)
+                text = decoder.decode(block)
             except UnicodeDecodeError as error:
                 raise _not_utf8(self.path, read - held, error) from error
+            if text:
+                yield text.removeprefix(mark)
+                mark = ''
             read += len(block)
         held = len(decoder.getstate()[0])
         try:
@@ -94,11 +104,30 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
       ConfigError: a scheme that needs a package that is not installed, or is unknown.
     """
     try:
+        if '::' in url and not _is_chain(url):  # a name may have colons
+            fs = fsspec.filesystem(url.partition('://')[0] if '://' in url else 'file')
+            return fs, fs._strip_protocol(os.path.expanduser(url))
         return fsspec.core.url_to_fs(os.path.expanduser(url))
     except (ImportError, ValueError) as error:
         package = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs'}.get(url.partition('://')[0])
         fix = f'; pip install {package}' if package else ''
         raise ConfigError(f'cannot read {url!r}: {error}{fix}') from error
+
+
+def _is_chain(url: str) -> bool:
+    """Tells if each part between '::' names a file system, as in 'simplecache::s3://...' or 'zip://a.txt::b.zip'."""
+    first, *others = url.split('::')
+    known = lambda part: '://' in part or part in fsspec.available_protocols()
+    return known(first) and (all(map(known, others)) or '://' in first and os.path.exists(others[-1]))
+
+
+def _literal(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """A glob in which the brackets of directories that exist stand for themselves."""
+    if '[' not in path:
+        return path
+    parts = path.split('/')
+    there = max((i for i in range(1, len(parts)) if fs.isdir('/'.join(parts[:i]) or '/')), default=0)
+    return '/'.join([*(part.replace('[', '[[]') for part in parts[:there]), *parts[there:]])
 
 
 def find(pattern: str, field: str) -> list[File]:
@@ -108,7 +137,7 @@ def find(pattern: str, field: str) -> list[File]:
       ConfigError: naming `field`, when there are none.
     """
     fs, path = filesystem(pattern)
-    found = [path] if fs.isfile(path) else [p for p in fs.glob(path) if fs.isfile(p)]
+    found = [path] if fs.isfile(path) else [p for p in fs.glob(_literal(fs, path)) if fs.isfile(p)]
     if not found:
         hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
         raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
@@ -126,30 +155,76 @@ def _gzip() -> Any:
     return zlib.decompressobj(wbits=31)
 
 
-def _zstd() -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
-
-
 # .tgz is .tar.gz.
-_DECOMPRESSORS = {'.gz': _gzip, '.tgz': _gzip, '.zst': _zstd, '.bz2': bz2.BZ2Decompressor, '.xz': lzma.LZMADecompressor}
+_DECOMPRESSORS = {'.gz': _gzip, '.tgz': _gzip, '.bz2': bz2.BZ2Decompressor, '.xz': lzma.LZMADecompressor}
 
 
-def _decompressed(raw: Iterator[bytes], start: Callable[[], Any], path: str) -> Iterator[bytes]:
-    """Decompresses frames that follow each other; unlike file objects, notices a cut-off one."""
-    decompressor = None
-    for block in raw:
-        while block:
-            decompressor = decompressor or start()
-            try:
-                piece = decompressor.decompress(block)
-            except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:  # OSError: of bz2
-                raise Damaged(f'{path} cannot be decompressed: {error}') from error
+def _decompressed(stream: BinaryIO, start: Callable[[], Any], path: str) -> Iterator[bytes]:
+    """Decompresses frames that follow each other, at most a MiB at a time; notices a cut-off one."""
+    frame, data, padding = None, b'', b''
+    while True:
+        if not data and (frame is None or getattr(frame, 'needs_input', True)):
+            data = stream.read(_BLOCK_BYTES)
+            if not data:
+                break
+        if frame is None:
+            data = data.lstrip(padding)
+            if not data:
+                continue
+            frame = start()
+        try:
+            piece = frame.decompress(data, _BLOCK_BYTES)
+        except (zlib.error, lzma.LZMAError, OSError) as error:  # OSError: of bz2
+            raise Damaged(f'{path} cannot be decompressed: {error}') from error
+        if piece:
             yield piece
-            block = b''
-            if decompressor.eof:
-                block, decompressor = decompressor.unused_data, None
-    if decompressor is not None:
-        raise Damaged(f'{path} is cut off: its compressed data ends in the middle')
+        data = getattr(frame, 'unconsumed_tail', b'')  # zlib's; the others hold what they have not used
+        if frame.eof:
+            data, frame, padding = frame.unused_data, None, b'\0'  # tapes and disks fill up their last block
+    if frame is not None:
+        raise Damaged(_CUT_OFF.format(path))
+
+
+# A frame of our own behind the last one of a zstandard file is read only if that one is whole.
+_MARK = b'whole to the end'
+_CUT_OFF = '{} is cut off: its compressed data ends in the middle'
+
+
+class _Marked(io.RawIOBase):
+    """A stream followed by a zstandard frame that holds `_MARK`."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._frame = stream, zstandard.compress(_MARK)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        if not data:
+            data, self._frame = self._frame, b''
+        return data
+
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is left."""
+        return not self._frame
+
+
+def _from_zstandard(stream: BinaryIO, path: str) -> Iterator[bytes]:
+    """Decompresses frames that follow each other, at most a MiB at a time; notices a cut-off one."""
+    source, held = _Marked(stream), b''
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    with decompressor.stream_reader(source, read_across_frames=True, closefd=False) as reader:
+        try:
+            while block := reader.read(_ZSTD_BYTES):
+                held += block
+                if len(held) > len(_MARK):
+                    yield held[: -len(_MARK)]
+                    held = held[-len(_MARK) :]
+        except zstandard.ZstdError as error:
+            if source.is_read:
+                raise Damaged(_CUT_OFF.format(path)) from error
+            raise Damaged(f'{path} cannot be decompressed: {error}') from error
+    if held != _MARK:
+        raise Damaged(_CUT_OFF.format(path))
 
 
 def _not_utf8(path: str, start: int, error: UnicodeDecodeError) -> ConfigError:

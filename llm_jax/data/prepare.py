@@ -103,10 +103,21 @@ def is_corpus(config: schema.Data) -> bool:
 
 
 def vocab_size(config: schema.Data) -> int:
-    """How many tokens there will be, as far as that is known before the data is prepared."""
+    """How many tokens there will be, as far as that is known before the data is prepared.
+
+    Raises:
+      ConfigError: the tokenizer or the corpus that the config names cannot be read.
+    """
     if is_corpus(config):
         return _open_corpus(config).tokenizer.vocab_size
-    return tokenizer.load(config.tokenizer.path).vocab_size if config.tokenizer.path else config.tokenizer.vocab_size
+    if config.tokenizer.path:
+        return tokenizer.load(config.tokenizer.path).vocab_size
+    return tokenizer.expected_size(config.tokenizer)
+
+
+def model_vocab_size(config: schema.Config) -> int:
+    """Rows of the embedding that a model gets: those that the config names, else as many as there are tokens."""
+    return config.model.vocab_size or vocab_size(config.data)
 
 
 def _open_corpus(config: schema.Data) -> Prepared:
@@ -126,6 +137,8 @@ def _open_corpus(config: schema.Data) -> Prepared:
     manifest = json.loads(fs.cat_file(f'{path}/rows/manifest.json'))
     if config.validation_sources:
         raise ConfigError(f'{field} has a validation split of its own; leave data.validation_sources empty')
+    if config.split_by != 'hash':
+        raise ConfigError(f'{field} has splits of its own; leave data.split_by at "hash"')
     if config.seq_len != manifest['seq_len']:
         raise ConfigError(
             f'{field} has rows of {manifest["seq_len"]} tokens, but data.seq_len = {config.seq_len}; set it to '

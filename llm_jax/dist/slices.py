@@ -15,6 +15,8 @@ _ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'trillium': 'v6e', 'tpu7x': '7x
 _BY_CORES = ('v4', 'v5p', '7x')
 # The largest slices that are sold, in chips.
 _LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 6144, 'v6e': 256, '7x': 9216}
+# Slices of a torus that are smaller than one cube of 4 × 4 × 4; hosts are squares of 2 × 2.
+_BELOW_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 # Of these generations one host may have a whole slice of 8 chips.
 _WIDE_HOSTS = ('v5e', 'v6e')
 
@@ -61,8 +63,7 @@ class Slice:
     @property
     def size(self) -> int | None:
         """Number in Google Cloud's name of it, such as 256 of 'v5p-256'; None where that name means another shape."""
-        usual = {math.prod(shape): shape for shape in common_shapes(self.chip)}
-        return self.chips * _counted(self.chip) if usual.get(self.chips) == self.shape else None
+        return self.chips * _counted(self.chip) if _default_shape(self.chip, self.chips) == self.shape else None
 
 
 def parse_slice(text: str, flag: str = '--tpu') -> Slice:
@@ -86,14 +87,16 @@ def parse_slice(text: str, flag: str = '--tpu') -> Slice:
             f'{nearest(generation, (*TPUS, *_ALIASES))}'
         )
     chip = CHIPS[generation]
-    usual = {str(math.prod(shape) * _counted(chip)): shape for shape in common_shapes(chip)}
-    if mark == '-' and size in usual:
-        return Slice(chip, usual[size])
+    if mark == '-' and re.fullmatch(r'[1-9]\d{0,5}', size) and int(size) % _counted(chip) == 0:
+        shape = _default_shape(chip, int(size) // _counted(chip))
+        if shape:
+            return Slice(chip, shape)
     if mark == ':' and re.fullmatch(r'\d+(x\d+)+', size):
         shape = tuple(int(part) for part in size.split('x'))
         if _known_shape(chip, shape):
             return Slice(chip, shape)
-    sizes = usual if mark == '-' else ['x'.join(map(str, shape)) for shape in usual.values()]
+    usual = common_shapes(chip)
+    sizes = [math.prod(s) * _counted(chip) if mark == '-' else 'x'.join(map(str, s)) for s in usual]
     raise ConfigError(
         f'{flag} = {text!r} is no slice of {generation}; there are, for example, '
         + ', '.join(f'{generation}{"-" if mark == "-" else ":"}{size}' for size in sizes)
@@ -101,25 +104,41 @@ def parse_slice(text: str, flag: str = '--tpu') -> Slice:
 
 
 def common_shapes(chip: Chip) -> list[tuple[int, ...]]:
-    """The usual slices of a generation, the smallest first; one for each number of chips."""
+    """The usual slices of a generation, the smallest first, one for each number of chips; all there are of v5e and v6e."""
     if chip.torus == 2:
         return [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
-    small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
     cubes = [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16)]
-    return [shape for shape in small + cubes if math.prod(shape) <= _LARGEST[chip.name]]
+    return [*_BELOW_A_CUBE, *(shape for shape in cubes if math.prod(shape) <= _LARGEST[chip.name])]
 
 
 def _known_shape(chip: Chip, shape: tuple[int, ...]) -> bool:
     """True if a generation has slices of this shape."""
-    if len(shape) != chip.torus:
-        return False
     if chip.torus == 2:
-        x, y = sorted(shape)
-        return shape in common_shapes(chip) or (x % 2 == 0 and y <= 16 and math.prod(shape) <= _LARGEST[chip.name])
-    # Hosts are squares of 2 × 2; beyond one cube of 4 × 4 × 4 slices are made of such cubes.
-    if math.prod(shape) > _LARGEST[chip.name] or shape[0] % 2 or shape[1] % 2 or min(shape) < 1:
-        return False
-    return all(n % 4 == 0 for n in shape) or math.prod(shape) <= 64
+        return shape in common_shapes(chip)
+    if shape in _BELOW_A_CUBE or (chip.name, shape) == ('7x', (1, 1, 1)):
+        return True
+    # Made of cubes of 4 × 4 × 4, with the sides in ascending order.
+    return (
+        len(shape) == chip.torus
+        and all(side and side % 4 == 0 for side in shape)
+        and list(shape) == sorted(shape)
+        and math.prod(shape) <= _LARGEST[chip.name]
+    )
+
+
+def _default_shape(chip: Chip, chips: int) -> tuple[int, ...] | None:
+    """The shape that a number of chips stands for: of several, the one with the shortest sides."""
+    known = [shape for shape in common_shapes(chip) if math.prod(shape) == chips]
+    if known or chip.torus == 2 or chips % 64 or chips > _LARGEST[chip.name]:
+        return known[0] if known else None
+    cubes = chips // 64
+    shapes = [
+        (4 * a, 4 * b, 4 * (cubes // (a * b)))
+        for a in range(1, cubes + 1)
+        for b in range(a, cubes // a + 1)
+        if cubes % (a * b) == 0 and b <= cubes // (a * b)
+    ]
+    return min(shapes, key=lambda shape: (sum(shape), max(shape)))
 
 
 def _counted(chip: Chip) -> int:

@@ -74,7 +74,8 @@ def score(loaded: Loaded, texts: Sequence[str], *, seq_len: int = 0, batch_size:
       batch_size: rows B at a time.
 
     Raises:
-      ConfigError: the run has no tokenizer, or one that changes text, whose bits would be of another text.
+      ConfigError: the run has no tokenizer, or one that changes text, whose bits would be of another text; or a
+        loss that is not finite.
     """
     tok = loaded.tokenizer
     if tok is None or not tok.lossless:
@@ -97,5 +98,10 @@ def score(loaded: Loaded, texts: Sequence[str], *, seq_len: int = 0, batch_size:
     batches = np.stack(rows).reshape(-1, batch_size, length + 1)
     parts = np.array([jax.device_get(sums(loaded.params, batch)) for batch in batches], np.float64)
     nll, tokens = parts.sum(0)
+    if not math.isfinite(nll):
+        raise ConfigError(
+            f'the loss of the model is {nll}: its weights hold NaN or infinities, or overflow model.dtype; take '
+            'another checkpoint, or model.dtype = float32'
+        )
     size = sum(len(text.encode()) for text in texts)
     return Score(nll / math.log(2) / size, math.exp(min(nll / tokens, 700)), size, int(tokens), len(texts))

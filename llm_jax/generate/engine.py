@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config.schema import ConfigError
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.dist import mesh
 from llm_jax.generate import decode
 from llm_jax.generate.samplers import Sampler
@@ -23,6 +23,8 @@ from llm_jax.nn.transformer import Transformer
 BLOCK = 16
 # Written where a row has no more tokens.
 NONE = -1
+# Drawn where the logits are no numbers; it ends its row.
+NOT_FINITE = -2
 
 
 @flax.struct.dataclass
@@ -57,7 +59,10 @@ class _Choose:
     rules: tuple
 
     def __call__(self, logits_BV: jax.Array, key: jax.Array, positions_B: jax.Array) -> jax.Array:
-        """Returns the token at each row's position, int32[B]: a function of key, row, position and logits."""
+        """Returns the token at each row's position, int32[B]: a function of key, row, position and logits.
+
+        It is NOT_FINITE where a logit is NaN or +inf.
+        """
         batch, rules = ('batch',), self.rules
         row_ids_B = mesh.shard(jnp.arange(len(logits_BV)), rules, batch)
         logits_BV = mesh.shard(logits_BV, rules, ('batch', None))
@@ -71,8 +76,10 @@ class _Choose:
     def _draw(self, logits_BV: jax.Array, key: jax.Array, row_ids_B: jax.Array, positions_B: jax.Array) -> jax.Array:
         allowed_V = jnp.arange(logits_BV.shape[-1]) < self.vocab_size
         logits_BV = jnp.where(allowed_V, logits_BV, -jnp.inf)
+        is_number_B = (logits_BV < jnp.inf).all(-1)  # which NaN is not
         row_key = lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position)
-        return self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
+        tokens_B = self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
+        return jnp.where(is_number_B, tokens_B, NOT_FINITE)
 
 
 _unstack = jax.jit(decode.unstack, static_argnames='config')
@@ -86,11 +93,13 @@ def _prefill(
     weights: decode.Weights,
     prompts_BL: jax.Array,
     lengths_B: jax.Array,
+    drawn_at_B: jax.Array,
     key: jax.Array,
     stop_ids: jax.Array,
 ) -> tuple[DecodeState, jax.Array]:
     """Runs the prompts through the model; returns the state and the first new tokens, int32[B, 1] on every device.
 
+    `drawn_at_B` is the position that the draw of each new token depends on: the length, where nothing was cut off.
     A prompt of length 0 is padding of the batch. Padding tokens of a prompt leave keys in
     the slots after it; each slot is overwritten before a token may attend to it.
     """
@@ -103,9 +112,9 @@ def _prefill(
         model, weights, tokens_BL, positions_BL, decode.empty_caches(config, B, L), jnp.maximum(lengths_B - 1, 0)
     )
     caches = jax.tree.map(lambda slot: jnp.pad(slot, ((0, 0), (0, 0), (0, slots - L), (0, 0))), caches)
-    tokens_B = choose(logits_BV, key, lengths_B)
-    done_B = (lengths_B == 0) | _is_in(tokens_B, stop_ids)
-    return DecodeState(caches, tokens_B, lengths_B, done_B), _replicate(jnp.where(done_B, NONE, tokens_B)[:, None])
+    tokens_B = choose(logits_BV, key, mesh.shard(drawn_at_B, config.rules, ('batch',)))
+    out_B = _end_row(lengths_B == 0, tokens_B, stop_ids)
+    return DecodeState(caches, tokens_B, lengths_B, out_B < 0), _replicate(out_B[:, None])
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'choose'), donate_argnames='state')
@@ -132,18 +141,17 @@ def _decode(
         )
         positions_B = state.positions + 1
         tokens_B = choose(logits_BV, key, positions_B)
-        done_B = state.done | _is_in(tokens_B, stop_ids)
-        new_B1 = jnp.where(done_B, NONE, tokens_B)[:, None]
-        out_BN = jnp.where(jnp.arange(BLOCK) == step, new_B1, out_BN)
-        return step + 1, DecodeState(caches, tokens_B, positions_B, done_B), out_BN
+        out_B = _end_row(state.done, tokens_B, stop_ids)
+        out_BN = jnp.where(jnp.arange(BLOCK) == step, out_B[:, None], out_BN)
+        return step + 1, DecodeState(caches, tokens_B, positions_B, out_B < 0), out_BN
 
     _, state, out_BN = jax.lax.while_loop(is_unfinished, decode_token, (0, state, out_BN))
     return state, _replicate(out_BN)
 
 
-def _is_in(tokens_B: jax.Array, ids: jax.Array) -> jax.Array:
-    """Marks the tokens that are among `ids`, bool[B]."""
-    return (tokens_B[:, None] == ids).any(-1)
+def _end_row(done_B: jax.Array, tokens_B: jax.Array, stop_ids: jax.Array) -> jax.Array:
+    """Returns what each row gives, int32[B]: its token, or NONE after its end and at a stop id, or NOT_FINITE."""
+    return jnp.where(done_B | (tokens_B[:, None] == stop_ids).any(-1), NONE, tokens_B)
 
 
 def _replicate(x: jax.Array) -> jax.Array:
@@ -161,6 +169,7 @@ def stream(
     seed: int = 0,
     stop_ids: Iterable[int] = (),
     vocab_size: int | None = None,
+    slide: bool = False,
 ) -> Iterator[list[list[int]]]:
     """Continues the prompts, and yields new tokens as they are decoded.
 
@@ -180,14 +189,17 @@ def stream(
       stop_ids: tokens that end a row; they are not part of its result. A row that ends
         with fewer than max_new_tokens met one.
       vocab_size: only ids below it are drawn; default: the whole vocabulary of the model.
+      slide: whether to go past model.max_seq_len; there each token is drawn from a forward pass
+        over the last max_seq_len ones, without a cache, so that it takes many times as long.
 
     Yields:
       First one new token of each row, then blocks of at most BLOCK; a row that has
       ended gives no more. The blocks, joined, are what `generate` returns.
 
     Raises:
-      ConfigError: an empty or unknown prompt, or one that max_new_tokens takes past
-        model.max_seq_len; raised by the call, not by the first step of the iteration.
+      ConfigError: an empty or unknown prompt, or, without `slide`, one that max_new_tokens takes
+        past model.max_seq_len; raised by the call, not by the first step of the iteration. By
+        that: logits that are no numbers.
     """
     model = _by_rows(model)
     config = model.config
@@ -197,12 +209,15 @@ def stream(
         raise ConfigError(f"vocab_size = {vocab_size} must be between 1 and the model's {config.vocab_size}")
     if max_new_tokens < 1:
         raise ConfigError(f'max_new_tokens = {max_new_tokens} must be at least 1')
-    _check_prompts(prompts, max_new_tokens, config.vocab_size, config.max_seq_len)
+    _check_prompts(prompts, config.vocab_size)
+    if not slide:
+        _check_lengths(prompts, max_new_tokens, config.max_seq_len)
     if not prompts:
         return iter(())
     stop_ids = np.asarray(list(stop_ids), np.int32)
     choose = _Choose(sampler, vocab_size, config.rules)
-    return _decode_blocks(model, params, prompts, max_new_tokens, choose, jax.random.key(seed), stop_ids)
+    decode_rows = _slide_window if slide else _decode_blocks
+    return decode_rows(model, params, prompts, max_new_tokens, choose, jax.random.key(seed), stop_ids)
 
 
 def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -222,18 +237,24 @@ def _by_rows(model: Transformer) -> Transformer:
     return Transformer(dataclasses.replace(model.config, rules=mesh.whole_rows(rules)))
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, max_seq_len: int) -> None:
-    """Raises ConfigError if a prompt is empty, has an unknown token, or leaves no room for the new ones."""
+def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Raises ConfigError if a prompt is empty or has an unknown token."""
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(f'prompt {i} has no tokens; begin it with the BOS token')
         for token in prompt:
             if not 0 <= token < vocab_size:
                 raise ConfigError(f'prompt {i} has token {token}, but the model knows 0 to {vocab_size - 1}')
+
+
+def _check_lengths(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
+    """Raises ConfigError if a prompt leaves no room for the new tokens."""
+    for i, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > max_seq_len:
             raise ConfigError(
                 f'prompt {i} has {len(prompt)} tokens, and with max_new_tokens = {max_new_tokens} that is '
-                f'{len(prompt) + max_new_tokens}, past model.max_seq_len = {max_seq_len}; shorten one of them'
+                f'{len(prompt) + max_new_tokens}, past model.max_seq_len = {max_seq_len}; shorten one of them, '
+                'or let the window slide (--slide)'
             )
 
 
@@ -248,17 +269,11 @@ def _decode_blocks(
 ) -> Iterator[list[list[int]]]:
     """Yields the blocks of `stream`; decodes the next block on the device while the host reads this one."""
     config, B = model.config, len(prompts)
-    shards = mesh.batch_shard_count(config.rules)
-    lengths_B = np.zeros(-(-B // shards) * shards, np.int32)
-    lengths_B[:B] = [len(prompt) for prompt in prompts]
-    longest = int(lengths_B.max())
-    prompts_BL = np.zeros((len(lengths_B), bucket(longest, config.max_seq_len)), np.int32)
-    for row, prompt in zip(prompts_BL, prompts, strict=False):
-        row[: len(prompt)] = prompt
-    slots = bucket(max(longest + max_new_tokens, prompts_BL.shape[1]), config.max_seq_len)
+    prompts_BL, lengths_B = _pad_prompts(prompts, config)
+    slots = bucket(max(int(lengths_B.max()) + max_new_tokens, prompts_BL.shape[1]), config.max_seq_len)
 
     weights = _unstack(params, config=config)
-    state, tokens_BN = _prefill(model, choose, slots, weights, prompts_BL, lengths_B, key, stop_ids)
+    state, tokens_BN = _prefill(model, choose, slots, weights, prompts_BL, lengths_B, lengths_B, key, stop_ids)
     left = max_new_tokens - 1
     while True:
         # The next block is dispatched before the tokens of this one are fetched.
@@ -266,12 +281,71 @@ def _decode_blocks(
         if left > 0:
             state, following = _decode(model, choose, weights, state, key, stop_ids, min(left, BLOCK))
             left -= BLOCK
-        new = np.asarray(tokens_BN)[:B]
+        new = _fetch(tokens_BN, B)
         if (new != NONE).any():
             yield [[int(token) for token in row[row != NONE]] for row in new]
         if following is None or (new[:, -1] == NONE).all():
             return
         tokens_BN = following
+
+
+def _fetch(tokens_BN: jax.Array, n_rows: int) -> np.ndarray:
+    """Fetches the tokens of the first rows; raises ConfigError where one could not be drawn."""
+    tokens = np.asarray(tokens_BN)[:n_rows]
+    if (bad := np.flatnonzero((tokens == NOT_FINITE).any(-1))).size:
+        raise ConfigError(
+            f'the logits after prompt {bad[0]} are not finite, so no token can be drawn: the weights hold NaN or '
+            'infinities, or they overflow model.dtype; take another checkpoint, or model.dtype = float32'
+        )
+    return tokens
+
+
+def _pad_prompts(prompts: Sequence[Sequence[int]], config: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as (int32[B, L], lengths int32[B]), with rows of length 0 until B divides over the mesh."""
+    shards = mesh.batch_shard_count(config.rules)
+    lengths_B = np.zeros(-(-len(prompts) // shards) * shards, np.int32)
+    lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
+    prompts_BL = np.zeros((len(lengths_B), bucket(int(lengths_B.max()), config.max_seq_len)), np.int32)
+    for row, prompt in zip(prompts_BL, prompts, strict=False):
+        row[: len(prompt)] = prompt
+    return prompts_BL, lengths_B
+
+
+def _slide_window(
+    model: Transformer,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choose: _Choose,
+    key: jax.Array,
+    stop_ids: np.ndarray,
+) -> Iterator[list[list[int]]]:
+    """Yields the blocks of `stream` with `slide`: with a cache as far as the longest row fits, then token by token."""
+    most, rows = model.config.max_seq_len, [list(prompt) for prompt in prompts]
+    cached = min(max_new_tokens, most - max(map(len, rows)))
+    if cached > 0:
+        for block in _decode_blocks(model, params, prompts, cached, choose, key, stop_ids):
+            for row, new in zip(rows, block, strict=True):
+                row.extend(new)
+            yield block
+    cached = max(cached, 0)
+    ended = [len(row) < len(prompt) + cached for row, prompt in zip(rows, prompts, strict=True)]
+    weights = _unstack(params, config=model.config)
+    for _ in range(max_new_tokens - cached):
+        if all(ended):
+            return
+        windows = [[] if end else row[-most:] for row, end in zip(rows, ended, strict=True)]
+        windows_BL, lengths_B = _pad_prompts(windows, model.config)
+        drawn_at_B = np.zeros_like(lengths_B)
+        drawn_at_B[: len(rows)] = [len(row) for row in rows]
+        slots = windows_BL.shape[1]
+        _, tokens_B1 = _prefill(model, choose, slots, weights, windows_BL, lengths_B, drawn_at_B, key, stop_ids)
+        block = [[int(token)] if token != NONE else [] for (token,) in _fetch(tokens_B1, len(rows))]
+        ended = [not new for new in block]
+        for row, new in zip(rows, block, strict=True):
+            row.extend(new)
+        if not all(ended):
+            yield block
 
 
 def bucket(n: int, most: int) -> int:

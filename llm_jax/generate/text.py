@@ -18,7 +18,7 @@ def complete(
       params: its parameters.
       tokenizer: tokenizer that it was trained with.
       prompts: text; '' begins a document from nothing. For several samples, repeat a prompt.
-      **options: options of `engine.stream`: max_new_tokens, sampler, seed.
+      **options: options of `engine.stream`: max_new_tokens, sampler, seed, slide.
 
     Raises:
       ConfigError: as `engine.stream`.
@@ -36,6 +36,11 @@ def stream(
     """
     blocks = engine.stream(model, params, _encode(tokenizer, prompts), **_text_options(tokenizer), **options)
     return _decode_text(blocks, [StreamDecoder(tokenizer, continues=bool(p)) for p in prompts])
+
+
+def room(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> int:
+    """Returns how many tokens the model's context has left after the longest prompt."""
+    return model.config.max_seq_len - max(map(len, _encode(tokenizer, prompts)))
 
 
 def _decode_text(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -> Iterator[list[tuple[str, int]]]:

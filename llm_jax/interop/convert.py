@@ -1,11 +1,12 @@
 """Run directories from weights of other projects, and the other way round."""
 
+import dataclasses
 import os
 from typing import Any
 
 from etils import epath
 
-from llm_jax import runs
+from llm_jax import hub, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf, llama2c
@@ -18,7 +19,7 @@ def from_hf(
     """Makes a run directory of a Hugging Face directory.
 
     Args:
-      source: with config.json and safetensors.
+      source: with config.json and safetensors; or 'hf:OWNER/NAME[@REVISION]', a model of the Hub.
       run_dir: where to; new or empty.
       tokenizer: a file or directory of another tokenizer than the source's own.
       max_seq_len: the context to use the model at; None takes that of config.json.
@@ -30,9 +31,11 @@ def from_hf(
       ConfigError: what is not supported, or `run_dir` is in use.
     """
     _check_new(run_dir)
-    family, config = hf.read_config(source, max_seq_len)
-    params = hf.load_params(source, family, config.model)
-    return _write(run_dir, config, params, tokenizer or source, str(source))
+    directory = hub.fetch_model(source)
+    family, config = hf.read_config(directory, max_seq_len)
+    config = dataclasses.replace(config, name=hub.short_name(source))
+    params = hf.load_params(directory, family, config.model)
+    return _write(run_dir, config, params, tokenizer or directory, str(source))
 
 
 def from_llama2c(file: str | os.PathLike, run_dir: str | os.PathLike, *, tokenizer: str = '') -> Tokenizer | None:
@@ -86,6 +89,7 @@ def _write(
     runs.write_config(run_dir, config, None)
     found = find(tokenizer) if tokenizer else None
     if found is not None:
+        found = found.limit(config.model.vocab_size)
         found.save(run_dir / 'tokenizer')
     # Without text there is no data to go on with: a run begins from here with init_from.
     meta = {'tokenizer': found.fingerprint if found else '', 'data': '', 'source': source}

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -42,6 +43,11 @@ class Reader:
             except (SafetensorError, FileNotFoundError) as error:
                 raise ConfigError(f'{path} cannot be read as safetensors: {error}') from error
             for name in opened.keys():  # noqa: SIM118 - it is no dict
+                if name in self._files:
+                    raise ConfigError(
+                        f'tensor {name!r} is in {file} and in another file of {self.directory}, and no {INDEX} says '
+                        'which counts: move one of the two sets of weights elsewhere'
+                    )
                 piece = opened.get_slice(name)
                 if piece.get_dtype() not in _READABLE:
                     raise ConfigError(
@@ -56,14 +62,39 @@ class Reader:
         return self._files[name].get_slice(name)[index]
 
     def _names(self) -> list[str]:
-        if (self.directory / INDEX).exists():
-            return sorted(set(json.loads((self.directory / INDEX).read_text())['weight_map'].values()))
+        index = self.directory / INDEX
+        if index.exists():
+            where = read_object(index).get('weight_map')
+            if not isinstance(where, dict) or not where or not all(_is_file_name(name) for name in where.values()):
+                raise ConfigError(
+                    f'{index} has no "weight_map" from names of tensors to names of files beside it; copy it again'
+                )
+            return sorted(set(where.values()))
         found = sorted(path.name for path in self.directory.glob('*.safetensors'))
         if not found:
             others = sorted(p.name for p in self.directory.glob('*') if p.suffix in ('.bin', '.pt', '.pth', '.gguf'))
             hint = f'; {", ".join(others)} cannot be read' if others else ''
             raise ConfigError(f'{self.directory} has no *.safetensors{hint}')
         return found
+
+
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ConfigError(f'{file} is not valid JSON: {error}; copy it again') from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'{file} holds no JSON object but a {type(value).__name__}; copy it again')
+    return value
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ('', '.', '..') and pathlib.PurePath(name).name == name
 
 
 def write(

@@ -107,18 +107,22 @@ def load_params(
         bare = family.BASE and not any(known.startswith(family.BASE) for known in reader.shapes)
         whole = family.BASE + name if bare and name not in outer else name
         shapes[whole], full[whole] = shape, name
-    if model.tie_embeddings and (head := _tied_copy(wanted, shapes, family)):
-        _check_tied(reader, full[head], full[wanted[0].name])
-        del shapes[head]
+    embedding, head = wanted[0].name, _head(family)
+    if model.tie_embeddings and head in shapes:
+        if embedding not in shapes:  # files keep a shared tensor under one of its names
+            shapes[embedding], full[embedding] = shapes.pop(head), full[head]
+        elif shapes[head] == shapes[embedding]:
+            _check_tied(reader, full[head], full[embedding])
+            del shapes[head]
     passed_over = re.compile(family.BUFFERS.replace('{n_layers}', str(model.n_layers)))
     tensors.check(wanted, shapes, lambda name: passed_over.fullmatch(name) is not None)
     return tensors.load(model, wanted, lambda name, index: reader.fetch(full[name], index), mesh)
 
 
-def _tied_copy(wanted: list[tensors.Tensor], shapes: dict, family: types.ModuleType) -> str | None:
-    """The name of the head where a checkpoint holds it although it is the embedding."""
+def _head(family: types.ModuleType) -> str:
+    """The name of the output head in a checkpoint."""
     (head,) = (row[1] for row in family.OUTER if row[0] == 'unembed/kernel')
-    return head if head in shapes and shapes[head] == shapes.get(wanted[0].name) else None
+    return head
 
 
 def _check_tied(reader: files.Reader, head: str, embedding: str) -> None:
@@ -205,7 +209,4 @@ def _family(name: str) -> types.ModuleType:
 
 
 def _json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f'{file} is not valid JSON: {error}') from error
+    return files.read_object(file)

@@ -1,9 +1,10 @@
 """From an experiment to the script that runs it on a TPU slice, on Kubernetes or under Slurm."""
 
-from llm_jax.launch.gke import gke_script, jobset, xpk_script
+from llm_jax.launch.gke import gke_script, jobset
 from llm_jax.launch.job import Job
 from llm_jax.launch.slurm import Cluster, slurm_script
 from llm_jax.launch.tpu_vm import tpu_vm_script
+from llm_jax.launch.xpk import xpk_script
 
 __all__ = [
     'Cluster',

@@ -42,7 +42,8 @@ class Console:
         self._encoding = getattr(self._file, 'encoding', None) or 'utf-8'
         self._dot, self._rule = ('·', '│') if 'utf' in self._encoding.lower() else ('|', '|')
         self._step = 0
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}  # since the last printed line; all of them where one line is redrawn
+        self._evaluated = 0  # step of the newest evaluation
         self._first: tuple[float, int] | None = None  # time and step of the first write
         self._printed_at = float('-inf')
         self._rich = rich.console.Console(file=self._file, highlight=False, markup=False, emoji=False)
@@ -62,12 +63,14 @@ class Console:
         self._first = self._first or (now, step)
         self._step = step
         self._metrics.update(metrics)
+        is_evaluation = 'val/loss' in metrics
+        self._evaluated = step if is_evaluation else self._evaluated
         if self._live or not self._enabled:
             return
-        is_news = 'val/loss' in metrics or step >= self._total
-        if is_news or now - self._printed_at >= _PLAIN_INTERVAL:
+        if is_evaluation or step >= self._total or now - self._printed_at >= _PLAIN_INTERVAL:
             self._printed_at = now
             self._print(f' {self._dot} '.join([f'step {self._step}/{self._total}', *self._fields()]))
+            self._metrics = {}
 
     def event(self, message: str) -> None:
         """Prints a line that stays, e.g. 'saved a checkpoint at step 100'."""
@@ -126,7 +129,8 @@ class Console:
             fields.append(f'loss {fmt.decimal(m["loss"])}')
         if 'val/loss' in m:
             bits = m.get('val/bits_per_byte')
-            fields.append(f'val {fmt.decimal(m["val/loss"])}' + (f' ({bits:.3f} bits/byte)' if bits else ''))
+            at = f' at {self._evaluated}' if self._evaluated < self._step else ''
+            fields.append(f'val {fmt.decimal(m["val/loss"])}' + (f' ({bits:.3f} bits/byte)' if bits else '') + at)
         if (seconds := self._seconds_left()) is not None:
             fields.append(f'ETA {fmt.clock(seconds)}')
         if 'tokens_per_second' in m:

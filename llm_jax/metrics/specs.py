@@ -2,8 +2,9 @@
 
 All rates are peaks. Sources: the system architecture pages of Cloud TPU and the tables
 of "How to Scale Your Model" (Austin et al. 2025, chapter 2; PCIe too) for TPUs, the data sheets of
-NVIDIA for GPUs and of their DGX/HGX machines for networks. The memory that a TPU program
-may use is what the TPU compiler itself reports as available.
+NVIDIA for GPUs and of their DGX/HGX machines for networks. A host of eight v5e has 2 x 100 Gbit/s
+(the page's 6.4 Tbit/s of a pod of 256 are the same 3.125 GB/s a chip); v6e's host link is PCIe Gen5.
+The memory that a TPU program may use is what the TPU compiler itself reports as available.
 """
 
 import dataclasses
@@ -60,9 +61,9 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip('v4', ('TPU v4',), 275e12, 0, 275e12, 30.75 * _GIB, 1.2e12, 45e9, 6.25e9, 15e9, 3, 4),
-        Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 0, 394e12, 15.75 * _GIB, 0.82e12, 45e9, 6.25e9, 15e9, 2, 4),
+        Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 0, 394e12, 15.75 * _GIB, 0.82e12, 45e9, 3.125e9, 15e9, 2, 4),
         Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 0, 918e12, 95.74 * _GIB, 2.77e12, 90e9, 6.25e9, 15e9, 3, 4),
-        Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 0, 1836e12, 31.25 * _GIB, 1.64e12, 90e9, 12.5e9, 15e9, 2, 4),
+        Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 0, 1836e12, 31.25 * _GIB, 1.64e12, 90e9, 12.5e9, 32e9, 2, 4),
         # Ironwood is two devices of 94.75 GiB each.
         Chip('7x', ('TPU7x',), 2307e12, 4614e12, 0, 2 * 94.75 * _GIB, 7.37e12, 100e9, 12.5e9, 15e9, 3, 4, 2),
         Chip('a100', ('NVIDIA A100-SXM4-80GB',), 312e12, 0, 624e12, 80e9, 2.039e12, 300e9, 25e9, 25e9, 0, 8),

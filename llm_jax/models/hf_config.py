@@ -26,6 +26,23 @@ HARMLESS = {
 }  # fmt: skip
 _REQUIRED = object()
 
+_COUNT, _NUMBER, _TABLE, _LIST = (
+    (int, 'a whole number'),
+    ((int, float), 'a number'),
+    (dict, 'an object'),
+    (list, 'a list'),
+)
+# Types of values that most models have.
+_TYPES = (
+    dict.fromkeys(('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
+                   'head_dim', 'intermediate_size', 'max_position_embeddings', 'sliding_window', 'n_embd', 'n_layer',
+                   'n_head', 'n_positions', 'num_experts_per_tok', 'num_local_experts'), _COUNT)
+    | dict.fromkeys(('rms_norm_eps', 'layer_norm_eps', 'layer_norm_epsilon', 'rope_theta', 'partial_rotary_factor'),
+                    _NUMBER)
+    | dict.fromkeys(('rope_scaling', 'rope_parameters', 'quantization_config'), _TABLE)
+    | dict.fromkeys(('layer_types',), _LIST)
+)  # fmt: skip
+
 # Feed-forwards by hidden_act, plain and gated.
 PLAIN = {
     'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu',
@@ -38,6 +55,15 @@ class Keys:
     """The values of a config.json, and which of them have been looked at."""
 
     def __init__(self, values: Mapping[str, Any]):
+        """Args: values: of config.json.
+
+        Raises:
+          ConfigError: one is of another type than every model gives it.
+        """
+        for name, value in values.items():
+            kind = _TYPES.get(name)
+            if kind and value is not None and (not isinstance(value, kind[0]) or isinstance(value, bool)):
+                raise ConfigError(f'config.json: {name} = {value!r} must be {kind[1]}')
         self.values = dict(values)
         self._seen: set[str] = set()
 
@@ -173,9 +199,18 @@ def rope(keys: Keys, theta: float = 10_000.0, kind: str | None = None) -> dict[s
       ConfigError: an unknown type or key.
     """
     context = keys.get('max_position_embeddings')
-    given = keys.get('rope_parameters', None)
+    given, older = keys.get('rope_parameters', None), keys.get('rope_scaling', None)
     given = given[kind] if given and kind in given else given
-    given = dict(given or keys.get('rope_scaling', None) or {})
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f'config.json: rope_parameters has {given!r}, where an object must be')
+    if given and older and kind is None:  # the same thing, written for newer and for older releases
+        older = {('rope_type' if name == 'type' else name): value for name, value in older.items()}
+        if differ := [name for name, value in older.items() if given.get(name) != value]:
+            raise ConfigError(
+                f'config.json: {differ[0]} is {given.get(differ[0])!r} in rope_parameters and {older[differ[0]]!r} in '
+                'rope_scaling, which say the same thing to newer and older releases; remove the wrong one'
+            )
+    given = dict(given or older or {})
     theta, fraction = keys.get('rope_theta', theta), keys.get('partial_rotary_factor', 1.0)
     out = {
         'theta': float(given.pop('rope_theta', theta)),

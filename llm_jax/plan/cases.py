@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from llm_jax.config.schema import Config
+from llm_jax.data.prepare import model_vocab_size
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import Counts, count, flops_per_token
 from llm_jax.nn.transformer import weights_of
@@ -84,7 +85,7 @@ class Case:
 
 def make_case(config: Config, mesh: Mesh | AbstractMesh, machine: Machine | None, network: Network | None) -> Case:
     """Raises: ConfigError: anything about the config that cannot work on this mesh."""
-    vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
+    vocab_size = model_vocab_size(config)
     rows = _ROWS_PER_BATCH * config.train.batch_size
     plan = setup.plan(config, mesh, rows=rows, vocab_size=vocab_size, bos_id=0)
     return Case(plan.config, machine, plan, network)

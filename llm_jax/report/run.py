@@ -40,7 +40,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.config.get('name') or self.directory.name
+        """Its directory's: the experiment's own may be that of several runs."""
+        return self.directory.resolve().name or self.config.get('name') or ''
 
     @property
     def data(self) -> dict[str, Any]:

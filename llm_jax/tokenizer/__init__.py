@@ -7,7 +7,7 @@ from llm_jax.tokenizer.interface import StreamDecoder, Tokenizer
 from llm_jax.tokenizer.loading import find, load
 from llm_jax.tokenizer.sentence_piece import FILE_NAME, SentencePieceTokenizer
 from llm_jax.tokenizer.tokenizer_json import JsonTokenizer
-from llm_jax.tokenizer.training import train
+from llm_jax.tokenizer.training import expected_size, train
 
 __all__ = [
     'FILE_NAME',
@@ -15,6 +15,7 @@ __all__ = [
     'SentencePieceTokenizer',
     'StreamDecoder',
     'Tokenizer',
+    'expected_size',
     'find',
     'load',
     'train',

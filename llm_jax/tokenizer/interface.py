@@ -64,6 +64,14 @@ class Tokenizer(Protocol):
         """UTF-8 bytes of one token; b'' for the special ones."""
         ...
 
+    def limit(self, vocab_size: int) -> 'Tokenizer':
+        """This tokenizer without its special tokens that an embedding of `vocab_size` rows (0: any) has no row for.
+
+        No text becomes a special token, so that nothing is lost. Where others are past the embedding too, or it
+        begins or ends texts with one, this tokenizer as it is.
+        """
+        ...
+
     def save(self, directory: str | os.PathLike) -> None:
         """Writes files from which `load(directory)` makes an equal tokenizer."""
         ...
@@ -82,8 +90,12 @@ class Tokenizer(Protocol):
 class Spelled:
     """The half of a `Tokenizer` that follows from the bytes of each token."""
 
-    def __init__(self, spelling: Iterable[bytes], bos_id: int, eos_ids: Iterable[int]):
-        """Args: spelling: bytes of token 0, 1, ...; `encode` has to work by now.
+    def __init__(self, spelling: Iterable[bytes], bos_id: int, eos_ids: Iterable[int], literals: Iterable[str] = ()):
+        """Args:
+          spelling: bytes of token 0, 1, ...; `encode` has to work by now.
+          bos_id: see `Tokenizer`.
+          eos_ids: see `Tokenizer`.
+          literals: texts that are cut out of a text before anything else, each a token, tried for what they lose.
 
         Raises:
           ConfigError: some byte has no token, so that there is text without tokens.
@@ -100,8 +112,9 @@ class Spelled:
                 'byte fallback or of the byte-level kind keep all text, so take the tokenizer of another model'
             )
         self.prefix = b' ' if self._joined(self.encode('a')) == b' a' else b''
-        ids = self.encode(_PROBE)
-        self.lossless = self.decode(ids) == _PROBE and self.token_bytes[ids].sum() == len(_PROBE.encode())
+        probe = _PROBE + ''.join(f'  {literal}  ' for literal in literals)
+        ids = self.encode(probe)
+        self.lossless = self.decode(ids) == probe and self.token_bytes[ids].sum() == len(probe.encode())
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -115,6 +128,11 @@ class Spelled:
 
     def decode_token(self, token: int) -> bytes:
         return self._bytes[token]
+
+    def limit(self, vocab_size: int) -> 'Spelled':
+        """See `Tokenizer.limit`; here of a tokenizer whose ids are all needed."""
+        del vocab_size
+        return self
 
     def _joined(self, ids: Iterable[int]) -> bytes:
         return b''.join(self._bytes[i] for i in ids)

@@ -8,8 +8,9 @@ from typing import Any
 from etils import epath
 import tokenizers
 
+from llm_jax import hub
 from llm_jax.config.schema import ConfigError
-from llm_jax.tokenizer import llama2c
+from llm_jax.tokenizer import llama2c, tiktoken_file
 from llm_jax.tokenizer.interface import Tokenizer
 from llm_jax.tokenizer.sentence_piece import FILE_NAME, SentencePieceTokenizer
 from llm_jax.tokenizer.tokenizer_json import JsonTokenizer, parse, vocabulary
@@ -20,14 +21,15 @@ _PAIRS = (('encoder.json', 'vocab.bpe'), ('vocab.json', 'merges.txt'))
 _PATTERNS = (
     'tokenizer.json',
     FILE_NAME,
+    '*.tiktoken',
     *(f'*{vocab}' for vocab, _ in _PAIRS),
     *(f'*{merges}' for _, merges in _PAIRS),
     'tok*.bin',
 )
 _END_OF_TEXT = '<|endoftext|>'
 _KINDS = (
-    'tokenizer.json, a SentencePiece tokenizer.model, vocab.json with merges.txt, encoder.json with vocab.bpe, '
-    "or llama2.c's tokenizer.bin"
+    'tokenizer.json, a SentencePiece or tiktoken tokenizer.model, NAME.tiktoken, vocab.json with merges.txt, '
+    "encoder.json with vocab.bpe, or llama2.c's tokenizer.bin"
 )
 
 
@@ -37,14 +39,16 @@ def load(path: str | os.PathLike) -> Tokenizer:
     Args:
       path: tokenizer.json, with tokenizer_config.json, special_tokens_map.json,
         generation_config.json and config.json beside it read for BOS and EOS; a
-        SentencePiece model; one of vocab.json and merges.txt, or encoder.json and
+        SentencePiece model; ranks of tiktoken, such as cl100k_base.tiktoken or Llama 3's
+        tokenizer.model; one of vocab.json and merges.txt, or encoder.json and
         vocab.bpe, of GPT-2, also with a prefix such as 'gpt2_'; llama2.c's tok*.bin;
-        or a directory with one of these, such as `Tokenizer.save` writes.
+        or a directory with one of these, such as `Tokenizer.save` writes; or
+        'hf:OWNER/NAME[@REVISION]', a model of the Hub.
 
     Raises:
       ConfigError: no such file, a broken one, or a kind that loses text.
     """
-    file = epath.Path(path)
+    file = epath.Path(hub.fetch_tokenizer(path))
     if not file.exists():
         raise ConfigError(f'tokenizer {str(file)!r}: there is no such file; name {_KINDS}, or a directory with one')
     if file.is_dir():
@@ -61,7 +65,7 @@ def find(path: str | os.PathLike) -> Tokenizer | None:
     Raises:
       ConfigError: as `load`.
     """
-    path = epath.Path(path)
+    path = epath.Path(hub.fetch_tokenizer(path))
     if path.is_dir() and not any(any(path.glob(pattern)) for pattern in _PATTERNS):
         return None
     return load(path)
@@ -88,7 +92,17 @@ def _read(file: epath.Path) -> Tokenizer:
         return _read_json(file)
     if file.suffix == '.bin':
         return SentencePieceTokenizer(llama2c.to_sentencepiece(file.read_bytes()))
-    return SentencePieceTokenizer(file.read_bytes())
+    data = file.read_bytes()
+    if file.suffix == '.tiktoken' or tiktoken_file.is_tiktoken(data):
+        return _read_tiktoken(file.name, data)
+    return SentencePieceTokenizer(data)
+
+
+def _read_tiktoken(name: str, data: bytes) -> JsonTokenizer:
+    ranks = tiktoken_file.read_ranks(data)
+    encoding = tiktoken_file.encoding_of(name, len(ranks))
+    spec, bos_id, eos_ids = tiktoken_file.to_tokenizer_json(ranks, encoding)
+    return JsonTokenizer(json.dumps(spec), bos_id=bos_id, eos_ids=eos_ids)
 
 
 def _read_json(file: epath.Path) -> JsonTokenizer:

@@ -44,8 +44,7 @@ class SentencePieceTokenizer(Spelled):
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ConfigError(
-                f'not a SentencePiece model: {error}; of a file of tiktoken ranks, which does not say how text '
-                "is split, use the model's tokenizer.json"
+                f'not a SentencePiece model: {error}; copy the file again, or name another kind of tokenizer'
             ) from error
         self._model = model
         processor = self._processor

@@ -40,8 +40,12 @@ class JsonTokenizer(Spelled):
         # What ends a text must never be text, whatever the file says.
         control = {bos_id, *eos_ids}
         added = [token | {'special': token['special'] or token['id'] in control} for token in spec['added_tokens']]
+        # A token of a text that takes the white space beside it along would lose that.
+        added = [token if token['special'] else token | {'lstrip': False, 'rstrip': False} for token in added]
         control |= {token['id'] for token in added if token['special']} | _unknown(spec)
         spec = spec | {'added_tokens': added, 'truncation': None, 'padding': None}
+        if spec['model'].get('dropout'):  # of merges, as in training some models: it draws other tokens each time
+            spec = spec | {'model': spec['model'] | {'dropout': None}}
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library raises nothing more specific
@@ -55,11 +59,22 @@ class JsonTokenizer(Spelled):
         spelled = (
             b'' if i in control or i not in names else spell(names[i], i in literal) for i in range(max(names) + 1)
         )
-        super().__init__(spelled, bos_id, eos_ids)
+        super().__init__(spelled, bos_id, eos_ids, [t['content'] for t in added if not t['special']])
         written = [names[i] for i in sorted(control)]
         for name, ids in zip(written, self.encode_batch(written), strict=True):
             if control & set(ids):
                 raise ConfigError(f'the text {name!r} would become a special token; take a tokenizer of another kind')
+
+    def limit(self, vocab_size: int) -> 'JsonTokenizer':
+        """See `Tokenizer.limit`."""
+        past = {i for i in self._names if i >= vocab_size > 0}
+        special = {token['id'] for token in self._spec['added_tokens'] if token['special']}
+        in_model = {i for i in vocabulary(self._spec | {'added_tokens': []}).values() if i in past}
+        if not past or not past <= special or in_model or past & {self.bos_id, *self.eos_ids}:
+            return self
+        kept = [token for token in self._spec['added_tokens'] if token['id'] not in past]
+        spec = json.dumps(self._spec | {'added_tokens': kept})
+        return JsonTokenizer(spec, bos_id=self.bos_id, eos_ids=self.eos_ids, config=self._config)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -167,7 +182,7 @@ def _piece(replacements: Sequence[tuple[str, str]], name: str, is_added: bool) -
 
 
 @functools.cache
-def _alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character -> byte: GPT-2 writes visible Latin-1 as itself, and the other bytes from U+0100 on."""
     visible = [*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in visible]
@@ -175,7 +190,7 @@ def _alphabet() -> dict[str, int]:
 
 
 def _byte_level(name: str, is_added: bool) -> bytes:
-    alphabet = _alphabet()
+    alphabet = byte_alphabet()
     if is_added or not all(c in alphabet for c in name):
         return name.encode()
     return bytes(alphabet[c] for c in name)

@@ -1,5 +1,6 @@
-"""Training of a SentencePiece model that keeps every string as it is."""
+"""Making a tokenizer of text: a SentencePiece model that keeps every string as it is, or its characters or bytes."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 import hashlib
 import heapq
@@ -11,15 +12,23 @@ import sentencepiece
 
 from llm_jax.config import parts, schema
 from llm_jax.config.schema import ConfigError
+from llm_jax.tokenizer import units
 from llm_jax.tokenizer.export import SPACE
+from llm_jax.tokenizer.interface import Tokenizer
 from llm_jax.tokenizer.sentence_piece import OWN_PIECES, SentencePieceTokenizer
 
+KINDS = ('sentencepiece', 'characters', 'bytes')
 _CHUNK_CHARS = 8192
 # Lines with these are skipped by the trainer: NUL, and the mark it uses for unknown characters.
 _UNTRAINABLE = re.compile('[\0\u2585\u2581]')
 
 
-def train(config: schema.Tokenizer, texts: Iterable[str], seed: int) -> SentencePieceTokenizer:
+def expected_size(config: schema.Tokenizer) -> int:
+    """Tokens that a tokenizer made like this has; of characters, the most that it may have."""
+    return units.size_of_bytes(config.reserved) if config.kind == 'bytes' else config.vocab_size
+
+
+def train(config: schema.Tokenizer, texts: Iterable[str], seed: int) -> Tokenizer:
     """Learns a vocabulary; the same texts and seed give the same one, in any order of the texts.
 
     Args:
@@ -31,7 +40,9 @@ def train(config: schema.Tokenizer, texts: Iterable[str], seed: int) -> Sentence
       ConfigError: no text, a vocab_size that the text cannot fill, or an unknown kind.
     """
     check(config, 'data.tokenizer')
-    return train_on(config, _sample(texts, config.sample_bytes, seed), 'data.tokenizer', 'data.sources')
+    # All characters of the text are counted, not those of a sample: the rarest would become bytes.
+    chunks = texts if config.kind != 'sentencepiece' else _sample(texts, config.sample_bytes, seed)
+    return train_on(config, chunks, 'data.tokenizer', 'data.sources')
 
 
 def check(config: schema.Tokenizer, field: str) -> None:
@@ -44,7 +55,7 @@ def check(config: schema.Tokenizer, field: str) -> None:
       ConfigError: an unknown kind or algorithm, or a name that cannot be reserved.
     """
     for name, value, known in (
-        ('kind', config.kind, ('sentencepiece',)),
+        ('kind', config.kind, KINDS),
         ('algorithm', config.algorithm, ('bpe', 'unigram')),
     ):
         if value not in known:
@@ -61,7 +72,7 @@ def check(config: schema.Tokenizer, field: str) -> None:
         raise ConfigError(f'{field}.reserved = {config.reserved!r} has a name twice')
 
 
-def train_on(config: schema.Tokenizer, chunks: list[str], field: str, sources: str) -> SentencePieceTokenizer:
+def train_on(config: schema.Tokenizer, chunks: Iterable[str], field: str, sources: str) -> Tokenizer:
     """Learns a vocabulary of a sample.
 
     Args:
@@ -73,8 +84,28 @@ def train_on(config: schema.Tokenizer, chunks: list[str], field: str, sources: s
     Raises:
       ConfigError: no text, or a vocab_size that the text cannot fill.
     """
+    if config.kind == 'bytes':
+        return units.bytes_tokenizer(config.reserved)
+    if config.kind == 'characters':
+        counts: Counter[str] = Counter()
+        for chunk in chunks:
+            counts.update(chunk)
+        if not counts:
+            raise _no_text(sources)
+        return units.characters_tokenizer(counts, config.vocab_size, config.reserved, field)
+    chunks = list(chunks)
     if not chunks:
-        raise ConfigError(f'there is no text to train the tokenizer on; look at {sources}')
+        raise _no_text(sources)
+    return _train_sentencepiece(config, chunks, field, sources)
+
+
+def _no_text(sources: str) -> ConfigError:
+    return ConfigError(f'there is no text to train the tokenizer on; look at {sources}')
+
+
+def _train_sentencepiece(
+    config: schema.Tokenizer, chunks: list[str], field: str, sources: str
+) -> SentencePieceTokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

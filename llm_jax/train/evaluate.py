@@ -18,7 +18,8 @@ def evaluate(
     split: str,
     *,
     max_batches: int = 0,
-) -> dict[str, float]:
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """The objective's metrics of a split; in pre-training loss, perplexity and bits per byte.
 
     Args:
@@ -28,10 +29,14 @@ def evaluate(
       prepared: the data.
       split: 'validation' or 'test'.
       max_batches: 0 means the whole split.
+      stop: asked before each batch whether to give up; then the result is None.
     """
     sums = []
     for batch in plan.objective.eval_rows(prepared, split, max_batches, plan.local_rows):
+        if stop():
+            return None
         sums.append(eval_step(params, plan.place(batch)))
+        jax.block_until_ready(sums[-2:-1])  # the device has one batch ahead, and `stop` is not asked of all at once
     # Added up in float64 on the host: a split has more tokens than float32 counts exactly.
     total = {name: float(np.sum([jax.device_get(s[name]) for s in sums], dtype=np.float64)) for name in sums[0]}
     return plan.objective.eval_metrics(total)

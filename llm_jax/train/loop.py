@@ -1,5 +1,6 @@
 """Pre-training, top to bottom: data, model, steps, evaluation, checkpoints, samples, report."""
 
+from contextlib import nullcontext
 import dataclasses
 from typing import Any
 
@@ -12,7 +13,7 @@ from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
-from llm_jax.data.prepare import prepare, vocab_size
+from llm_jax.data.prepare import model_vocab_size, prepare
 from llm_jax.dist import hosts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.samplers import Sampler
@@ -22,7 +23,9 @@ from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
 from llm_jax.train import reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
-from llm_jax.train.interrupt import Interrupt
+from llm_jax.train.interrupt import Interrupt, Stopped
+from llm_jax.train.lock import RunLock
+from llm_jax.train.resume import start_state, to_items
 from llm_jax.train.step import make_eval_step
 from llm_jax.train.trainable import merge_params
 
@@ -72,39 +75,71 @@ def train(
 def _train(
     config: Config, run_dir: epath.Path, clock: run_log.Clock, experiment: str | None, profile: tuple[int, int] | None
 ) -> Result:
+    is_main = jax.process_index() == 0
+    console = Console(0, enabled=is_main)
+    interrupt = Interrupt(watch_preemption=config.train.watch_preemption, starting=True, say=console.event)
+    try:
+        with interrupt, RunLock(run_dir, console) if is_main else nullcontext() as lock:
+            return _train_locked(config, run_dir, clock, experiment, profile, interrupt, lock, console)
+    except Stopped:
+        console.event(
+            f'{interrupt.signal} before the first step: nothing was lost; run the same command to start again'
+        )
+        return Result('stopped', 0, {})
+
+
+def _train_locked(
+    config: Config,
+    run_dir: epath.Path,
+    clock: run_log.Clock,
+    experiment: str | None,
+    profile: tuple[int, int] | None,
+    interrupt: Interrupt,
+    lock: RunLock | None,
+    console: Console,
+) -> Result:
     setup.keep_compiled(config.train.compile_cache)
     clock.lap('start')
     is_main = jax.process_index() == 0
     mesh = mesh_lib.make_mesh(config.mesh)
     # Before minutes of data preparation: everything that does not depend on it.
-    setup.plan(config, mesh, rows=10**9, vocab_size=_expected_vocab(config), bos_id=0)
+    setup.plan(config, mesh, rows=10**9, vocab_size=model_vocab_size(config), bos_id=0)
 
-    with Console(0, enabled=is_main) as console:
+    with console:
         prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
-    tokenizer = prepared.tokenizer
+    # Special tokens past the embedding are no part of it; no text becomes one of them.
+    tokenizer = prepared.tokenizer.limit(config.model.vocab_size)
+    prepared = dataclasses.replace(prepared, tokenizer=tokenizer)
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
     config, steps = plan.config, plan.steps
-    setup.check_samples(config, steps, tokenizer)
+    experiment_file = epath.Path(experiment) if experiment else None
     if is_main:
-        runs.write_config(run_dir, config, experiment and epath.Path(experiment))
-        tokenizer.save(run_dir / 'tokenizer')
+        runs.check_config(run_dir, config, experiment_file)
     checkpoints = Checkpoints(run_dir, config.checkpoint)
-    if (checkpoints.latest_step or 0) >= steps.total:
-        with Console(0, enabled=is_main) as console:
-            console.event(
-                f'{run_dir} is done: {checkpoints.latest_step} of {steps.total} steps are trained. '
-                'A longer --config.train.duration goes on from here'
-            )
+    latest = checkpoints.latest_step or 0
+    if latest > steps.total or (latest == steps.total and run_log.is_complete(run_dir)):
+        console.event(
+            f'{run_dir} is done: {latest} of {steps.total} steps are trained. '
+            'A longer --config.train.duration goes on from here'
+        )
         checkpoints.close()
         return Result('finished', steps.total, {})
 
     clock.lap('prepare')
-    with jax.set_mesh(mesh), Interrupt(watch_preemption=config.train.watch_preemption) as interrupt:
-        state, frozen, origin = setup.start_state(plan, checkpoints, prepared)
+    with jax.set_mesh(mesh):
+        try:
+            state, frozen, origin = start_state(plan, checkpoints, prepared)
+        except ConfigError:
+            checkpoints.close()
+            raise
+        if is_main:  # from here on the directory is a run
+            runs.write_config(run_dir, config, experiment_file)
+            tokenizer.save(run_dir / 'tokenizer')
         not_donated = () if frozen is None else (frozen,)
         start = int(state.step)
         clock.lap('state')
+        interrupt.waits_for = 'the step is compiled'
         if config.train.reproducible:  # which compiles for one device after the other as it goes
             train_step = plan.train_step()
         else:
@@ -113,38 +148,84 @@ def _train(
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
+        interrupt.begin()
         record = run_log.Record(run_dir, plan, prepared, start=start, origin=origin, enabled=is_main)
+        interrupt.say, interrupt.waits_for = record.console.event, 'the step is done and saved'
 
-        def evaluated(step: int, params: Any) -> dict[str, float]:
+        def evaluated(step: int, params: Any) -> dict[str, float] | None:
             held_out = {'val': ('validation', config.train.eval_batches)}
             if step == steps.total and prepared.count('test'):
                 held_out['test'] = ('test', 0)
             values = {}
             for prefix, (split, most) in held_out.items():
-                part = evaluate(plan, eval_step, params, prepared, split, max_batches=most)
+                part = evaluate(plan, eval_step, params, prepared, split, max_batches=most, stop=interrupt.asked_here)
+                if part is None:
+                    return None
                 values |= {f'{prefix}/{name}': value for name, value in part.items()}
             record.evaluation(step, values)
             return values
 
         def sampled(params: Any) -> list[tuple[str, str]]:
             prompts, sampler = list(config.train.sample_prompts), Sampler(temperature=0.8, top_k=50)
-            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed}
+            new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed, 'slide': True}
             return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
 
         def finish(step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
             """Fetches the metrics of a step, which by now the device has computed."""
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):
-                raise _non_finite(run_dir, step, values, batch, checkpoints)
+                file = _keep_batch(run_dir, step, batch)
+                what = f'step {step} has loss {values["loss"]} and gradient norm {values["grad_norm"]}; its batch is in'
+                # A loss is that of the parameters before the step.
+                raise _non_finite(f'{what} {file}', None if np.isfinite(values['loss']) else step - 1, checkpoints)
             record.step(step, values)
+
+        def save(step: int) -> None:
+            if lock:
+                lock.check()
+            meta = {'tokenizer': tokenizer.fingerprint, 'data': prepared.manifest['digest']}
+            checkpoints.save(step, to_items(state, frozen), meta)
+
+        def pause(step: int, *, saves: bool, evaluates: bool, samples: bool) -> bool:
+            """Everything that is not a step; False if a signal ended it, after the checkpoint."""
+            nonlocal results
+            # First of all, so that nothing that fails after it costs a checkpoint.
+            if saves:
+                save(step)
+            if step == steps.total:
+                checkpoints.wait()
+            if evaluates:
+                interrupt.waits_for = 'a batch is evaluated'
+                metrics = evaluated(step, merge_params(state.averaged, frozen))
+                interrupt.waits_for = 'the step is done and saved'
+                if metrics is None:
+                    if not saves:
+                        save(step)
+                    return False
+                if bad := [f'{name} = {value}' for name, value in metrics.items() if not np.isfinite(value)]:
+                    raise _non_finite(f'the parameters of step {step} have {bad[0]}', step, checkpoints)
+                checkpoints.record_evaluation(step, metrics)
+                results = metrics
+            if samples:
+                with record.failure_as_warning(f'there are no samples at step {step}'):
+                    record.samples(step, sampled(merge_params(state.averaged, frozen)))
+            return True
 
         source = plan.objective.train_rows(prepared, plan.local_rows)
         batches = loader(source, start, steps.total, config.data.prefetch)
         profiler = Profiler(run_dir / 'profile', profile, range(start + 1, steps.total + 1), enabled=is_main)
-        pending = None
-        status = 'finished'
+        batch = pending = None
+        step, status = start, 'finished'
         results: dict[str, float] = {}
         try:
+            if start == steps.total:  # it ended between its last checkpoint and its page: what is missing is made
+                missing = run_log.missing(run_dir, start)
+                evaluates, samples = (
+                    steps.eval > 0 and 'evaluation' in missing,
+                    steps.sample > 0 and 'samples' in missing,
+                )
+                if not pause(start, saves=False, evaluates=evaluates, samples=samples):
+                    status = 'stopped'
             for step in range(start + 1, steps.total + 1):
                 profiler.before(step)
                 batch = plan.place(next(batches))
@@ -169,38 +250,33 @@ def _train(
                 finish(*pending)  # nothing is saved or evaluated after a bad step
                 pending = None
                 with record.paused():
-                    # First of all, so that nothing that fails after it costs a checkpoint.
-                    if saves:
-                        meta = {'tokenizer': tokenizer.fingerprint, 'data': prepared.manifest['digest']}
-                        checkpoints.save(step, setup.to_items(state, frozen), meta)
-                    if is_last:
-                        checkpoints.wait()
-                    if evaluates:
-                        results = evaluated(step, merge_params(state.averaged, frozen))
-                        checkpoints.record_evaluation(step, results)
-                    if samples:
-                        with record.failure_as_warning(f'there are no samples at step {step}'):
-                            record.samples(step, sampled(merge_params(state.averaged, frozen)))
-                if stop:
+                    goes_on = pause(step, saves=saves, evaluates=evaluates, samples=samples)
+                if stop or not goes_on:
                     status = 'stopped'
                     break
             profiler.close()
+            if status == 'finished':
+                # Whether the last parameters are good, a step more tells; its state is thrown away.
+                if batch is None:
+                    rows = jax.tree.map(lambda array: array[0], source.read(step - 1, step))
+                    batch = plan.collect(merge_params(state.params, frozen), plan.place(rows), step - 1)
+                loss = float(train_step(state, batch, *not_donated)[1]['loss'])
+                if not np.isfinite(loss):
+                    raise _non_finite(f'the parameters of step {step} have loss {loss}', step, checkpoints)
+                checkpoints.confirm(step)
             checkpoints.close()
-        except BaseException:
-            record.end('failed', clock)
+        except BaseException as error:
+            record.end('failed', clock, reason=f'{error or type(error).__name__}')
             if jax.process_count() == 1:  # of several, one that failed may wait for the others forever
                 checkpoints.wait()
             raise
         record.end(status, clock, signal=interrupt.signal, step=step)
-    if is_main:
-        with record.failure_as_warning('there is no report'):
-            write_report(run_dir)
-        record.farewell(status, step, results)
+        interrupt.waits_for = 'the page is written'
+        if is_main:
+            with record.failure_as_warning('there is no report'):
+                write_report(run_dir)
+            record.farewell(status, step, results)
     return Result(status, step, results)
-
-
-def _expected_vocab(config: Config) -> int:
-    return config.model.vocab_size or vocab_size(config.data)
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:
@@ -208,10 +284,8 @@ def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:
     return jnp.asarray(np.pad(token_bytes, (0, vocab_size - len(token_bytes))), jnp.int32)
 
 
-def _non_finite(
-    run_dir: epath.Path, step: int, values: dict[str, float], batch: Any, checkpoints: Checkpoints
-) -> NonFiniteLossError:
-    """Keeps the batch, and says what happened and what to try."""
+def _keep_batch(run_dir: epath.Path, step: int, batch: Any) -> epath.Path:
+    """Writes this process's rows of a batch beside the run, as evidence."""
     file = run_dir / f'nonfinite_step_{step}_process_{jax.process_index()}.npz'
     shards = {
         f'{jax.tree_util.keystr(path, simple=True, separator=".") or "rows"}_{s.index[0].start or 0}': np.asarray(
@@ -222,10 +296,23 @@ def _non_finite(
     }
     with file.open('wb') as out:
         np.savez(out, **shards)
-    checkpoints.close()
+    return file
+
+
+def _non_finite(what: str, bad: int | None, checkpoints: Checkpoints) -> NonFiniteLossError:
+    """The error that training diverged, once the checkpoint of the bad parameters is out of the way.
+
+    Args:
+      what: was seen.
+      bad: step after which the parameters are bad; None if they are good, and only a gradient is not finite.
+      checkpoints: of the run.
+    """
+    checkpoints.wait()
+    aside = None if bad is None else checkpoints.set_aside(bad)
     last = checkpoints.latest_step
-    kept = f'the checkpoint of step {last} is good' if last else 'no checkpoint had been saved yet'
+    kept = f'the checkpoint of step {last} is good' if last is not None else 'no good checkpoint had been saved yet'
+    if aside is not None:
+        kept = f'the checkpoint of step {bad}, which holds them, was moved to {aside}, and {kept}'
     return NonFiniteLossError(
-        f'step {step} has loss {values["loss"]} and gradient norm {values["grad_norm"]}; its batch is in {file}, and '
-        f'{kept}. Try a lower optimizer.learning_rate, a longer schedule.warmup or a smaller optimizer.clip'
+        f'{what}; {kept}. Try a lower optimizer.learning_rate, a longer schedule.warmup or a smaller optimizer.clip'
     )

@@ -10,6 +10,7 @@ from llm_jax.data.prepare import prepare
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics.profile import Op, Profiler, top_ops
 from llm_jax.train import setup
+from llm_jax.train.resume import start_state
 from llm_jax.train.trainable import merge_params
 
 
@@ -39,7 +40,7 @@ def profile_run(run_dir: str | epath.Path, first: int, last: int) -> list[Op]:
     )  # fmt: skip
     config = plan.config
     with jax.set_mesh(plan.mesh):
-        state, frozen, _ = setup.start_state(plan, checkpoints, prepared)
+        state, frozen, _ = start_state(plan, checkpoints, prepared)
         not_donated = () if frozen is None else (frozen,)
         train_step = plan.train_step()
         begin = int(state.step)

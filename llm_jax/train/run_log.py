@@ -27,6 +27,7 @@ from llm_jax.metrics import (
     flops_per_token,
     mfu,
     peak_flops,
+    read_jsonl,
 )
 from llm_jax.metrics import format as fmt
 from llm_jax.nn.transformer import weights_of
@@ -190,9 +191,11 @@ class Record:
             if self._enabled:
                 self._write_info()
 
-    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0) -> None:
-        """Closes the files and notes how it ended."""
+    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0, reason: str = '') -> None:
+        """Closes the files and notes how it ended; `reason` says why it failed."""
         self._info |= {'status': status, 'finished': _now(), 'seconds_total': clock.seconds()}
+        if reason:
+            self._info['reason'] = reason.strip().splitlines()[0][:1000]
         self.close()
         if self._enabled:
             self._write_info()
@@ -218,7 +221,7 @@ class Record:
         report = self._run_dir / 'report.html'
         if report.exists():
             rows['report'] = str(report)
-        self.console.table(self._plan.config.name, rows)
+        self.console.table(self._run_dir.resolve().name, rows)
         if status == 'finished':
             prompt = (self._plan.config.train.sample_prompts or ('',))[0]
             self.console.event(
@@ -230,6 +233,26 @@ class Record:
 
     def _write_info(self) -> None:
         write_atomically(self._run_dir / 'run.json', json.dumps(self._info, indent=2) + '\n')
+
+
+def is_complete(run_dir: epath.Path) -> bool:
+    """Whether a run said to the end what it had to say: it noted that it finished, and has its page."""
+    file = run_dir / 'run.json'
+    finished = file.exists() and json.loads(file.read_text()).get('status') == 'finished'
+    return finished and (run_dir / 'report.html').exists()
+
+
+def missing(run_dir: epath.Path, step: int) -> set[str]:
+    """What of 'evaluation' and 'samples' a run has not recorded for a step."""
+    recorded = {
+        'evaluation': any('val/loss' in line for line in _lines(run_dir / 'metrics.jsonl', step)),
+        'samples': any(_lines(run_dir / 'samples.jsonl', step)),
+    }
+    return {what for what, is_there in recorded.items() if not is_there}
+
+
+def _lines(file: epath.Path, step: int) -> list[dict[str, Any]]:
+    return [line for line in read_jsonl(file) if line['step'] == step]
 
 
 def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:

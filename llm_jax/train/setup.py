@@ -5,23 +5,18 @@ import dataclasses
 import os
 from typing import Any
 
-from etils import epath
 import jax
 from jax.sharding import Mesh
 import numpy as np
 import optax
 
 from llm_jax import config as config_lib
-from llm_jax import runs
-from llm_jax.checkpoint import Checkpoints
-from llm_jax.config.schema import Config, ConfigError, Part
-from llm_jax.data.prepare import Prepared
+from llm_jax.config.schema import Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
 from llm_jax.ops import matmul
 from llm_jax.ops.attend.choose import kernels
-from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
 from llm_jax.train.objectives import Objective, make_objective
@@ -261,70 +256,3 @@ def keep_compiled(directory: str) -> None:
     """Keeps compiled programs in `directory` between runs, unless JAX was told of another; '' keeps none."""
     if directory and not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', directory if '://' in directory else os.path.abspath(directory))
-
-
-def check_samples(config: Config, steps: Steps, tokenizer: Tokenizer) -> None:
-    """Raises: ConfigError: a sample during training would be longer than the model's context."""
-    for prompt in config.train.sample_prompts if steps.sample else ():
-        length = 1 + len(tokenizer.encode(prompt)) + config.train.sample_tokens
-        if length > config.model.max_seq_len:
-            raise ConfigError(
-                f'train.sample_tokens = {config.train.sample_tokens} after the prompt {prompt!r} is {length} tokens, '
-                f'past model.max_seq_len = {config.model.max_seq_len}; lower it'
-            )
-
-
-def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tuple[State, Any, str]:
-    """The state to begin with: this run's newest checkpoint, else `init_from`, else scratch.
-
-    Returns:
-      the state on the mesh, the parameters that are not trained or None, and a sentence on where they came from.
-
-    Raises:
-      ConfigError: a checkpoint that does not fit.
-    """
-    config = plan.config
-    if (step := checkpoints.latest_step) is not None:
-        meta = checkpoints.meta(step)
-        if meta['tokenizer'] != prepared.tokenizer.fingerprint:
-            raise ConfigError(
-                f'the checkpoint of step {step} was trained with another tokenizer ({meta["tokenizer"]}) than the '
-                f'data is now prepared with ({prepared.tokenizer.fingerprint}); set data.tokenizer.path to the '
-                "run directory's tokenizer, or train elsewhere with --workdir"
-            )
-        if meta['data'] != prepared.manifest['digest']:
-            raise ConfigError(
-                f'data.sources = {config.data.sources} holds other text than up to the checkpoint of step {step}, so '
-                'going on would repeat some rows and skip others; bring the text back, or start a new run from these '
-                'parameters with --config.init_from=RUN --workdir=ANOTHER'
-            )
-        items = checkpoints.restore(step, to_items(plan.shapes, plan.frozen_shapes), plan.mesh)
-        return *from_items(items, config.train.trainable), f'resumed at step {step}'
-    if not config.init_from:
-        return *jax.jit(plan.init)(jax.random.key(config.seed)), 'started from scratch'
-    source = epath.Path(config.init_from)
-    source_config = runs.read_config(source)
-    source_checkpoints = Checkpoints(source, source_config.checkpoint, read_only=True)
-    step = runs.pick_step(source_checkpoints, source, None)
-    item = 'ema' if source_checkpoints.has(step, 'ema') else 'params'
-    params = source_checkpoints.restore(step, {item: plan.param_shapes}, plan.mesh)[item]
-    return *jax.jit(plan.start)(params), f'started from {source} at step {step}'
-
-
-def to_items(state: State, frozen: Any = None) -> dict[str, Any]:
-    """A state as the named items of a checkpoint: all parameters can be read without the rest.
-
-    Args:
-      state: of training.
-      frozen: the parameters that are not trained, or None.
-    """
-    params = merge_params(state.params, frozen)
-    items = {'params': params, 'train': {'step': state.step, 'opt_state': state.opt_state}}
-    return items if state.ema is None else items | {'ema': merge_params(state.ema, frozen)}
-
-
-def from_items(items: dict[str, Any], trainable: Part) -> tuple[State, Any]:
-    """The inverse of `to_items`: (state, frozen). Args: trainable: `train.trainable` of the config."""
-    params, frozen = split_params(items['params'], trainable)
-    ema = split_params(items['ema'], trainable)[0] if 'ema' in items else None
-    return State(items['train']['step'], params, items['train']['opt_state'], ema), frozen

@@ -203,7 +203,7 @@ def test_traces_of_a_run_and_what_starting_it_took(experiment, undisturbed, tmp_
     assert runs_of['while'] % 2 == 0
 
     before = sorted((undisturbed / 'checkpoints').iterdir()), (undisturbed / 'metrics.jsonl').read_bytes()
-    command = [sys.executable, str(ROOT / 'tools/profile.py'), str(undisturbed), '--steps=2:3']
+    command = [sys.executable, str(ROOT / 'tools/profile_run.py'), str(undisturbed), '--steps=2:3']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -87,7 +87,7 @@ def test_encodings():
     ('content', 'reason'),
     [
         ('', 'extract.empty'),
-        (b'\0\0', 'extract.not_html'),
+        (b'\0\0', 'extract.empty'),
         (' \n ', 'extract.empty'),
         ('{"a": 1}', 'extract.not_html'),
         ('%PDF-1.4 1 < 2', 'extract.not_html'),

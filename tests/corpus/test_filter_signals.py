@@ -1,24 +1,27 @@
 """Words, lines and repeated n-grams, against plain definitions."""
 
 from collections import Counter
+import gzip
+import json
 import random
 
 import awkward
 import numpy as np
 import pytest
 
-from llm_jax.corpus.filter import signals
+from llm_jax.corpus.document import Document, Dropped
+from llm_jax.corpus.filter import c4, fineweb, gopher, refinedweb, repetition, signals
 
 
 def texts() -> list[str]:
-    """Awkward strings, and random texts of few words, in which everything is repeated."""
+    """Awkward strings of scripts with spaces, and random texts of few words, in which everything is repeated."""
     rng = random.Random(2)
     few = [
         ' '.join(rng.choices(['a', 'b', 'cc', 'ddd', 'é', '😀,'][: rng.randrange(1, 7)], k=rng.randrange(60)))
         for _ in range(400)
     ]
     lines = ['\n'.join(rng.choices(['x y z', 'x', '', ' ', 'z z z z z z'], k=rng.randrange(30))) for _ in range(200)]
-    return awkward.cases(300) + few + lines
+    return [text for text in awkward.cases(300) if not signals.Text(text).unspaced] + few + lines
 
 
 def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
@@ -92,3 +95,35 @@ def test_rule_groups_share_the_last_text():
     first = signals.view(text)
     signals.view('another')
     assert signals.view(text) is not first
+
+
+@pytest.mark.parametrize(
+    'sentence',
+    [
+        '潮汐钟是港口博物馆的一件展品，它显示每天两次涨潮的时间。',
+        '港の博物館には潮の時計があり、毎日二回の満潮の時刻を示しています。',
+        'นาฬิกาน้ำขึ้นน้ำลงของพิพิธภัณฑ์ท่าเรือแสดงเวลาน้ำขึ้นวันละสองครั้ง',
+        'ໂມງນ້ຳຂຶ້ນຂອງພິພິທະພັນທ່າເຮືອສະແດງເວລາ',
+        'នាឡិកាជំនោរនៃសារមន្ទីរកំពង់ផែបង្ហាញម៉ោងទឹកឡើងពីរដងក្នុងមួយថ្ងៃ។',
+        'ဆိပ်ကမ်းပြတိုက်၏ဒီရေနာရီသည်တစ်နေ့နှစ်ကြိမ်ဒီရေတက်ချိန်ကိုပြသည်။',
+    ],
+)
+def test_scripts_without_spaces_pass_the_rules_of_prose_and_their_repetition_does_not(sentence):
+    """The characters of a sentence, rotated, make lines of as many words that are not each other's copies."""
+    turned = [sentence[i:-1] + sentence[:i] + sentence[-1] for i in range(0, 20, 2)]
+    lines = [a + b for a, b in zip(turned[::2], turned[1::2], strict=True)]
+    document = lambda text: Document(id='a', source='s', where='w', text=text, kind='text', language='xx')
+    stages = {m.__name__.rpartition('.')[2]: m.make(m.Options()) for m in (gopher, c4, fineweb, refinedweb)}
+    judged = {name: stage(document('\n'.join(lines))) for name, stage in stages.items()}
+    assert not [one.reason for one in judged.values() if isinstance(one, Dropped)]
+    assert signals.view('\n'.join(lines)).unspaced
+    assert isinstance(repetition.make(repetition.Options())(document('\n'.join([sentence] * 20))), Dropped)
+
+
+def test_chinese_articles_survive_the_rules_of_prose(shared_data):
+    with gzip.open(shared_data / 'multilingual/zhwiki_sample.jsonl.gz', 'rt') as lines:
+        documents = [Document(id='a', source='s', where='w', text=json.loads(line)['text'], kind='text', language='zh')
+                     for line in lines]  # fmt: skip
+    for module in (gopher, repetition, c4, fineweb):
+        stage = module.make(module.Options())
+        assert sum(isinstance(stage(one), Document) for one in documents) >= 0.9 * len(documents), module

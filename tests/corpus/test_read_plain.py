@@ -287,3 +287,18 @@ def test_real_files(shared_data):
     (play,) = in_order(f'text:{shared_data}/misc/tinyshakespeare.txt.gz')
     pieces = in_order(f'text:{shared_data}/misc/tinyshakespeare.txt.gz', max_document_chars=10_000)
     assert ''.join(pieces) == play and len(play) == 1_115_394
+
+
+def test_a_text_is_split_by_place(tmp_path):
+    text = ''.join(f'line {i}\n' for i in range(1000))
+    (tmp_path / 'a.txt').write_text(text[:3000])
+    (tmp_path / 'b.txt').write_text(text[3000:])
+    fields = {'validation_fraction': 0.1, 'test_fraction': 0.05, 'split_by': 'place'}
+    for more in ({}, {'max_document_chars': 100}):  # cutting does not move the edges
+        source = opened(f'text:{tmp_path}/*.txt', **fields, **more)
+        found = [''.join(source.documents(split)) for split in SPLITS]
+        n = len(text)
+        assert found == [text[: int(n * 0.85)], text[int(n * 0.85) : int(n * 0.95)], text[int(n * 0.95) :]]
+    whole = opened(f'text:{tmp_path}/*.txt', **fields | {'validation_fraction': 0.1, 'test_fraction': 0.0})
+    assert ''.join(whole.documents('train')) == text[: int(len(text) * 0.9)]  # as nanoGPT cuts it
+    assert list(whole.documents('test')) == []

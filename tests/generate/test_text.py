@@ -1,4 +1,5 @@
 from awkward import sentencepiece_model
+import numpy as np
 import pytest
 from tiny import LLAMA, random_params, tiny_config
 
@@ -70,3 +71,27 @@ def test_a_continuation_keeps_the_space_that_a_document_does_not_begin_with(monk
 def test_mistakes_come_before_the_first_step(tokenizer, trained):
     with pytest.raises(schema.ConfigError, match='past model.max_seq_len = 64'):
         text.stream(*trained, tokenizer, ['def '], max_new_tokens=1000)
+
+
+def test_a_window_that_slides_sees_the_last_tokens_that_fit(tokenizer, trained):
+    """As the full forward pass over the last max_seq_len tokens says; a row does not depend on the others."""
+    model, params = trained
+    most, options = model.config.max_seq_len, {'sampler': Sampler(0.0), 'vocab_size': 300}
+    prompts = [[tokenizer.bos_id, *tokenizer.encode('def ' * 12)], [tokenizer.bos_id] * (most + 9)]
+    rows = engine.generate(model, params, prompts, max_new_tokens=20, slide=True, **options)
+    for prompt, new in zip(prompts, rows, strict=True):
+        assert len(new) == 20
+        row = list(prompt)
+        for token in new:
+            logits = model.apply({'params': params}, np.asarray([row[-most:]]))[0, -1, :300]
+            assert token == int(logits.argmax())
+            row.append(token)
+    drawn = {'max_new_tokens': 70, 'seed': 3, 'vocab_size': 300, 'sampler': Sampler(1.0), 'stop_ids': [5, 6, 7]}
+    short = [[1, 9], [1, 2, 3, 4], *prompts]
+    together = engine.generate(model, params, short, slide=True, **drawn)
+    assert together[0] == engine.generate(model, params, short[:1], slide=True, **drawn)[0]
+    assert together[0][:60] == engine.generate(model, params, short[:1], **drawn | {'max_new_tokens': 60})[0]
+
+
+def test_room_is_what_the_longest_prompt_leaves(tokenizer, trained):
+    assert text.room(trained[0], tokenizer, ['', 'def ']) == 64 - 1 - len(tokenizer.encode('def '))

@@ -276,7 +276,7 @@ def test_convert_there_and_back(tmp_path, capsys):
 def test_convert_says_what_is_wrong(tmp_path, capsys):
     for arguments, message in (
         (('hf:a', 'hf:b'), 'one of them has to be a run directory'),
-        (('hf:a', str(tmp_path / 'run')), 'a has no config.json'),
+        (('hf:a', str(tmp_path / 'run')), "there is no directory 'a', and models of the Hub are called"),
         ((str(tmp_path / 'no_run'), f'hf:{tmp_path / "b"}'), 'is not a run directory'),
     ):
         with pytest.raises(SystemExit):

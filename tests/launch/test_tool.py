@@ -43,3 +43,9 @@ def test_prints_a_script():
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('#!/usr/bin/env bash\n') and 'PROJECT=p\n' in done.stdout
     assert '--config.mesh.distributed=True --config.train.batch_size=256' in done.stdout
+
+
+def test_prints_a_batch_script():
+    done = launch('--slurm', '--nodes', '2', '--packages', 'jax[cuda12]')
+    assert done.returncode == 0, done.stderr
+    assert '#SBATCH --nodes=2\n' in done.stdout and "LLM_JAX_PACKAGES='jax[cuda12]'" in done.stdout

@@ -36,7 +36,7 @@ def test_machines():
     machine = topology.parse_tpu('v5p:8x8x8', 4)
     assert (machine.chips, machine.devices, machine.wraps) == (2048, 2048, (True, True, True))
     assert topology.parse_tpu('tpu7x:4x4x4').devices == 128
-    assert topology.parse_tpu('v5e:4x16').wraps == (False, True)
+    assert topology.parse_tpu('v5e:8x16').wraps == (False, True)
     with pytest.raises(ConfigError, match=r'--devices = 12: up to 8, or a multiple'):
         topology.parse_gpu('h100', 12)
     with pytest.raises(ConfigError, match='there are a100, h100, h200, b200'):
@@ -90,9 +90,9 @@ def test_axes_that_share_a_side_share_its_links():
 def test_between_slices_goes_the_share_of_each_device():
     net = network(topology.parse_tpu('v5e:4x4', 2), data=2, fsdp=16)
     ici, dcn = seconds(net, 'all-reduce', 1e9, 'data')
-    assert (ici, dcn) == (0, pytest.approx(2 * 1e9 / 2 / 6.25e9))
+    assert (ici, dcn) == (0, pytest.approx(2 * 1e9 / 2 / 3.125e9))
     _, dcn = seconds(net, 'all-reduce', 1e9, 'data', 'fsdp')
-    assert dcn == pytest.approx(2 * 1e9 / 16 / 2 / 6.25e9)
+    assert dcn == pytest.approx(2 * 1e9 / 16 / 2 / 3.125e9)
 
 
 def test_axes_of_a_group():

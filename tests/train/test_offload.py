@@ -11,6 +11,7 @@ from tiny import LLAMA, on_mesh, packed_tokens, place, tiny_config, tiny_trainin
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import ConfigError
 from llm_jax.train import offload, setup
+from llm_jax.train.resume import from_items, to_items
 
 FAMILY = LLAMA | {'optimizer__learning_rate': 0.01}
 MESH = (1, 4, 2)
@@ -46,12 +47,12 @@ def test_a_checkpoint_brings_it_back(tmp_path, fields):
     with on_mesh(MESH):
         state, _ = steps(1, **{f'optimizer__{name}': value for name, value in fields.items()})
         checkpoints = Checkpoints(tmp_path, config.checkpoint)
-        checkpoints.save(1, setup.to_items(state), {})
+        checkpoints.save(1, to_items(state), {})
         checkpoints.wait()
     with on_mesh((2, 2, 2)):
         mesh = jax.sharding.get_mesh()
         plan = setup.plan(config, mesh, rows=100, vocab_size=64, bos_id=1)
-        restored, frozen = setup.from_items(checkpoints.restore(1, setup.to_items(plan.shapes), mesh), '.*')
+        restored, frozen = from_items(checkpoints.restore(1, to_items(plan.shapes), mesh), '.*')
         assert frozen is None
         jax.tree.map(np.testing.assert_array_equal, *jax.device_get((restored, state)))
         fresh, _ = jax.jit(plan.init)(jax.random.key(0))

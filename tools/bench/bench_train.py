@@ -67,11 +67,12 @@ class Ours:
         import numpy as np
 
         from llm_jax import metrics
+        from llm_jax.data.prepare import model_vocab_size
         from llm_jax.dist import mesh as mesh_lib
         from llm_jax.nn.transformer import weights_of
         from llm_jax.train import setup
 
-        size = config.model.vocab_size or config.data.tokenizer.vocab_size
+        size = model_vocab_size(config)
         plan = setup.plan(config, mesh_lib.make_mesh(config.mesh), rows=10**6, vocab_size=size, bos_id=1)
         jax.set_mesh(plan.mesh)
         self._state, frozen = jax.jit(plan.init)(jax.random.key(0))

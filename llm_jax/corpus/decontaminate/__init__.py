@@ -7,6 +7,10 @@ Words are compared in lower case, Unicode's NFKC, and without punctuation. An it
     in their order: so words may have been dropped, changed or put between; or
   - if it has fewer than `ngram` words, but at least `min_words`: if all of them stand there in a row.
 `index` says what is not looked for.
+
+With `rule = 'gpt3'` any run of `ngram` words that a document shares with an item gives it away, as in Brown et al.
+2020, appendix C: no share of the item is asked for, no wording is too common or too plain, and nothing that was
+changed is looked for.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +33,7 @@ _SLACK = 0.15
 # More words than a piece has, and what is spare.
 _APART = 1 << 10
 _SHOWN = 300
+_RULES = ('items', 'gpt3')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Decontaminate:
     benchmarks: dict = field(
         {}, 'name -> path or glob of JSONL, JSON, CSV, TSV, Parquet, text or tar; or {"path": ..., "fields": [...]}'
     )
+    rule: str = field('items', 'what gives an item away: items (as below), or gpt3: any run of `ngram` words, alone')
     ngram: int = field(13, 'words in a row that give an item away')
     min_words: int = field(8, 'items of fewer words are not looked for')
     similarity: float = field(0.75, 'share of the words of an item, in order, that gives it away when some are changed')
@@ -130,7 +136,7 @@ def _exact(words: Words, index: Index, options: Decontaminate) -> Iterator[tuple
     for number, owner in sorted(set(zip(texts.tolist(), document.tolist(), strict=True))):
         mine = (texts == number) & (document == owner)
         share = len(np.unique(keys[mine])) / index.text_grams[number]
-        if share >= options.min_share:
+        if share >= options.min_share or options.rule == 'gpt3':
             yield number, float(share), *_longest_run(where[mine], options.ngram)
 
 
@@ -161,6 +167,8 @@ def _near(words: Words, index: Index, options: Decontaminate) -> Iterator[tuple[
     short = length < options.ngram
     slack = np.where(short, 0, np.ceil(_SLACK * length).astype(int) + 1)
     needed = np.where(short, 1, np.ceil(_SEEDS_THERE * index.piece_seeds[pieces]))
+    if options.rule == 'gpt3':
+        needed[~short] = np.inf
     # Where the piece would begin if all of it were there; seeds of one copy agree but for what was lost.
     begin = where - index.seed_offsets[keys]
     # Documents lie apart, so that seeds in two of them do not add up.
@@ -243,6 +251,7 @@ def _check(options: Decontaminate) -> None:
         if not condition:
             raise ConfigError(f'decontaminate.{name} = {getattr(options, name)!r}: {fix}')
 
+    require(options.rule in _RULES, 'rule', f'it must be one of {", ".join(_RULES)}')
     require(bool(options.benchmarks), 'benchmarks', 'name at least one, such as {"gsm8k": "gsm8k_test.jsonl.gz"}')
     require(options.ngram >= index_lib.SEED, 'ngram', f'it must be at least {index_lib.SEED}')
     require(index_lib.SEED <= options.min_words <= options.ngram, 'min_words',

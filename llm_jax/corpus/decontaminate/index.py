@@ -116,12 +116,20 @@ def load(options, cache_dir: str) -> Index:
     Raises:
       ConfigError: a benchmark that cannot be read.
     """
-    parts = (_FORMAT, options.ngram, options.min_words, options.common, benchmarks.fingerprint(options.benchmarks))
+    parts = (
+        _FORMAT,
+        options.rule,
+        options.ngram,
+        options.min_words,
+        options.common,
+        benchmarks.fingerprint(options.benchmarks),
+    )
     directory = pathlib.Path(cache_dir) / hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     if not directory.exists():
         names, skipped, arrays = build(
             (item for name, where in options.benchmarks.items() for item in benchmarks.read(name, where)),
-            ngram=options.ngram, min_words=options.min_words, common=options.common,
+            ngram=options.ngram, min_words=options.min_words,
+            common=None if options.rule == 'gpt3' else options.common,
         )  # fmt: skip
         _write(directory, names, skipped, arrays)
     about = json.loads((directory / 'items.json').read_text())
@@ -144,8 +152,10 @@ def _write(directory: pathlib.Path, names: list, skipped: dict, arrays: dict[str
             raise
 
 
-def build(items: Iterable[benchmarks.Item], *, ngram: int, min_words: int, common: int) -> tuple[list, dict, dict]:
-    """(names, skipped, arrays) of an `Index`."""
+def build(
+    items: Iterable[benchmarks.Item], *, ngram: int, min_words: int, common: int | None
+) -> tuple[list, dict, dict]:
+    """(names, skipped, arrays) of an `Index`; with `common` None, every n-gram of every text counts."""
     names, texts, owners = [], [], []
     for item in items:
         names.append((item.benchmark, item.name))
@@ -157,7 +167,9 @@ def build(items: Iterable[benchmarks.Item], *, ngram: int, min_words: int, commo
     text = np.repeat(np.arange(len(texts)), lengths)
     again = _previous(words, text) >= 0
     with_letters, different = (np.bincount(text, flags, len(texts)) for flags in (letters, ~again))
-    good = (lengths >= min_words) & _telling(with_letters, different, lengths, _EXACT_NEEDS)
+    good = lengths >= min_words
+    if common is not None:
+        good &= _telling(with_letters, different, lengths, _EXACT_NEEDS)
     words, letters = words[good[text]], letters[good[text]]
     lengths, owners = lengths[good], owners[good]
     skipped: dict[str, int] = {}
@@ -211,7 +223,7 @@ def _telling(
 
 
 def _exact(
-    words: np.ndarray, letters: np.ndarray, lengths: np.ndarray, owners: np.ndarray, n: int, common: int
+    words: np.ndarray, letters: np.ndarray, lengths: np.ndarray, owners: np.ndarray, n: int, common: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(sorted hashes of n-grams, text of each), once for each text, without the common ones."""
     text = np.repeat(np.arange(len(lengths)), lengths)
@@ -220,12 +232,15 @@ def _exact(
     previous = _previous(words, text)
     different = sum((previous[starts + k] < starts).astype(int) for k in range(n))
     sums = np.concatenate([[0], np.cumsum(letters)])
-    starts = starts[_telling(sums[starts + n] - sums[starts], different, n, _EXACT_NEEDS)]
+    if common is not None:
+        starts = starts[_telling(sums[starts + n] - sums[starts], different, n, _EXACT_NEEDS)]
     keys, texts = hash_spans(words, starts, starts + n), text[starts]
     order = np.lexsort((texts, keys))
     keys, texts = keys[order], texts[order]
     first = _changes(keys) | _changes(texts)
     keys, texts = keys[first], texts[first]
+    if common is None:
+        return keys, texts.astype(np.int32)
     # Texts of an item follow each other, so here do the n-grams that they share.
     group = np.cumsum(_changes(keys)) - 1
     items = np.bincount(group, _changes(keys) | _changes(owners[texts]))

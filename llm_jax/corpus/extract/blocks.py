@@ -12,6 +12,8 @@ from lxml import etree
 import lxml.html
 import numpy as np
 
+from llm_jax.corpus.extract import formulas
+
 # What is written to be run, drawn or filled in, not read.
 _SKIPPED = frozenset((
     'script', 'style', 'template', 'svg', 'canvas', 'iframe', 'object', 'embed', 'audio', 'video', 'map',
@@ -54,6 +56,8 @@ MARKS = {
 }
 _MARKS = re.compile('|'.join(f'(?P<{name}>{pattern})' for name, pattern in MARKS.items()))
 _MARK_BITS = {name: 1 << i for i, name in enumerate(MARKS)}
+# Numbers of lines beside code.
+_LINE_NUMBERS = re.compile(r'line-?no|line-?num|gutter')
 _HIDDEN_BIT = _MARK_BITS['hidden']
 
 
@@ -97,9 +101,12 @@ def parse(html: str) -> etree._Element | None:
     if not data.strip():
         return None
     try:
-        return etree.fromstring(data, parser)
+        tree = etree.fromstring(data, parser)
     except etree.ParserError:
         return None
+    if tree is not None and formulas.has_any(html):
+        formulas.rewrite(tree)
+    return tree
 
 
 def blocks(tree: etree._Element) -> Page:
@@ -133,6 +140,8 @@ def blocks(tree: etree._Element) -> Page:
 
     def add(text: str) -> None:
         nonlocal linked, bold, breaks
+        if in_pre and text.isspace() and pieces and pieces[-1] == '\n':
+            text = text.replace('\n', '', 1)  # that of the element before it
         pieces.append(text)
         if in_link or in_bold:
             size = len(text.strip())
@@ -140,6 +149,10 @@ def blocks(tree: etree._Element) -> Page:
             bold += size if in_bold else 0
         if breaks and not text.isspace():
             breaks = 0
+
+    def end_line() -> None:
+        if pieces and not pieces[-1].endswith('\n'):
+            pieces.append('\n')
 
     for event, element in etree.iterwalk(tree, events=('start', 'end')):
         tag = element.tag
@@ -157,6 +170,9 @@ def blocks(tree: etree._Element) -> Page:
             mark, name = 0, ''
             if attributes:
                 name = attributes.get('class', '')
+                if _LINE_NUMBERS.search(name) and not ''.join(element.itertext()).strip(' \n\t0123456789'):
+                    skipping = element
+                    continue
                 words = f'{name} {attributes.get("id", "")} {attributes.get("role", "")}'
                 mark = marks_of.get(words)
                 if mark is None:
@@ -181,10 +197,12 @@ def blocks(tree: etree._Element) -> Page:
                     flush()
                 elif pieces:
                     pieces.append('\n' if in_pre else '\v')
+            elif in_pre:  # a line of code; the elements within count
+                in_pre += 1
+                end_line()
             else:
                 flush()
-                if tag in ('pre', 'listing'):
-                    in_pre += 1
+                in_pre = int(tag in ('pre', 'listing'))
                 stack.append(len(parent))
                 parent.append(stack[-2])
                 start.append(len(texts))
@@ -201,11 +219,13 @@ def blocks(tree: etree._Element) -> Page:
                 in_link -= 1
             elif tag in ('b', 'strong'):
                 in_bold -= 1
+        elif tag != 'br' and in_pre > 1:
+            in_pre -= 1
+            end_line()
         elif tag != 'br':
             flush()
             stop[stack.pop()] = len(texts)
-            if tag in ('pre', 'listing'):
-                in_pre -= 1
+            in_pre = 0
         if element.tail:
             add(element.tail)
     flush()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_jax.corpus.document import Document, Dropped, Raw
+from llm_jax.corpus.document import Document, Dropped, Raw, well_formed
 from llm_jax.corpus.read.encoding import decode
 
 # What is kept of a record that is dropped, in characters: enough to see why.
@@ -10,13 +10,13 @@ _SHOWN = 20_000
 
 
 def text_of(raw: Raw) -> str:
-    """The content of a record as text, with '\\n' at the end of each line; lone surrogates become U+FFFD."""
+    """The content of a record as text, with '\\n' at the ends of lines, without NULs; lone surrogates become U+FFFD."""
     text = raw.content
     if isinstance(text, bytes):
         text, _, _ = decode(text, raw.charset, html=raw.kind == 'html')
     else:
-        text = text.encode('utf-8', 'surrogatepass').decode('utf-8', 'replace')
-    return text.removeprefix('\ufeff').replace('\r\n', '\n').replace('\r', '\n')
+        text = well_formed(text)
+    return text.removeprefix('\ufeff').replace('\0', '').replace('\r\n', '\n').replace('\r', '\n')
 
 
 def document(raw: Raw, text: str, **changes: Any) -> Document:

@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_jax.config import parts
 from llm_jax.corpus.document import Document, Dropped, Raw
-from llm_jax.corpus.extract import blocks, network
+from llm_jax.corpus.extract import blocks, formulas, network
 from llm_jax.corpus.extract.common import document, dropped, text_of
 from llm_jax.corpus.extract.facts import facts
 from llm_jax.corpus.extract.main_text import main_text
@@ -51,7 +51,7 @@ def make(options: Extract) -> Callable[[Raw], Document | Dropped]:
         if too_deep(page):
             return dropped(raw, 'extract.too_large', page, f'elements nested more than {_MAX_DEPTH} deep')
         try:
-            text = method(page, raw.where)
+            text = method(page if options.html == 'main' else _with_formulas(page), raw.where)
         except Failed as error:
             return dropped(raw, 'extract.failed', page, str(error))
         if not text.strip():
@@ -66,6 +66,12 @@ def make(options: Extract) -> Callable[[Raw], Document | Dropped]:
         )
 
     return extract
+
+
+def _with_formulas(page: str) -> str:
+    """The page with formulas, exponents and indices as text, for methods with a parser of their own."""
+    tree = blocks.parse(page) if formulas.has_any(page) else None
+    return page if tree is None else etree.tostring(tree, method='html', encoding='unicode')
 
 
 def too_deep(page: str) -> bool:

@@ -11,6 +11,7 @@ quotation mark ends a line in its curly form, too, as half of all dialogue is se
 blank line stays between paragraphs between which one stood.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
 
@@ -21,6 +22,10 @@ from llm_jax.corpus.filter import rules, signals
 POLICY = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies', 'use of cookies', 'use cookies')
 _CITATION = re.compile(r'\[\d*\]|\[edit\]|\[citation needed\]')
 _SENTENCE_END = re.compile(r'[.?!]["\'”’)\]]*(?=\s|$)')
+
+# Marks that end sentences in scripts without spaces, and what may close a quotation after them.
+_UNSPACED_ENDS = tuple('。！？｡．」』）។៕။')
+_UNSPACED_END = re.compile('[。！？｡．.?!។៕။]+')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,8 @@ def make(options: Options) -> Stage:
         text = signals.view(document.text)
         kept, page = clean(text, options)
         cleaned = rules.joined(kept)
-        n_sentences = sum(max(count_sentences(line), 1) for line in kept if line)
+        count = _sentence_counter(text)
+        n_sentences = sum(max(count(line), 1) for line in kept if line)
         measured = {
             'sentences': n_sentences,
             'kept_words': len(signals.view(cleaned).words) / max(len(text.words), 1),
@@ -72,17 +78,25 @@ def clean(text: signals.Text, options: Options) -> tuple[list[str], tuple[str, s
     page_phrases = [phrase for phrase in options.drop_page_phrases if phrase in lower]
     citations = options.remove_citations and '[' in text.text
     curly = options.drop_curly and '{' in text.text
+    unspaced, n_words = text.unspaced, options.min_line_words
+    end_marks = options.end_marks and (*options.end_marks, *_UNSPACED_ENDS) if unspaced else options.end_marks
+    end_marks = () if text.unmarked else end_marks
     kept = []
     for line in text.lines:
         line = line.rstrip()
         if not line:
             kept.append(line)
             continue
-        if len(line) > options.max_word_length and max(map(len, line.split())) > options.max_word_length:
+        if (
+            not unspaced
+            and len(line) > options.max_word_length
+            and max(map(len, line.split())) > options.max_word_length
+        ):
             continue
         if citations:
             line = _CITATION.sub('', line).rstrip()
-        if not ends_well(line, options.end_marks) or has_fewer_words(line, options.min_line_words):
+        few = len(text.split(line)) < n_words if unspaced else has_fewer_words(line, n_words)
+        if few or not ends_well(line, end_marks):
             continue
         low = line.lower() if phrases or page_phrases else ''
         for phrase in page_phrases:
@@ -104,6 +118,13 @@ def ends_well(line: str, end_marks: tuple[str, ...]) -> bool:
 def has_fewer_words(line: str, count: int) -> bool:
     """Whether the line has fewer than this many words."""
     return count > 0 and len(line.split(maxsplit=count - 1)) < count
+
+
+def _sentence_counter(text: signals.Text) -> Callable[[str], int]:
+    """What counts the sentences of a line: by their marks, where white space need not follow, or by spaces."""
+    if text.unmarked:
+        return lambda line: len(line.split())
+    return (lambda line: len(_UNSPACED_END.findall(line))) if text.unspaced else count_sentences
 
 
 def count_sentences(line: str) -> int:

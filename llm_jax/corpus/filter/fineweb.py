@@ -61,9 +61,9 @@ def measure(text: signals.Text, short_line: int) -> dict[str, float]:
     lines = text.filled_lines
     n_lines = max(len(lines), 1)
     newlines = text.text.count('\n')
-    return {
-        'line_punctuation': ending_sentences(lines) / n_lines,
-        'short_lines': sum(len(line) <= short_line for line in lines) / n_lines,
+    ended = {} if text.unmarked else {'line_punctuation': ending_sentences(lines) / n_lines}
+    return ended | {
+        'short_lines': sum(len(line) * text.density <= short_line for line in lines) / n_lines,
         'repeated_lines': signals.repeats(lines)[1] / max(len(text.text) - newlines, 1),
         'newline_ratio': newlines / max(len(text.words), 1),
     }

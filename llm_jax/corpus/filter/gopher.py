@@ -56,15 +56,17 @@ def measure(text: signals.Text, options: Options) -> dict[str, float]:
     n_words, n_lines = max(len(text.words), 1), max(len(text.lines), 1)
     solid = text.is_solid
     n_solid = int(np.count_nonzero(solid))
-    return {
-        'words': n_solid,
+    of_words = {
         'mean_word_length': int(text.word_lengths @ solid) / max(n_solid, 1),
+        'stop_words': sum(word in text.vocabulary for word in options.stop_words),
+    }
+    return (of_words if not text.unspaced else {}) | {
+        'words': n_solid,
         'hash_ratio': text.text.count('#') / n_words,
         'ellipsis_ratio': sum(map(text.text.count, _ELLIPSES)) / n_words,
         'bullet_lines': bullet_lines(text.lines) / n_lines,
         'ellipsis_lines': ellipsis_lines(text.lines) / n_lines,
         'alphabetic_words': int(np.count_nonzero(text.has_letter)) / n_words,
-        'stop_words': sum(word in text.vocabulary for word in options.stop_words),
     }
 
 

@@ -6,6 +6,7 @@ have 'items in cart', and 'read more' at the end of short lines, where it is a s
 than 5% of the words went, the document does.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
 
@@ -42,9 +43,9 @@ def make(options: Options) -> Stage:
         if document.kind not in options.kinds:
             return document
         text = signals.view(document.text)
-        lines = [corrected(line, options) if line else line for line in text.lines]
+        lines = [corrected(line, options, text.split) if line else line for line in text.lines]
         changed = lines != text.lines
-        left = sum(len(line.split()) for line in lines if line) if changed else len(text.words)
+        left = sum(len(text.split(line)) for line in lines if line) if changed else len(text.words)
         removed = 1 - left / max(len(text.words), 1)
         document = rules.with_signals(document, 'refinedweb', {'removed': removed})
         if removed > options.max_removed:
@@ -55,9 +56,9 @@ def make(options: Options) -> Stage:
     return stage
 
 
-def corrected(line: str, options: Options) -> str | None:
-    """The line as it stays, or None."""
-    words = line.split(maxsplit=options.short_line)
+def corrected(line: str, options: Options, split: Callable[[str], list[str]] = str.split) -> str | None:
+    """The line as it stays, or None; `split` tells its words."""
+    words = split(line)
     if not words:
         return line
     if len(words) == 1 or mostly_upper(line, options.max_upper) or _NUMERIC.fullmatch(line) or _COUNTER.fullmatch(line):

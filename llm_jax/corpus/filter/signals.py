@@ -5,6 +5,11 @@ newlines. Thresholds of the literature assume one or another definition: 99.6% o
 words of English prose hold a letter by this one, 89.8% by a linguistic tokenizer's, which
 makes words of commas.
 
+Scripts that part no words (`_UNSPACED`) are cut into pieces of the mean length of a word, from the beginning of each
+run of letters, in texts that are mostly in such a script. That counts words right on average; what is asked of the
+length of words, of stop words and, in Thai, Lao and Tibetan, of marks that end sentences is not measured there, and so
+not judged.
+
 The stages of one document follow one another on the same text, so `view` keeps the last
 text's: whatever order and number of rule groups is configured, words are split once.
 """
@@ -17,6 +22,29 @@ import numpy as np
 # The n-grams that rules ask for.
 MAX_N = 10
 _BLANK = re.compile('\n{2,}')
+# Thai, Lao and Tibetan have no mark that ends sentences alone.
+_UNMARKED = '\u0e00-\u0fff'
+# Characters of scripts without spaces between words, and the mean length of a word: Han, hiragana, katakana, Thai with
+# Lao and Tibetan, Burmese, Khmer.
+_UNSPACED = (
+    ('\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af', 2),
+    ('\u3041-\u309f', 3),
+    ('\u30a0-\u30ff\u31f0-\u31ff\uff66-\uff9f', 4),
+    (_UNMARKED, 4),
+    ('\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f', 5),
+    ('\u1780-\u17ff', 5),
+)
+_ANY_UNSPACED = ''.join(characters for characters, _ in _UNSPACED)
+_UNSPACED_RUN, _UNMARKED_RUN = re.compile(f'[{_ANY_UNSPACED}]+'), re.compile(f'[{_UNMARKED}]+')
+# A piece, with the punctuation that follows it.
+_PIECE = re.compile(
+    '(?:' + '|'.join(f'[{characters}]{{1,{size}}}' for characters, size in _UNSPACED)
+    + rf'|[^\s{_ANY_UNSPACED}]+)[^\w\s{_ANY_UNSPACED}]*'
+)  # fmt: skip
+# Share of the letters and digits from which a text counts as one of such a script.
+_MOSTLY = 0.3
+# Characters of a word of English with the space after it.
+_LATIN_WORD = 6
 # Bits of a character's class.
 _LETTER, _SOLID, _SPACE = 1, 2, 4
 
@@ -32,8 +60,30 @@ class Text:
         self.text = text
 
     @functools.cached_property
+    def unspaced(self) -> bool:
+        """Whether the text is mostly in scripts without spaces between words."""
+        if self.text.isascii():
+            return False
+        count = sum(map(len, _UNSPACED_RUN.findall(self.text)))
+        return count > 0 and count >= _MOSTLY * self.alphanumeric
+
+    @functools.cached_property
+    def unmarked(self) -> bool:
+        """Whether the text is mostly in a script that does not mark the ends of sentences."""
+        return self.unspaced and sum(map(len, _UNMARKED_RUN.findall(self.text))) >= _MOSTLY * self.alphanumeric
+
+    @functools.cached_property
+    def density(self) -> float:
+        """How many characters of English say as much as one of this text."""
+        return max(1.0, _LATIN_WORD * len(self.words) / max(len(self.text), 1)) if self.unspaced else 1.0
+
+    @functools.cached_property
     def words(self) -> list[str]:
-        return self.text.split()
+        return self.split(self.text)
+
+    def split(self, line: str) -> list[str]:
+        """The words of a line, as words of this text are told."""
+        return _PIECE.findall(line) if self.unspaced else line.split()
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -64,6 +114,9 @@ class Text:
     def _by_character(self) -> tuple[np.ndarray, np.ndarray]:
         """(words,) int64 length of each word, (words,) uint8 bits of all its characters."""
         classes = self._classes
+        if self.unspaced:
+            spans = np.array([match.span() for match in _PIECE.finditer(self.text)], np.int64).reshape(-1, 2)
+            return spans[:, 1] - spans[:, 0], np.bitwise_or.reduceat(classes, spans[:, 0])
         # Words begin and end where white space begins and ends; both ends of the text count as white space.
         inside = np.zeros(len(classes) + 2, bool)
         np.less(classes, _SPACE, out=inside[1:-1])
@@ -175,7 +228,8 @@ def top_characters(text: Text, n: int) -> int:
         counts = np.bincount(groups)[groups]
         best = int(np.argmax(counts))
         start, count = int(positions[best]), int(counts[best])
-    return int(text.word_ends[start + n] - text.word_ends[start] + n - 1) * count
+    between = 0 if text.unspaced else n - 1
+    return int(text.word_ends[start + n] - text.word_ends[start] + between) * count
 
 
 def repeated_characters(text: Text, n: int) -> int:

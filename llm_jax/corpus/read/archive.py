@@ -178,10 +178,11 @@ def _walk(stream: BinaryIO, mode: str, filled: Callable[[int], int]) -> Iterator
                 tar.members = []  # else it keeps all that it has seen
                 gap = entry.offset - end
                 wrong = f'{gap} bytes before {entry.name!r} are no member' if end and gap else ''
-                end = entry.offset_data + (-(-entry.size // _BLOCK) * _BLOCK if entry.isreg() else 0)
+                end = tar.offset  # of the next header: what is stored of a sparse file is less than its size
                 if entry.isdir():
                     continue
-                rule = '' if entry.isreg() else 'link' if entry.issym() or entry.islnk() else 'no_file'
+                rule = 'link' if entry.issym() or entry.islnk() else '' if entry.isreg() else 'no_file'
+                rule = 'sparse' if entry.issparse() else rule  # a disk image or a data base
                 member = _Member(index - 1, _clean(entry.name), entry.size, rule, entry.offset_data)
                 yield member, wrong, tar.extractfile(entry) if mode == 'r|' and not rule else None
     except tarfile.TarError as error:

@@ -6,7 +6,7 @@ import os
 import re
 
 from llm_jax.corpus.document import Broken, Raw
-from llm_jax.corpus.read import languages, licences
+from llm_jax.corpus.read import languages, licences, unit
 from llm_jax.corpus.read.encoding import decode, is_binary
 from llm_jax.corpus.read.unit import Record, Skipped, Source
 
@@ -17,7 +17,6 @@ NO_SOURCES = frozenset((
     '__MACOSX',
 ))  # fmt: skip
 _CODE_BYTES = 1 << 20
-_MAX_BYTES = 64 << 20
 # Suffixes of the kinds that are not code; a text without suffix is text.
 _KINDS = {
     suffix: kind
@@ -91,7 +90,8 @@ def is_meant(place: Place, path: str) -> bool:
 
 def longest(place: Place, path: str) -> int:
     """How many bytes of a file are read at most."""
-    return place.source.max_bytes or (_CODE_BYTES if _kind_by_name(place, path) == 'code' else _MAX_BYTES)
+    is_code = not place.source.max_bytes and _kind_by_name(place, path) == 'code'
+    return _CODE_BYTES if is_code else unit.longest(place.source)
 
 
 def bounded(blocks: Iterable[bytes], limit: int) -> bytes:

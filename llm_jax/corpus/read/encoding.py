@@ -12,6 +12,7 @@ from collections import Counter
 import re
 import unicodedata
 
+import ftfy.bad_codecs  # noqa: F401, registers the codecs named sloppy
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 # Encodings that contain those of the WHATWG Encoding Standard (https://encoding.spec.whatwg.org), as Python names them.
@@ -48,6 +49,8 @@ _WESTERN_LETTERS = tuple(
         ['àâæçéèêëîïôœùûü', 'äöüß', 'áéíñóúü', 'àèéìíòóù', 'áâãàçéêíóõúü', 'åäöé', 'æøåé', 'áðéíóúýþæö', 'àçèéíïòóúü·'],
     )
 )
+# ftfy's codecs give each byte a character, as browsers do: 0x9D of windows-1252 ends mojibake of a quotation mark.
+_SLOPPY = {f'{name}{n}': f'sloppy-windows-{n}' for n in range(1250, 1259) for name in ('windows-', 'cp')}
 _MULTIBYTE = ('gb18030', 'big5hkscs', 'cp932', 'cp949', 'euc-jp')
 _BOMS = (
     (codecs.BOM_UTF8, 'utf-8'),
@@ -80,8 +83,11 @@ _SAMPLE_BYTES, _BEFORE_BYTES = 1 << 16, 1 << 8
 _BELIEVED, _MARGIN = 0.8, 0.1
 # By how much text of an encoding that is not detected has to read better.
 _BETTER = 0.05
-# Errors per good character of what is still UTF-8, if it is declared or detected, and if not.
-_UTF8_ERRORS = {True: 0.5, False: 0.1}
+# Errors per good character of what is still UTF-8: where that is declared or detected, or nothing else reads as words;
+# and where another encoding does.
+_UTF8_ERRORS = {True: 1.0, False: 0.1}
+# What reads as words less than this is none: UTF-8 taken for Chinese or Korean has ideographs between Latin letters.
+_IMPLAUSIBLE = 0.5
 _PUNCTUATION = frozenset('“”„‘’‚«»‹›…–—•·°©®™€£¥§†¿¡ªº¹²³½¼¾×±µ´№\xa0\xad')
 # Punctuation that may stand between two letters: l’eau, mother—and, a soft hyphen, col·legi.
 _INNER = frozenset('’–—·\xa0\xad')
@@ -125,18 +131,38 @@ def decode(data: bytes, declared: str = '', html: bool = False) -> tuple[str, st
     for encoding in dict.fromkeys(stated):
         if encoding.startswith('utf-'):
             continue
-        text = data.decode(encoding, 'replace')
+        text = _legacy(data, encoding)
         wrong = text.count('\ufffd')
         if wrong <= 0.01 * _beyond_ascii(text) and plausibility(sample, encoding) >= _BELIEVED:
             return text, encoding, not wrong
     encoding, plausible = detect(data)
     good = _beyond_ascii(as_utf8) - errors
-    if errors <= good * _UTF8_ERRORS['utf-8' in (encoding, *stated)]:
-        return as_utf8, 'utf-8', False
+    if errors <= good * _UTF8_ERRORS['utf-8' in (encoding, *stated) or plausible < _IMPLAUSIBLE]:
+        return _mixed(data), 'utf-8', False
     one = next((e for e in stated if not e.startswith('utf-')), '')
     if one and plausible <= plausibility(sample, one) + _MARGIN:
         encoding = one
-    return data.decode(encoding, 'replace'), encoding, False
+    return _legacy(data, encoding), encoding, False
+
+
+def _legacy(data: bytes, encoding: str) -> str:
+    """Decodes a legacy encoding; bytes that Python leaves undefined become controls, as in WHATWG's tables."""
+    return data.decode(_SLOPPY.get(encoding, encoding), 'replace')
+
+
+def _mixed(data: bytes) -> str:
+    """UTF-8 text of which some lines are in another encoding, as of files that were joined; else U+FFFD."""
+    lines = data.split(b'\n')
+    texts = [line.decode('utf-8', 'replace') for line in lines]
+    # A line that has both is UTF-8 with damage.
+    others = [i for i, text in enumerate(texts) if '\ufffd' in text and text.replace('\ufffd', '').isascii()]
+    if others:
+        rest = b'\n'.join(lines[i] for i in others)
+        encoding, plausible = detect(rest)
+        if encoding != 'utf-8' and plausible >= _BELIEVED:
+            for i, text in zip(others, _legacy(rest, encoding).split('\n'), strict=True):
+                texts[i] = text
+    return '\n'.join(texts)
 
 
 def detect(data: bytes) -> tuple[str, float]:
@@ -215,7 +241,8 @@ def is_binary(data: bytes) -> bool:
         return False
     head = data[: 1 << 14]
     controls = len(head) - len(head.translate(None, _CONTROL))
-    if controls <= len(head) * 0.001:
+    # Browsers, and so authors, do not see a few.
+    if controls <= max(len(head) * 0.001, min(len(head) * 0.01, 3)):
         return False
     if b'\0' in head:
         return not _utf16(data)

@@ -36,10 +36,13 @@ def body(data: bytes, transfer_encoding: str, content_encoding: str, limit: int)
     Raises:
       BadBody: it is cut off, not what the header says, or longer than the limit.
     """
-    if 'chunked' in transfer_encoding.lower():
-        data = _unchunked(data)
-    for coding in reversed(re.split(r'[\s,]+', content_encoding.strip().lower())):
-        if coding in _CODINGS and data:
+    split = lambda header: re.split(r'[\s,]+', header.strip().lower())
+    transfer = [coding for coding in split(transfer_encoding) if coding == 'chunked' or coding in _CODINGS]
+    # The last one was applied last; those of the transfer after those of the content.
+    for coding in reversed([*split(content_encoding), *transfer]):
+        if coding == 'chunked':
+            data = _unchunked(data)
+        elif coding in _CODINGS and data:
             data = _decoded(data, coding, limit)
         elif coding not in ('', 'identity', 'none', 'utf-8', '8bit', 'binary'):
             raise BadBody('content_encoding', f'unknown: {coding[:40]!r}')

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import functools
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -15,7 +16,7 @@ from llm_jax.data import files
 
 # Fields that a document takes over besides those that the options name.
 _FIELDS = ('title', 'language', 'lang', 'licence', 'license', 'path')
-_BATCH_ROWS = 256
+_BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
 
 
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
@@ -86,8 +87,11 @@ def _row_group(
 ) -> Iterator[Record]:
     key = start
     try:
-        for batch in table.iter_batches(_BATCH_ROWS, row_groups=[index], columns=columns):
-            for row in batch.to_pylist():
+        group = table.metadata.row_group(index)
+        # Long rows come one by one.
+        size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)))
+        for batch in table.iter_batches(size, row_groups=[index], columns=columns):
+            for row in _rows(batch):
                 yield fields.record(row, key)
                 key += 1
     except (pyarrow.ArrowException, OSError) as error:
@@ -95,6 +99,31 @@ def _row_group(
             raise
         left = table.metadata.row_group(index).num_rows - (key - start)
         yield fields.broken(key, 'damaged', f'{error}; {left} rows are lost')
+
+
+def _rows(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """Rows of a batch; their strings are bytes if one is not UTF-8, which writers need not check."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return pyarrow.RecordBatch.from_arrays(list(map(_bytes, batch.columns)), batch.schema.names).to_pylist()
+
+
+def _bytes(array: pyarrow.Array) -> pyarrow.Array:
+    """An array with bytes in the place of strings, however deep in structs and lists."""
+    array = array.dictionary_decode() if pyarrow.types.is_dictionary(array.type) else array
+    return array.cast(_bytes_type(array.type))
+
+
+def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
+    types = pyarrow.types
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return pyarrow.large_binary()
+    if types.is_struct(kind):
+        return pyarrow.struct([(kind.field(i).name, _bytes_type(kind.field(i).type)) for i in range(kind.num_fields)])
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pyarrow.large_list(_bytes_type(kind.value_type))
+    return kind
 
 
 def _column(field: str, columns: list[str]) -> str:

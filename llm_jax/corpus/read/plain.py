@@ -1,7 +1,7 @@
 """Plain sources, those of `data.sources`: documents by split, from the corpus's readers, at the first mistake an error.
 
 A source is named by its kind and its place: 'stdlib', 'text:GLOB', 'jsonl:GLOB',
-'parquet:GLOB', 'tfds:NAME' or 'tfds:DIR', the last two optionally with ':SPLIT' at the end.
+'parquet:GLOB', 'tfds:NAME', 'tfds:DIR' or 'hf:OWNER/NAME', the last three optionally with ':SPLIT' at the end.
 Its documents come in the same order each time, and go through no stage. A text file is
 one document, and has to be UTF-8: `max_chars` cuts it as it is read, whatever its size.
 """
@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import importlib
-import sys
 
+from llm_jax import hub
 from llm_jax.config import parts, schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import rows
-from llm_jax.corpus.read.unit import Input, Record, Source
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source
 from llm_jax.corpus.splits import SPLITS, split_of
 from llm_jax.data import files
 
 # The place of a document, for errors, and its text in pieces.
 Text = tuple[str, Iterable[str]]
-# Names that TFDS data sets give to our splits.
-_TFDS_SPLITS = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
+# Longest record of JSON lines, Parquet and TFDS: a longer one is an error.
+_MAX_BYTES = 1 << 30
+# Names that data sets give to our splits.
+_SPLIT_NAMES = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PlainSource:
         set with splits of its own has them under their names.
       fractions: (validation, test) share of 'all' or 'train' held out by hash.
       max_chars: length of a document at most; 0 never cuts.
+      by_place: whether the held-out shares are the end of the text, validation before test, not drawn by hash.
     """
 
     name: str
@@ -45,23 +48,41 @@ class PlainSource:
     readers: Mapping[str, Callable[[], Iterator[Text]]]
     fractions: tuple[float, float]
     max_chars: int
+    by_place: bool = False
+
+    def has_text(self) -> bool:
+        """Tells whether there is anything but white space, in whatever split."""
+        return any(not text.isspace() for part in self.readers for _, text in self._texts(part))
 
     def documents(self, split: str) -> Iterator[str]:
         """Yields the texts of a split ('train', 'validation' or 'test'), in a fixed order; none is empty."""
         if split != 'train' and split in self.readers:
-            yield from (text for _, text in self._texts(split))
+            yield from self._texts(split)
             return
-        for where, text in self._texts('all' if 'all' in self.readers else 'train'):
-            try:
-                found = split_of(text, *self.fractions)
-            except UnicodeEncodeError as error:
-                raise ConfigError(f'{where}: {error.reason} ({error.object[error.start]!r}); it is not text') from error
-            if found == split:
-                yield text
+        texts = self._texts('all' if 'all' in self.readers else 'train')
+        if self.by_place:
+            yield from _between(texts, *self._edges[split])
+            return
+        yield from (text for text in texts if split_of(text, *self.fractions) == split)
 
-    def _texts(self, part: str) -> Iterator[tuple[str, str]]:
+    def _texts(self, part: str) -> Iterator[str]:
         for where, blocks in self.readers[part]():
-            yield from ((where, text) for text in cut(blocks, self.max_chars) if text)
+            for text in cut(blocks, self.max_chars):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    character = error.object[error.start]
+                    raise ConfigError(f'{where}: {error.reason} ({character!r}); it is not text') from error
+                if text:
+                    yield text
+
+    @functools.cached_property
+    def _edges(self) -> dict[str, tuple[int, int]]:
+        """The characters [start, stop) of each split; they have to be counted once."""
+        total = sum(map(len, self._texts('all' if 'all' in self.readers else 'train')))
+        validation, test = self.fractions
+        edges = [0, int(total * (1 - validation - test)), int(total * (1 - test)), total]
+        return {split: (edges[i], edges[i + 1]) for i, split in enumerate(SPLITS)}
 
 
 def open_sources(config: schema.Data) -> tuple[list[PlainSource], list[PlainSource]]:
@@ -106,6 +127,15 @@ def cut(blocks: Iterable[str], max_chars: int) -> Iterator[str]:
     yield held
 
 
+def _between(texts: Iterable[str], start: int, stop: int) -> Iterator[str]:
+    """Yields the characters [start, stop) of texts that follow each other, text by text."""
+    position = 0
+    for text in texts:
+        if part := text[max(start - position, 0) : max(stop - position, 0)]:
+            yield part
+        position += len(text)
+
+
 def _open(field: str, name: str, spec: str, config: schema.Data, fractions: tuple[float, float]) -> PlainSource:
     kind, _, where = str(spec).partition(':')
     if kind == 'corpus':
@@ -125,8 +155,10 @@ def _open(field: str, name: str, spec: str, config: schema.Data, fractions: tupl
         readers = {'all': readers['validation']}  # a data set named as a validation source gives its own
     elif fractions[0] == 1.0 and 'train' in readers:
         readers = {'all': readers['train']}
-    by_hash = [0.0 if split in readers else share for split, share in zip(SPLITS[1:], fractions, strict=True)]
-    return PlainSource(name, fingerprint, readers, (by_hash[0], by_hash[1]), config.max_document_chars)
+    shares = [0.0 if split in readers else share for split, share in zip(SPLITS[1:], fractions, strict=True)]
+    return PlainSource(
+        name, fingerprint, readers, (shares[0], shares[1]), config.max_document_chars, config.split_by == 'place'
+    )
 
 
 # --- Kinds -----------------------------------------------------------------------------
@@ -175,8 +207,7 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     if split:
         names = {'all': split}
     elif 'train' in present:
-        found = {ours: next((n for n in theirs if n in present), None) for ours, theirs in _TFDS_SPLITS.items()}
-        names = {ours: theirs for ours, theirs in found.items() if theirs}
+        names = _own_splits(present)
     else:
         raise ConfigError(f'{field} = {"tfds:" + where!r} has no split "train" but {sorted(present)}; add ":SPLIT"')
     source = _source(f'tfds:{where}', text_field)
@@ -188,17 +219,44 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     return readers, digest(text_field, where, tfds.fingerprint(builder))
 
 
+def _own_splits(present: Iterable[str]) -> dict[str, str]:
+    """Our name -> the data set's own, of the splits that it has."""
+    present = list(present)
+    found = {ours: next((n for n in theirs if n in present), '') for ours, theirs in _SPLIT_NAMES.items()}
+    return {ours: theirs for ours, theirs in found.items() if theirs}
+
+
+def _open_hub(field: str, where: str, text_field: str) -> tuple[Readers, str]:
+    """Opens a data set of the Hugging Face Hub; its own validation and test splits are used."""
+    from llm_jax.corpus.read import hub as hub_reader
+
+    spec = f'{hub.PREFIX}{where}'
+    repo = hub.parse_data_set(spec, field)
+    found = hub_reader.open_data_set(repo, field)
+    own = {} if repo.split else _own_splits(found.splits)
+    if 'train' in own:
+        chosen = {ours: found.splits[theirs] for ours, theirs in own.items()}
+    else:
+        chosen = {'all': hub_reader.pick_split(found, repo, field)}
+    source = _source(spec, text_field)
+    opened = {ours: [(file, hub_reader.units(field, source, [file])) for file in some] for ours, some in chosen.items()}
+    read = lambda pairs: (text for file, some in pairs for text in _read_strictly(some, file.path, file))
+    fingerprints = [one.fingerprint for pairs in opened.values() for _, some in pairs for one in some]
+    return {ours: functools.partial(read, pairs) for ours, pairs in opened.items()}, digest(text_field, fingerprints)
+
+
 _KINDS = {
     'stdlib': _open_stdlib,
     'text': _open_text,
     'jsonl': _open_files('llm_jax.corpus.read.rows'),
     'parquet': _open_files('llm_jax.corpus.read.parquet'),
     'tfds': _open_tfds,
+    'hf': _open_hub,
 }
 
 
 def _source(path: str, text_field: str) -> Source:
-    return Source(path=path, text_field=text_field, max_bytes=sys.maxsize)
+    return Source(path=path, text_field=text_field, max_bytes=_MAX_BYTES)
 
 
 def _read_strictly(units: Iterable[Input], path: str, file: files.File | None = None) -> Iterator[Text]:
@@ -214,6 +272,8 @@ def _read_strictly(units: Iterable[Input], path: str, file: files.File | None = 
         where = f'{path}, record {number}'
         if isinstance(record, Broken):
             raise _explained(record, where, file)
+        if isinstance(record, Skipped) and record.reason == 'skip.too_large':
+            raise ConfigError(f'{where} is longer than {_MAX_BYTES >> 20} MiB; split it into documents')
         if isinstance(record, Raw):
             yield where, (record.content,)
 

@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from typing import Any
@@ -13,10 +14,9 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import languages
-from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, numbered, ranges
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, longest, numbered, ranges
 from llm_jax.data import files
 
-_MAX_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 # A byte order mark and blanks.
 _BEFORE = b'\xef\xbb\xbf \t\r\n'
@@ -54,15 +54,16 @@ class RecordFields:
         if not isinstance(text, str):
             field = self.source.text_field
             is_there = text is not None or field in row
+            if text is None and is_there:  # null: a document without text
+                return Skipped(self.name, where, 'skip.empty')
             detail = f'{field!r} is {type(text).__name__}, not text' if is_there else f'has {no_field(field, row)}'
             return self.broken(key, 'no_text', detail)
         if not text.strip():
             return Skipped(self.name, where, 'skip.empty')
-        if (size or len(text)) > (self.source.max_bytes or _MAX_BYTES):
-            return Skipped(self.name, where, 'skip.too_large')
-        own = value_of(row, self.source.id_field) if self.source.id_field else None
-        url = value_of(row, self.source.url_field) if self.source.url_field else None
-        title = value_of(row, 'title')
+        if (size or len(text)) > longest(self.source):
+            return self.too_large(key)
+        own = _plain(value_of(row, self.source.id_field)) if self.source.id_field else None
+        url = _plain(value_of(row, self.source.url_field)) if self.source.url_field else None
         return Raw(
             # The user's ids need not be unique, so they only add to the place.
             id=f'{self.name}/{where}' + (f':{own}' if own is not None else ''),
@@ -72,7 +73,7 @@ class RecordFields:
             kind=self.source.kind,
             language=self.source.language or self._language(row, text),
             licence=self.source.licence or _text_of(row, 'licence', 'license'),
-            title=title if isinstance(title, str) else '',
+            title=_text_of(row, 'title'),
         )
 
     def _language(self, row: Mapping[str, Any], text: str) -> str:
@@ -80,6 +81,9 @@ class RecordFields:
         if self.source.kind == 'code':
             return _CODE_NAMES.get(stated, stated) or languages.language_of(_text_of(row, 'path'), text[:20_000])
         return stated if re.fullmatch(r'[a-z]{2,3}([-_]\w+)?', stated) else ''
+
+    def too_large(self, key: int | str) -> Skipped:
+        return Skipped(self.name, f'{self.path}#{key}', 'skip.too_large')
 
     def broken(self, key: int | str, rule: str, detail: str) -> Broken:
         return Broken(self.name, f'{self.path}#{key}', f'read.{rule}', detail)
@@ -116,8 +120,14 @@ def check(name: str, source: Source, where: str, row: Any) -> None:
             raise missing_field(f'sources.{name}.{option}', wanted, where, row)
 
 
+def _plain(value: Any) -> Any:
+    """A value whose bytes, as TFDS and unchecked Parquet give texts, are text."""
+    return value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
+
+
 def _text_of(row: Mapping[str, Any], *fields: str) -> str:
-    return next((row[f] for f in fields if isinstance(row.get(f), str)), '')
+    values = (_plain(value_of(row, field)) for field in fields)
+    return next((value for value in values if isinstance(value, str)), '')
 
 
 # --- JSON ------------------------------------------------------------------------------
@@ -152,8 +162,8 @@ def of_lines(read: Callable[[files.File, int, int], Iterator[Record]], path: str
 def check_json(name: str, source: Source, path: str, file: files.File) -> None:
     """Raises ConfigError if the first record of a file lacks a field."""
     try:
-        for row, key, _ in _json_rows(file, 0, 0):
-            if not isinstance(row, _NotJson):
+        for row, key, _ in _json_rows(file, 0, 0, longest(source)):
+            if not isinstance(row, _NotJson | _TooLong):
                 check(name, source, f'{path}#{key}', row)
                 return
     except files.Damaged:
@@ -163,12 +173,11 @@ def check_json(name: str, source: Source, path: str, file: files.File) -> None:
 def _json_records(fields: RecordFields, file: files.File, start: int, stop: int) -> Iterator[Record]:
     key = start
     try:
-        for row, key, size in _json_rows(file, start, stop):
-            yield (
-                fields.broken(key, 'no_json', row.detail)
-                if isinstance(row, _NotJson)
-                else fields.record(row, key, size)
-            )
+        for row, key, size in _json_rows(file, start, stop, longest(fields.source)):
+            if isinstance(row, _NotJson):
+                yield fields.broken(key, 'no_json', row.detail)
+            else:
+                yield fields.too_large(key) if isinstance(row, _TooLong) else fields.record(row, key, size)
     except files.Damaged as error:
         yield fields.broken(key, 'damaged', f'{error}; what follows is lost')
 
@@ -178,63 +187,72 @@ class _NotJson:
     detail: str
 
 
-def _json_rows(file: files.File, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
-    """(row, where it starts in the decompressed file, size) of each, blank lines left out."""
+@dataclasses.dataclass(frozen=True)
+class _TooLong:
+    """A line, or an element of an array, longer than any record may be."""
+
+
+def _json_rows(file: files.File, start: int, stop: int, limit: int) -> Iterator[tuple[Any, int, int]]:
+    """(row, where it starts in the decompressed file, size) of each, blank lines left out; memory is about `limit`."""
     if re.search(r'\.json(\.(gz|zst|bz2|xz))?$', file.path, re.I):
-        blocks = file.blocks()
-        held = b''
-        while not held.lstrip(_BEFORE) and (block := next(blocks, None)) is not None:
-            held += block
+        blocks, offset, head = file.blocks(), 0, b''
+        for head in blocks:
+            if head.lstrip(_BEFORE):
+                break
+            offset += len(head)
+        blocks = itertools.chain([head], blocks)
         # An array, or one object over several lines.
-        if held.lstrip(_BEFORE).partition(b'\n')[0].rstrip() == b'{' or held.lstrip(_BEFORE).startswith(b'['):
-            yield from _array(_chained(held, blocks))
+        first = head.lstrip(_BEFORE).partition(b'\n')[0].rstrip()
+        if first == b'{' or first.startswith(b'['):
+            yield from _array(blocks, limit)
             return
-        yield from ((_parsed(line), offset, len(line)) for offset, line in _split(_chained(held, blocks), 0))
-        return
-    for offset, line in lines(file, start, stop):
-        yield _parsed(line), offset, len(line)
+        found = _split(blocks, offset, limit)
+    else:
+        found = lines(file, start, stop, limit)
+    for offset, line in found:
+        yield _parsed(line) if len(line) <= limit else _TooLong(), offset, len(line)
 
 
-def lines(file: files.File, start: int, stop: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+def lines(file: files.File, start: int, stop: int, limit: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
     """(offset, line without its end) of the lines that start in [start, stop).
 
     Args:
       stop: 0 for all lines, of a file that may be compressed.
+      limit: of a longer line come its first `limit` + 1 bytes.
       blank: whether to give blank lines as well.
     """
     if not stop:
-        yield from _split(file.blocks(), 0, blank)
+        yield from _split(file.blocks(), 0, limit, blank)
         return
     with file.open() as stream:
         # From the byte before: the line it belongs to starts in another unit.
         origin = max(start - 1, 0)
         stream.seek(origin)
-        for offset, line in _split(iter(lambda: stream.read(_BLOCK_BYTES), b''), origin, blank):
+        for offset, line in _split(iter(lambda: stream.read(_BLOCK_BYTES), b''), origin, limit, blank):
             if offset >= stop:
                 return
             if offset >= start:
                 yield offset, line
 
 
-def _split(blocks: Iterator[bytes], offset: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
-    held: list[bytes] = []
+def _split(blocks: Iterator[bytes], offset: int, limit: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    held, size = bytearray(), 0  # the beginning of a line, and how much of it has been read
     for block in blocks:
-        first, *others = block.split(b'\n')
-        held.append(first)
-        for line in others:
-            whole = b''.join(held)
-            if blank or whole.strip():
-                yield offset, whole.rstrip(b'\r')
-            offset += len(whole) + 1
-            held = [line]
-    whole = b''.join(held)
-    if whole.strip():
-        yield offset, whole.rstrip(b'\r')
-
-
-def _chained(held: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    yield held
-    yield from blocks
+        if not size and not blank and block.endswith(b'\n') and block.isspace():
+            offset += len(block)
+            continue
+        start = 0
+        while stop := block.find(b'\n', start) + 1:
+            line = bytes(held) + block[start : stop - 1] if held else block[start : stop - 1]
+            if blank or (line and not line.isspace()):
+                yield offset, line.rstrip(b'\r')[: limit + 1]
+            offset += size + stop - start
+            held, size, start = bytearray(), 0, stop
+        # Past the limit nothing more is held.
+        held += block[start : start + limit + 1 - len(held)]
+        size += len(block) - start
+    if held.strip():
+        yield offset, bytes(held).rstrip(b'\r')
 
 
 def _parsed(line: bytes) -> Any:
@@ -244,8 +262,8 @@ def _parsed(line: bytes) -> Any:
         return _NotJson(f'{error}')
 
 
-def _array(blocks: Iterator[bytes]) -> Iterator[tuple[Any, int, int]]:
-    """Elements of a JSON array one by one, numbered from 0."""
+def _array(blocks: Iterator[bytes], limit: int) -> Iterator[tuple[Any, int, int]]:
+    """Elements of a JSON array one by one, numbered from 0; one longer than the limit ends it."""
     decoder, scan = codecs.getincrementaldecoder('utf-8-sig')('replace'), json.JSONDecoder().raw_decode
     held, index, ended = '', 0, False
     while not ended:
@@ -260,8 +278,9 @@ def _array(blocks: Iterator[bytes]) -> Iterator[tuple[Any, int, int]]:
             try:
                 row, stop = scan(held, position)
             except (ValueError, RecursionError) as error:
-                if ended or len(held) > _MAX_BYTES or not _is_cut_off(error, held):
-                    yield _NotJson(f'{error}; what follows is lost'), index, 0
+                if ended or len(held) - position > limit or not _is_cut_off(error, held):
+                    too_long = f' (an element of more than {limit} bytes)' if len(held) - position > limit else ''
+                    yield _NotJson(f'{error}{too_long}; what follows is lost'), index, 0
                     return
                 break
             if stop == len(held) and not ended:  # a number may go on

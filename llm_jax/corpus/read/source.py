@@ -10,7 +10,20 @@ import re
 from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.digest import digest
-from llm_jax.corpus.read import archive, content, licences, parquet, python, rows, tfds, tree, unit, warc, wikipedia
+from llm_jax.corpus.read import (
+    archive,
+    content,
+    hub,
+    licences,
+    parquet,
+    python,
+    rows,
+    tfds,
+    tree,
+    unit,
+    warc,
+    wikipedia,
+)
 from llm_jax.corpus.read.unit import Input, Record, Skipped, Source
 from llm_jax.data import files
 
@@ -65,6 +78,8 @@ def open_source(name: str, source: Source) -> list[Input]:
         found = python.site_packages(name, source)
     elif source.format == 'tfds' or source.path.startswith('tfds:'):
         found = tfds.inputs(name, source)
+    elif source.path.startswith('hf:'):
+        found = hub.inputs(name, source)
     else:
         found = _inputs_of_files(name, source)
     if source.limit:

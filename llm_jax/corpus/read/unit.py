@@ -10,6 +10,7 @@ from llm_jax.corpus.document import Broken, Raw
 
 # Large inputs are cut into units of about this size: a function of the input alone.
 UNIT_BYTES = 32 << 20
+_MAX_BYTES = 64 << 20
 # Small files are put together to at most so many.
 _UNIT_FILES = 2000
 
@@ -19,7 +20,9 @@ class Source:
     """One entry of `sources`: where documents come from and how to read them."""
 
     path: str = field(
-        '', 'file, glob, directory or archive, local, gs:// or s3://; or "stdlib", "site-packages", "tfds:NAME_OR_DIR"'
+        '',
+        'file, glob, directory or archive, local, gs:// or s3://; or "stdlib", "site-packages", "tfds:NAME_OR_DIR", '
+        '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"',
     )
     format: str = field(
         'auto',
@@ -72,6 +75,11 @@ class Input:
     def read(self) -> Iterator[Record]:
         """Its records in order, one in memory at a time; each is one of the three, so that they add up."""
         return self._read()
+
+
+def longest(source: Source) -> int:
+    """Bytes of the longest record that is read; a longer one is passed over, and counted, without being held."""
+    return source.max_bytes or _MAX_BYTES
 
 
 def ranges(size: int) -> list[tuple[int, int]]:

@@ -17,20 +17,21 @@ import re
 from typing import BinaryIO
 import zlib
 
-from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord, WarcRecordType
+from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord
 
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import http, iso639
 from llm_jax.corpus.read.encoding import decode, is_binary
-from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, numbered, ranges
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, longest, numbered, ranges
 from llm_jax.data import files
 
-_MAX_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 _HEADER_BYTES = 1 << 16
 _MEMBER = re.compile(rb'\x1f\x8b\x08')
-_PLAIN = re.compile(rb'WARC/\d\.\d+\r?\n(?=(?:WARC|Content)-[A-Za-z-]+:)')
+_PLAIN = re.compile(rb'WARC/\d\.\d+\r?\n(?=(?:WARC|Content)-[A-Za-z-]+:)', re.I)
+_HEADER_END = re.compile(rb'\r?\n\r?\n')
+_TYPES = ('warcinfo', 'response', 'resource', 'request', 'metadata', 'revisit', 'conversion', 'continuation')
 # The longest match of both, to find those across blocks.
 _OVERLAP = 64
 _LENGTH = re.compile(rb'^content-length:\s*(\d+)', re.I | re.M)
@@ -46,7 +47,11 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Bytes [start, stop) of a file: the records that start there."""
+    """Bytes [start, stop) of a file: the records that start there.
+
+    Attributes:
+      marks: what records begin with.
+    """
 
     name: str
     source: Source
@@ -54,11 +59,7 @@ class _Part:
     file: files.File
     start: int
     stop: int
-
-    @property
-    def marks(self) -> re.Pattern:
-        """What records begin with."""
-        return _MEMBER if self.path.lower().endswith('.gz') else _PLAIN
+    marks: re.Pattern = _PLAIN
 
     def broken(self, offset: int | str, rule: str, detail: str) -> Broken:
         return Broken(self.name, f'{self.path}#{offset}', f'read.{rule}', detail)
@@ -81,6 +82,10 @@ def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input
 
 def _read(part: _Part) -> Iterator[Record]:
     with part.file.open() as stream:
+        # Names may be wrong: a browser unzips what it loads, or a tool zips and keeps the name.
+        magic, is_gz = stream.read(2), part.path.lower().endswith('.gz')
+        is_member = magic == b'\x1f\x8b' or (is_gz and magic != b'WA')
+        part = dataclasses.replace(part, marks=_MEMBER if is_member else _PLAIN)
         start, stop = part.start, part.file.size
         if start:
             start = _next_record(stream, start, part.stop, part.marks)
@@ -106,13 +111,13 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
         if held:
             yield held
         if entry is None:
-            if left := stop - _end(stream, held, last, stop, part.marks is _MEMBER):
-                yield part.broken(stop - left, 'truncated', f'the last {left} bytes are no whole record')
-            return None
+            return (yield from _finish(part, stream, held, last, stop))
         offset = start + entry.stream_pos
         # Records that share one gzip member have one place, so they are counted.
         shared = shared + 1 if held and offset == last else 0
         last, key = offset, f'{offset}.{shared}' if shared else f'{offset}'
+        if 'Content-Length' not in (name for name, _ in entry.headers.to_tuples()):
+            entry = _with_usual_header(part, stream, offset, stop) or entry
         length = entry.content_length
         try:
             held, found = _record(part, entry, key)
@@ -120,13 +125,55 @@ def _run(part: _Part, stream: BinaryIO, start: int, stop: int) -> Generator[Reco
         except OSError as error:
             _raise_if_of_files(error)
             complaint = str(error)
-        if entry.headers.get('Content-Length') is None:
+        if 'content-length' not in _by_name(entry.headers):
             complaint = 'its header has no Content-Length'
         if complaint:
             after = _next_record(stream, last + 1, stop, part.marks)
             rule = 'truncated' if after is None else 'damaged'
             yield part.broken(key, rule, complaint + ('' if after is not None else ', and no record after it'))
             return after
+
+
+def _with_usual_header(part: _Part, stream: BinaryIO, start: int, stop: int) -> WarcRecord | None:
+    """Reads the record at `start` again, for FastWARC with usual names and line ends: it sees no 'content-length'."""
+    stream.seek(start)
+    data = stream.read(min(longest(part.source) + _HEADER_BYTES, stop - start))
+    if part.marks is _MEMBER:
+        data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, longest(part.source) + _HEADER_BYTES)
+    head = data[: gap.start()] if (gap := _HEADER_END.search(data)) else b''
+    usual = re.sub(rb'^[\w-]+(?=:)', lambda match: match[0].title().replace(b'Warc', b'WARC'), head, flags=re.M)
+    return next(ArchiveIterator(io.BytesIO(usual + data[len(head) :]), parse_http=False, quirks_mode=True), None)
+
+
+def _finish(
+    part: _Part, stream: BinaryIO, held: Record | None, last: int, stop: int
+) -> Generator[Record, None, int | None]:
+    """Says what follows the last record that the archive gave; returns where the next one starts, None at the end.
+
+    FastWARC takes an empty gzip member, as of an empty file that was joined with others, for the end.
+    """
+    end = _end(stream, held, last, stop, part.marks is _MEMBER)
+    after = _next_record(stream, max(end, last + (held is None)), stop, part.marks)
+    edge = stop if after is None else after
+    if end < edge and not (part.marks is _MEMBER and _is_empty(stream, end, edge)):
+        lost = f'the last {edge - end} bytes are no whole record' if after is None else f'{edge - end} bytes, no record'
+        yield part.broken(end, 'truncated' if after is None else 'damaged', lost)
+    return after
+
+
+def _is_empty(stream: BinaryIO, start: int, stop: int) -> bool:
+    """Tells whether gzip members of [start, stop) hold nothing, or zeros fill it up."""
+    stream.seek(start)
+    data = stream.read(min(stop - start, _BLOCK_BYTES))
+    while data := data.lstrip(b'\0'):
+        inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            if inflate.decompress(data, 1) or not inflate.eof:
+                return False
+        except zlib.error:
+            return False
+        data = inflate.unused_data
+    return stop - start <= _BLOCK_BYTES
 
 
 def _raise_if_of_files(error: OSError) -> None:
@@ -192,24 +239,22 @@ def _end(stream: BinaryIO, held: Record | None, last: int, stop: int, is_member:
 def _end_of(stream: BinaryIO, start: int, stop: int, is_member: bool) -> int | None:
     """Where a record ends that starts at `start`; None if that is not where it says."""
     stream.seek(start)
-    raw = iter(lambda: stream.read(min(_BLOCK_BYTES, stop - stream.tell())), b'')
     head, tail, size, end, inflate = b'', b'', 0, start, zlib.decompressobj(zlib.MAX_WBITS | 16)
-    for block in raw:
+    while not inflate.eof and (block := inflate.unconsumed_tail or stream.read(min(_BLOCK_BYTES, stop - end))):
+        end += 0 if inflate.unconsumed_tail else len(block)
         try:
-            piece = inflate.decompress(block) if is_member else block
+            piece = inflate.decompress(block, _BLOCK_BYTES) if is_member else block
         except zlib.error:
             return None
-        size, end = size + len(piece), end + len(block)
+        size += len(piece)
         head, tail = head + piece[: _HEADER_BYTES - len(head)], (tail + piece)[-8:]
-        if is_member and inflate.eof:
-            end -= len(inflate.unused_data)
-            break
-    header, gap, _ = head.partition(b'\r\n\r\n')
-    length = _LENGTH.search(header)
-    if not gap or not length or (is_member and not inflate.eof):
+    end -= len(inflate.unused_data)
+    gap = _HEADER_END.search(head)
+    length = _LENGTH.search(head, 0, gap.start()) if gap else None
+    if not length or (is_member and not inflate.eof):
         return None
     # Two line ends follow; some writers leave them out, or add to them.
-    left = size - len(header) - len(gap) - int(length[1])
+    left = size - gap.end() - int(length[1])
     return end if 0 <= left <= len(tail) and not tail[len(tail) - left :].strip() else None
 
 
@@ -223,15 +268,16 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     skipped = lambda rule: (Skipped(part.name, where, f'skip.{rule}'), entry.reader.consume())
     media, charset, language, has_http = _media_type(headers.get('content-type')), '', '', False
     charset = _charset(headers.get('content-type'))
-    if entry.record_type == WarcRecordType.response:
+    kind = headers.get('warc-type', '').strip().lower()
+    if kind == 'response':
         if media not in ('application/http', ''):
             return skipped('not_http')  # DNS, FTP
         has_http = True
-    elif entry.record_type == WarcRecordType.conversion:
+    elif kind == 'conversion':
         language = iso639.shortest((headers.get('warc-identified-content-language') or '').split(',')[0])
-    elif entry.record_type != WarcRecordType.resource or not where.startswith(('http:', 'https:')):
-        return skipped(f'warc_{str(entry.record_type).rpartition(".")[2]}')
-    if entry.content_length > (part.source.max_bytes or _MAX_BYTES):
+    elif kind != 'resource' or not where.startswith(('http:', 'https:')):
+        return skipped(f'warc_{kind if kind in _TYPES else "unknown"}')
+    if entry.content_length > longest(part.source):
         return skipped('too_large')
     block = entry.content_length
     before, transfer, content_coding = 0, '', ''
@@ -256,7 +302,7 @@ def _record(part: _Part, entry: WarcRecord, key: str) -> tuple[Record, int]:
     if cut := headers.get('warc-truncated'):
         return Broken(part.name, where, 'read.truncated', f'by its crawler: {cut}'), size
     try:
-        data = http.body(data, transfer, content_coding, part.source.max_bytes or _MAX_BYTES)
+        data = http.body(data, transfer, content_coding, longest(part.source))
     except http.BadBody as error:
         return Broken(part.name, where, f'read.{error.rule}', str(error)), size
     return _page(part, where, key, data, _KINDS[media], charset, language), size

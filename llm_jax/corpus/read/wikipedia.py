@@ -13,7 +13,7 @@ import re
 
 from llm_jax.corpus.document import Broken, Raw
 from llm_jax.corpus.read import rows
-from llm_jax.corpus.read.unit import Input, Record, Skipped, Source
+from llm_jax.corpus.read.unit import Input, Record, Skipped, Source, longest
 from llm_jax.data import files
 
 _DOC = re.compile(r'<doc\s+([^>]*)>')
@@ -48,7 +48,7 @@ def clean(text: str) -> str:
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
     """Units of a file of articles; its first line says which of the two formats it is."""
     try:
-        blocks = '<doc ' in next((line for _, line in rows.lines(file, 0, 0)), b'').decode('utf-8', 'replace')
+        blocks = b'<doc ' in next((line for _, line in rows.lines(file, 0, 0, longest(source))), b'')
     except files.Damaged:
         blocks = False
     if blocks:
@@ -74,10 +74,10 @@ def _article(name: str, record: Raw) -> Raw | Skipped:
 
 def _doc_records(name: str, source: Source, path: str, file: files.File, start: int, stop: int) -> Iterator[Record]:
     """Articles whose `<doc>` line starts in [start, stop)."""
-    attributes, held, offset = None, [], start
+    attributes, held, offset, left = None, [], start, longest(source)
     broken = lambda detail: Broken(name, f'{path}#{offset}', 'read.truncated', detail)
     try:
-        for at, line in rows.lines(file, start, file.size if stop else 0, blank=True):
+        for at, line in rows.lines(file, start, file.size if stop else 0, longest(source), blank=True):
             text = line.decode('utf-8', 'replace')
             if match := _DOC.match(text):
                 if attributes is not None:
@@ -85,14 +85,21 @@ def _doc_records(name: str, source: Source, path: str, file: files.File, start: 
                 attributes = None
                 if stop and at >= stop:
                     return
-                attributes, held, offset = dict(_ATTRIBUTE.findall(match[1])), [], at
+                attributes, held, offset, left = dict(_ATTRIBUTE.findall(match[1])), [], at, longest(source)
             elif attributes is None:  # the end of an article of the unit before
                 continue
             elif text.strip() == '</doc>':
-                yield _doc(name, source, path, offset, attributes, '\n'.join(held))
+                if left < 0:
+                    yield Skipped(name, f'{path}#{offset}', 'skip.too_large')
+                else:
+                    yield _doc(name, source, path, offset, attributes, '\n'.join(held))
                 attributes = None
             else:
-                held.append(text)
+                left -= len(line) + 1
+                if left < 0:
+                    held = []
+                else:
+                    held.append(text)
     except files.Damaged as error:
         yield Broken(name, f'{path}#{offset}', 'read.damaged', f'{error}; what follows is lost')
         return

@@ -13,7 +13,7 @@ from llm_jax.config.schema import ConfigError, field
 from llm_jax.corpus.document import Document, Stage
 from llm_jax.corpus.scrub.contacts import emails, ip_addresses
 from llm_jax.corpus.scrub.numbers import cards, phones
-from llm_jax.corpus.scrub.secrets import secrets
+from llm_jax.corpus.scrub.secrets import SETTINGS, secrets
 
 # (text, whether it is code) -> (start, end) of each find, in order.
 Finder = Callable[[str, bool], Iterator[tuple[int, int]]]
@@ -60,16 +60,18 @@ def make(options: Scrub) -> Stage:
         is missing, or of an unknown type, or would itself be scrubbed.
     """
     _check(options)
-    finders = {
+    chosen = {
         code: {name: find for name, find in FINDERS.items() if getattr(options, name) in ('all', _WHERE[1 + code])}
         for code in (False, True)
     }
+    settings = chosen[True] | ({'secret': _secrets_of_settings} if 'secret' in chosen[True] else {})
 
     def scrub(document: Document) -> Document:
         code = document.kind in CODE
+        finders = settings if code and document.language in SETTINGS else chosen[code]
         text, counts = document.text, {}
         # Again until nothing is found: a placeholder may uncover what stood glued to a find.
-        while found := find_all(text, code, finders[code]):
+        while found := find_all(text, code, finders):
             pieces, end = [], 0
             for start, stop, name in found:
                 pieces += (text[end:start], options.placeholders[name])
@@ -82,6 +84,12 @@ def make(options: Scrub) -> Stage:
         return dataclasses.replace(document, text=text, signals={**document.signals, **signals})
 
     return scrub
+
+
+def _secrets_of_settings(text: str, code: bool) -> Iterator[tuple[int, int]]:
+    """What `secrets` finds where values need no quotation marks."""
+    del code
+    return secrets(text, False)
 
 
 def find_all(text: str, code: bool, finders: dict[str, Finder] = FINDERS) -> list[tuple[int, int, str]]:

@@ -103,6 +103,12 @@ _VERSION = re.compile(
     r'part|kap(?:itel)?|abschnitt)[\s.:#=\'"(_]*|§+\s?|[=~><^!]=\s?[\'"]?|(?<![.\w])[\w+-]+/|[\w)]-|[a-z]_)$',
     re.I,
 )
+# 'Flash Player 11.2.202.233', 'Linux 2.6.32.220': a name, but not the first word of a sentence that tells of a machine.
+_PRODUCT = re.compile(
+    r'(?<![\w.])(?!(?:From|To|At|By|In|On|Via|For|With|And|Or|The|Is|Was|User|Users|Editor|Anon\w*|Block\w*|Bann?\w*)\b)'
+    r'(?:[A-Z][\w+#]*|linux|kernel|windows|android|ios|macos|chrome|firefox|java|php|python|mysql|nginx|apache|driver|plugin)'
+    r'[ \xa0]\(?$'
+)
 _ADDRESS = re.compile(
     r'(?<![a-z])(?:ip(?:v4|s)?|addr(?:ess(?:es)?)?|hosts?|servers?|dns|nameservers?|ping|gateway|router|proxy|netmask|'
     r'subnet|ssh|telnet|client|remote|peer|inet|nslookup|traceroute|firewall|x-forwarded-for)(?![a-z])|://$|@$',
@@ -118,8 +124,10 @@ def ip_addresses(text: str, code: bool) -> Iterator[tuple[int, int]]:
     for match in _IPV4.finditer(text):
         if _is_public(match[0]):
             before, after = text[max(0, match.start() - 32) : match.start()], text[match.end() : match.end() + 8]
-            large = max(map(int, match[0].split('.'))) >= _SMALL
-            if not _VERSION.search(before) and (large or _ADDRESS.search(before) or _PORT.match(after)):
+            parts = list(map(int, match[0].split('.')))
+            said = _ADDRESS.search(before) or _PORT.match(after)
+            named = parts[0] < _SMALL and _PRODUCT.search(before)
+            if (said or (max(parts) >= _SMALL and not named)) and not _VERSION.search(before):
                 yield match.span()
     if ':' in text:
         yield from (match.span() for match in _IPV6.finditer(text) if _is_public(match[0]))

@@ -49,20 +49,27 @@ _NATIONAL = re.compile(
     r'(?!\d{5}-\d{4}$|\d{3}([ -])\d{3}\1\d{3}\1\d{3}$)\(?0[1-9]\d{0,3}\)?(?: - |[ -]| ?/ ?(?=[1-9]))'
     r'\d{2,8}(?:([ -])\d{2,5}(?:\2\d{2,5}){0,3})?'
     r'|0[1-9](?:\.\d\d){4}'
-    # An area code in brackets: (11) 91234-5678, (55) 1234 5678.
-    r'|\(\d{2,5}\)[ -]?\d{3,5}[ -]\d{4}'
+    # An area code in brackets: (11) 91234-5678, (55) 1234 5678; not a year: Nature (1998) 393-4400.
+    r'|(?!\((?:1[5-9]|20)\d\d\))\(\d{2,5}\)[ -]?\d{3,5}[ -]\d{4}'
     # 8 (495) 123-45-67
     r'|8[ -]?\(?\d{3}\)?[ -]?\d{3}-\d\d-\d\d'
 )
 # Words before a number, perhaps with 'number', 'us at', ... between.
 _SAID = re.compile(
-    r'(?:(?<![^\W\d_])(?:tele?(?:ph|f)+(?:one?|oon|ono|oni|on)s?|tel|phones?|ph|fon|mobil[ey]?|mob|cell(?:phone)?|fax|'
-    r'call|dial|whatsapp|sms|viber|hotline|helpline|handy|móvil|movil|celular|teléfono|téléphone|tél|portable|'
+    # Not within a name: j.cell.2011.02.013.
+    r'(?:(?<!\w\.)(?<![^\W\d_])(?:tele?(?:ph|f)+(?:one?|oon|ono|oni|on)s?|tel|phones?|ph|fon|mobil[ey]?|mob|cellphone|fax|'
+    r'(?P<weak>cell|call|dial|portable|handy)|whatsapp|sms|viber|hotline|helpline|móvil|movil|celular|teléfono|téléphone|tél|'
     r'telefax|puhelin|телефон\w*|тел|моб|факс|τηλ|טל|फोन|मोबाइल)(?![^\W\d_])'
     r'|电话|電話|手机|手機|传真|联系|聯絡|携帯|전화|휴대폰|연락처|هاتف|جوال|☎|📞|📱|✆)[^\w\n]{0,6}'
     r'(?:(?:number|no|nr|num|us|me|at|on|is|office|home|work|numéro|номер|号码|番号|번호)[^\w\n]{1,4}){0,4}[^\w\n]{0,3}$',
     re.I,
 )
+# 'call 1000000 times', 'cell 12345678', 'dial 1 000 000'
+_COUNT = re.compile(r'\d{7,9}|\d{1,3}(?:[ .]\d{3})+')
+_NORTH_AMERICAN_AMONG_OTHERS = re.compile(rf'(?<![^ ])(?:{_NORTH_AMERICAN.pattern})(?![^ ])')
+_NUMBER_BEFORE = re.compile(r'\d[.,;]\s$')
+_POST_CODE = re.compile(r'\b[A-Z]{2} \d{5}(?:-\d{4})?[.,;]?\s$')
+_DRAW = re.compile(r'\b(?:scores?|results?|draws?|lotto|lottery|points|grades?|marks)[:\s]{1,3}$', re.I)
 _DATE = re.compile(r'(?:1[5-9]|20)\d\d([-./ ])[01]?\d\1[0-3]?\d(?!\d)|[0-3]?\d([-./ ])[01]?\d\2(?:1[5-9]|20)\d\d(?!\d)')
 _NO_PHONE_BEFORE = re.compile(
     r'[$€£¥₹#%=*^~]\s?$|[\d)][.,:/+*x×=\u2013-]\s?$|\w[.,/_:-]$|(?:isbn|issn|doi|oclc|ean|upc)[\w\s:-]{0,12}$', re.I
@@ -80,10 +87,15 @@ def phones(text: str, code: bool) -> Iterator[tuple[int, int]]:
                 continue
             raw, start = raw[1:], start + 1
         digits = ''.join(c for c in raw if '0' <= c <= '9')
+        end = match.end()
         if not _is_phone(raw, digits, before, code):
-            continue
-        extension = _EXTENSION.match(text, match.end())
-        yield start, extension.end() if extension else match.end()
+            # Behind the number of a house, a suite or a post code.
+            inner = _NORTH_AMERICAN_AMONG_OTHERS.search(raw)
+            if not inner:
+                continue
+            start, end = start + inner.start(), start + inner.end()
+        extension = _EXTENSION.match(text, end)
+        yield start, extension.end() if extension else end
 
 
 def _is_phone(raw: str, digits: str, before: str, code: bool) -> bool:
@@ -93,15 +105,23 @@ def _is_phone(raw: str, digits: str, before: str, code: bool) -> bool:
         return not before[-1:].isalnum() and _is_international(raw)
     if _DATE.match(raw):
         return False
-    if _SAID.search(before):
+    if (said := _SAID.search(before)) and not (said['weak'] and ':' not in said[0] and _COUNT.fullmatch(raw)):
         return 7 <= len(digits) <= 15
-    if _NO_PHONE_BEFORE.search(before):
+    if _NORTH_AMERICAN.fullmatch(raw) and (_POST_CODE if raw[0] != '(' else _NUMBER_BEFORE).search(before):
+        return True
+    if _NO_PHONE_BEFORE.search(before) or _DRAW.search(before) or _is_ascending(raw):
         return False
     if digits.startswith('00') and len(raw) > len(digits) + 1:
         return _is_international(raw)
     if _NORTH_AMERICAN.fullmatch(raw):
         return True
     return not code and 9 <= len(digits) <= 12 and _NATIONAL.fullmatch(raw) is not None
+
+
+def _is_ascending(raw: str) -> bool:
+    """Tells whether pairs of digits rise from one to the next and stay below 50, as numbers of a lottery do."""
+    pairs = raw.split(' ')
+    return all(len(pair) == 2 for pair in pairs) and pairs == sorted(set(pairs)) and pairs[-1] < '50'
 
 
 def _is_international(raw: str) -> bool:

@@ -69,6 +69,35 @@ _VALUE = re.compile(
     r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*(?:[rbuf]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
     re.M,
 )
+# Where a name and its value are not joined by '=' or ':'.
+_ELSEWHERE = (
+    # <password>...</password>
+    re.compile(r'<([\w.:-]{2,60})(?:\s[^<>]{0,200})?>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</\1>'),
+    # name="password" value="..."
+    re.compile(r'(?:name|key|id)=["\']([\w.:-]{2,60})["\'][^<>\n]{0,80}?\svalue=["\'](?P<secret>[^\s"\']{8,200})["\']'),
+    # IDENTIFIED BY '...', PASSWORD '...'
+    re.compile(
+        r'\b(?:IDENTIFIED\s(?:WITH\s\S{1,40}\s)?(?:BY|AS)|PASSWORD)(?:\s*\(|\s)\s*(?:PASSWORD\s)?([\'"])(?P<secret>[^\s\'"]{8,200})\1',
+        re.I,
+    ),
+    # --password=..., --token ..., -u user:...
+    re.compile(r'(?<![\w-])--?([\w-]{2,40})[= ](["\']?)(?P<secret>[^\s"\']{8,200})\2(?=[\s;|&]|$)'),
+    re.compile(r'(?<![\w-])(?:-u|--user)[= ]?["\']?[\w.@-]{1,64}:(?P<secret>[^\s"\']{8,200})'),
+    # auth=('user', '...'), login('user', '...')
+    re.compile(
+        r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}'
+        r'(?:\w+=)?(["\'])(?P<secret>[^\s"\']{8,200})\2',
+        re.I,
+    ),
+)
+# Those whose first group is a name that has to say that a secret follows.
+_NAMED = _ELSEWHERE[:2] + _ELSEWHERE[3:4]
+# One of these stands in the text wherever one of those does.
+_HINT = re.compile(r'</|value=|identified\s|password[\s(]|-u|--|auth|credential|login', re.I)
+# Languages in which a value needs no quotation marks.
+SETTINGS = frozenset((
+    'yaml', 'ini', 'toml', 'dockerfile', 'xml', 'properties', 'bash', 'batchfile', 'powershell', 'makefile', 'text', '',
+))  # fmt: skip
 _NAME = re.compile(
     r'(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|api_?key|apikey|access_?key|private_?key|auth_?key|'
     r'client_?secret|secret_?key|signing_?key|encryption_?key|account_?key|credential)s?(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
@@ -92,13 +121,26 @@ _MIN_ENTROPY = 2.75
 
 
 def secrets(text: str, code: bool) -> Iterator[tuple[int, int]]:
-    """(start, end) of each key, token or password."""
+    """(start, end) of each key, token or password.
+
+    Args:
+      code: whether an unquoted value is an expression; it is not in files of settings (`SETTINGS`).
+    """
     yield from _tokens(text)
+    if _HINT.search(text):
+        yield from _elsewhere(text)
     for match in _VALUE.finditer(text):
         quoted = match[2] is not None
         name = _NAME.search(text, max(0, match.start() - 40), match.start())
         if name and _is_secret(match[2] or match[3]) and (quoted or _is_setting(text, match.start(), code)):
             yield match.span(2) if quoted else match.span(3)
+
+
+def _elsewhere(text: str) -> Iterator[tuple[int, int]]:
+    for pattern in _ELSEWHERE:
+        for match in pattern.finditer(text):
+            if (pattern not in _NAMED or _NAME.search(match[1])) and _is_secret(match['secret']):
+                yield match.span('secret')
 
 
 def _tokens(text: str) -> Iterator[tuple[int, int]]:
@@ -131,8 +173,8 @@ def _is_setting(text: str, at: int, code: bool) -> bool:
     """Whether what is assigned without quotes stands in a file of settings: NAME=value, name: value."""
     line = text[text.rfind('\n', 0, at) + 1 : at]
     if code:  # there, an unquoted value is an expression
-        return text[at] == '=' and re.fullmatch(r'\s*(?:export |ENV |set )?[A-Z][A-Z0-9_]*', line) is not None
-    return re.fullmatch(r'\s*(?:export |-\s)?[\w. -]{1,40}', line) is not None
+        return text[at] == '=' and re.fullmatch(r'\s*(?:export |ENV |ARG |set )?[A-Z][A-Z0-9_]*', line) is not None
+    return re.fullmatch(r'\s*(?:export |set |ENV |ARG |-\s)?["\']?[\w. -]{1,40}["\']?', line) is not None
 
 
 def entropy(text: str) -> float:

@@ -1,17 +1,14 @@
-"""Trace steps of a run for xprof and print its longest operations: profile runs/quickstart --steps 10:15"""
+"""Trace steps of a run for xprof and print its longest operations: profile_run runs/quickstart --steps 10:15"""
 
 import argparse
 import os
 import sys
 
-# `import profile` of the standard library must not find this file.
-sys.path = [path for path in sys.path if os.path.abspath(path or '.') != os.path.dirname(os.path.abspath(__file__))]
-
-from llm_jax.config import cli  # noqa: E402
+from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='profile', description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog='profile_run', description=__doc__, allow_abbrev=False)
     parser.add_argument('run_dir', help='a run directory with a checkpoint')
     parser.add_argument('--steps', type=cli.span, default=(3, 5), metavar='10:15', help='counted from the checkpoint')
     parser.add_argument('--top', type=int, default=15, help='operations to print')
