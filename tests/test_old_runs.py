@@ -37,7 +37,7 @@ def test_its_fields_are_read_under_their_names_of_today():
     assert not config.train.watch_preemption
     known = {name for name, _, _ in config_lib.describe(config_lib.validate(config_lib.default()))}
     for old, new in moved.FIELDS.items():
-        assert old not in known and f'{old.rpartition(".")[0]}.{new}' in known
+        assert old not in known and new in known
 
 
 def test_new_experiments_are_told_the_new_name_of_a_field(tmp_path):

@@ -404,7 +404,7 @@ def _no_such_field(path: str, siblings: Any) -> str:
     if not isinstance(siblings, Mapping | ml_collections.ConfigDict):
         return f'there is no field {path!r} in the config: {parent} is a value, not a section'
     if path in moved.FIELDS:
-        return f'there is no field {path!r} in the config: it is now called {parent}.{moved.FIELDS[path]}'
+        return f'there is no field {path!r} in the config: it is now called {moved.FIELDS[path]}'
     names = sorted(siblings)
     where = f'config.{parent}' if parent else 'config'
     return f'there is no field {path!r} in the config{parts.nearest(leaf, names)} {where} has: {", ".join(names)}'
@@ -421,7 +421,7 @@ def _unknown_field(error: Exception, cls: type) -> str:
     if not match:
         return f'get_config() failed: {type(error).__name__}: {error}'
     name = match[1] or match[2]
-    if renamed := [f'{old.rpartition(".")[0]}.{new}' for old, new in moved.FIELDS.items() if old.endswith(f'.{name}')]:
+    if renamed := [new for old, new in moved.FIELDS.items() if old.endswith(f'.{name}')]:
         return f'there is no field {name!r} in the config: {renamed[0]} is what it is called now'
     known = [name for name, _, _ in describe(cls())] + [f.name for f in dataclasses.fields(cls)]
     near = difflib.get_close_matches(name, [k.rpartition('.')[2] for k in known], 1, cutoff=0.5)

@@ -37,15 +37,15 @@ MOVED = {
     **{f'experiments.{name}': f'experiments.lab.{name}' for name in ('ablation', 'extrapolation', 'mup_transfer')},
 }
 
-# Old path of a field -> its last name now.
+# Old path of a field -> its path now, in the same section.
 FIELDS = {
-    'model.moe.capacity': 'capacity_factor',
-    'model.moe.bias_rate': 'bias_update_rate',
-    'mesh.stage_microbatches': 'pipeline_microbatches',
-    'mesh.stage_repeats': 'pipeline_repeats',
-    'optimizer.m_dtype': 'mu_dtype',
-    'schedule.floor': 'final_lr_ratio',
-    'train.notices': 'watch_preemption',
+    'model.moe.capacity': 'model.moe.capacity_factor',
+    'model.moe.bias_rate': 'model.moe.bias_update_rate',
+    'mesh.stage_microbatches': 'mesh.pipeline_microbatches',
+    'mesh.stage_repeats': 'mesh.pipeline_repeats',
+    'optimizer.m_dtype': 'optimizer.mu_dtype',
+    'schedule.floor': 'schedule.final_lr_ratio',
+    'train.notices': 'train.watch_preemption',
 }
 
 
@@ -55,22 +55,19 @@ def rename_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     def renamed(value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
             inside = lambda key: f'{path}.{key}'.lstrip('.')
-            return {FIELDS.get(inside(key), key): renamed(inner, inside(key)) for key, inner in value.items()}
+            name = lambda key: FIELDS[inside(key)].rpartition('.')[2] if inside(key) in FIELDS else key
+            return {name(key): renamed(inner, inside(key)) for key, inner in value.items()}
         return value
 
     def renamed_in_layer(entry: Any) -> Any:
         pairs = entry.items() if isinstance(entry, Mapping) else entry
-        return [(_renamed_path(f'model.{name}').removeprefix('model.'), value) for name, value in pairs]
+        return [(FIELDS.get(f'model.{name}', f'model.{name}').removeprefix('model.'), value) for name, value in pairs]
 
     out = renamed(values, '')
     for name in ('pattern', 'first_layers'):
         if name in out.get('model', {}):
             out['model'][name] = [renamed_in_layer(entry) for entry in out['model'][name]]
     return out
-
-
-def _renamed_path(path: str) -> str:
-    return f'{path.rpartition(".")[0]}.{FIELDS[path]}' if path in FIELDS else path
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
