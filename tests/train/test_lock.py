@@ -97,16 +97,16 @@ def test_a_holder_that_lost_its_lock_is_told_before_it_writes(run_dir):
 def test_a_lease_in_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_lib, '_SETTLE_SECONDS', 0.01)
     file = epath.Path(tmp_path / FILE_NAME)
-    one, two = (lock_lib._BucketLease(file, 0.6) for _ in range(2))
+    one, two = (lock_lib._BucketLease(file, 1.5) for _ in range(2))
     assert one.try_acquire()
-    for _ in range(4):  # longer than the lease, which its holder renews
+    for _ in range(9):  # longer than the lease, which its holder renews
         assert not two.try_acquire()
         time.sleep(0.2)
     assert not one.lost()
     one._over.set()  # as if killed
     before = time.monotonic()
     while not two.try_acquire():
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 20
         time.sleep(0.05)
     assert one.lost()
     one.release()

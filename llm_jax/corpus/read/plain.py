@@ -52,7 +52,7 @@ class PlainSource:
 
     def has_text(self) -> bool:
         """Tells whether there is anything but white space, in whatever split."""
-        return any(not text.isspace() for part in self.readers for _, text in self._texts(part))
+        return any(not text.isspace() for part in self.readers for text in self._texts(part))
 
     def documents(self, split: str) -> Iterator[str]:
         """Yields the texts of a split ('train', 'validation' or 'test'), in a fixed order; none is empty."""
