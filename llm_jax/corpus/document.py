@@ -29,7 +29,7 @@ def well_formed(text: str) -> str:
     return text
 
 
-def _mend(record: Any, names: tuple[str, ...]) -> None:
+def mend(record: Any, names: tuple[str, ...]) -> None:
     """Makes these fields of a frozen record well-formed; an id stays unique."""
     for name in names:
         value = getattr(record, name)
@@ -64,7 +64,7 @@ class Raw:
     title: str = ''
 
     def __post_init__(self):
-        _mend(self, ('id', 'where', 'charset', 'language', 'licence', 'title'))
+        mend(self, ('id', 'where', 'charset', 'language', 'licence', 'title'))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +81,9 @@ class Broken:
     where: str
     reason: str
     detail: str = ''
+
+    def __post_init__(self):
+        mend(self, ('where', 'detail'))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Document:
     signals: Mapping[str, float] = dataclasses.field(default_factory=lambda: _NOTHING)
 
     def __post_init__(self):
-        _mend(self, ('id', 'where', 'language', 'licence', 'title'))
+        mend(self, ('id', 'where', 'language', 'licence', 'title'))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

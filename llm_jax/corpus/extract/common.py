@@ -22,7 +22,7 @@ def text_of(raw: Raw) -> str:
 def document(raw: Raw, text: str, **changes: Any) -> Document:
     """A document of this text; what else is known of it is the record's, or given in `changes`."""
     known = {name: getattr(raw, name) for name in ('id', 'source', 'where', 'kind', 'language', 'licence', 'title')}
-    return Document(text=text, **(known | changes))
+    return Document(text=well_formed(text), **(known | changes))
 
 
 def dropped(raw: Raw, reason: str, text: str = '', detail: str = '') -> Dropped:

@@ -123,9 +123,10 @@ def _zip_plan(place: content.Place, file: files.File) -> tuple[list[_Member], tu
             found = enumerate(archive.infolist())
             return [_Member(i, _clean(m.filename), m.file_size) for i, m in found if not m.is_dir()], ()
     except zipfile.BadZipFile as error:
-        return [], (
-            Broken(place.name, place.prefix[:-1], 'read.damaged', f'{error}; a zip has its contents at its end'),
-        )
+        detail = f'{error}; a zip has its contents at its end'
+    except UnicodeDecodeError as error:
+        detail = f'it says that the name {error.object!r} is UTF-8, and it is not'
+    return [], (Broken(place.name, place.prefix[:-1], 'read.damaged', detail),)
 
 
 def _zip_contents(file: files.File, members: Sequence[_Member]) -> Iterator[tuple[_Member, bytes | None]]:

@@ -123,6 +123,10 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
         return pyarrow.struct([(kind.field(i).name, _bytes_type(kind.field(i).type)) for i in range(kind.num_fields)])
     if types.is_list(kind) or types.is_large_list(kind):
         return pyarrow.large_list(_bytes_type(kind.value_type))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(_bytes_type(kind.value_type), kind.list_size)
+    if types.is_map(kind):
+        return pyarrow.map_(_bytes_type(kind.key_type), _bytes_type(kind.item_type))
     return kind
 
 

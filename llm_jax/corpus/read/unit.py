@@ -6,7 +6,7 @@ import fnmatch
 from typing import Any
 
 from llm_jax.config.schema import field
-from llm_jax.corpus.document import Broken, Raw
+from llm_jax.corpus.document import Broken, Raw, mend
 
 # Large inputs are cut into units of about this size: a function of the input alone.
 UNIT_BYTES = 32 << 20
@@ -52,6 +52,9 @@ class Skipped:
     source: str
     where: str
     reason: str
+
+    def __post_init__(self):
+        mend(self, ('where',))
 
 
 Record = Raw | Broken | Skipped
