@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.generate.settings import Settings
+from llm_jax.generate.settings import NO_ID, Settings
 
 
 class Seen(NamedTuple):
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     counts_BV: jax.Array
 
 
-def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Seen | None = None) -> jax.Array:
+def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Seen) -> jax.Array:
     """Draws a token for each row.
 
     A step that no row asks for is skipped when the program runs, so that one program serves all settings.
@@ -33,7 +33,7 @@ def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Se
       logits_BV: float32; -inf forbids a token.
       settings: of each row.
       keys_B: random keys.
-      seen: tokens so far; None where no row has a penalty.
+      seen: tokens so far.
 
     Returns:
       int32[B]
@@ -51,16 +51,14 @@ def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Se
 
 def add_bias(logits_BV: jax.Array, settings: Settings) -> jax.Array:
     """Adds each row's biases to its logits."""
-    if not settings.bias_ids.shape[-1]:
-        return logits_BV
     add = lambda logits_V, ids_N, values_N: logits_V.at[ids_N].add(values_N, mode='drop')
-    return jax.vmap(add)(logits_BV, settings.bias_ids, settings.bias_values)
+    has_bias = (settings.bias_ids != NO_ID).any()
+    added = lambda: jax.vmap(add)(logits_BV, settings.bias_ids, settings.bias_values)
+    return jax.lax.cond(has_bias, added, lambda: logits_BV)
 
 
-def penalise(logits_BV: jax.Array, settings: Settings, seen: Seen | None) -> jax.Array:
+def penalise(logits_BV: jax.Array, settings: Settings, seen: Seen) -> jax.Array:
     """Applies the penalties on tokens that are in the prompt (repetition alone) or in the output."""
-    if seen is None:
-        return logits_BV
     repetition_B1, frequency_B1, presence_B1 = (
         x_B[:, None] for x_B in (settings.repetition_penalty, settings.frequency_penalty, settings.presence_penalty)
     )

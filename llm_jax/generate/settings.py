@@ -63,11 +63,6 @@ class Sampler:
                     f'logit_bias = {{{token}: {bias}}}: it needs ids from 0 on, and numbers; -inf forbids an id'
                 )
 
-    @property
-    def counts_tokens(self) -> bool:
-        """True if a penalty depends on the tokens so far."""
-        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
-
 
 def _require(holds: bool, sampler: Sampler, name: str, need: str) -> None:
     if not holds:
@@ -79,7 +74,7 @@ class Settings(NamedTuple):
 
     Attributes:
       top_k: int32[B].
-      bias_ids: int32[B, N]; V and more where a row has fewer than N.
+      bias_ids: int32[B, N]; NO_ID where a row has fewer than N.
       bias_values: float32[B, N].
     """
 
@@ -98,19 +93,22 @@ class Settings(NamedTuple):
 NUMBERS = tuple(name for name in Settings._fields if not name.startswith('bias'))
 # An id that no vocabulary has: writes to it are dropped.
 NO_ID = np.iinfo(np.int32).max
+# Entries of one row's logit_bias; the number is part of the compiled programs.
+MAX_BIAS = 512
 
 
-def pack_settings(samplers: Sequence[Sampler]) -> Settings:
+def pack_settings(samplers: Sequence[Sampler], max_bias: int = MAX_BIAS) -> Settings:
     """Makes the arrays of B rows, in NumPy.
 
-    The number of biases N is rounded up to 0, 8, 64, 512, …: each size is one compiled program.
+    Raises:
+      ConfigError: a logit_bias of more than `max_bias` ids.
     """
-    most = max((len(sampler.logit_bias) for sampler in samplers), default=0)
-    n = 8 ** math.ceil(math.log(max(most, 8), 8)) if most else 0
-    bias_ids = np.full((len(samplers), n), NO_ID, np.int32)
-    bias_values = np.zeros((len(samplers), n), np.float32)
+    bias_ids = np.full((len(samplers), max_bias), NO_ID, np.int32)
+    bias_values = np.zeros((len(samplers), max_bias), np.float32)
     for row, sampler in enumerate(samplers):
         count = len(sampler.logit_bias)
+        if count > max_bias:
+            raise ConfigError(f'logit_bias has {count} ids; {max_bias} are the most')
         bias_ids[row, :count] = list(sampler.logit_bias)
         bias_values[row, :count] = list(sampler.logit_bias.values())
     dtype = lambda name: np.int32 if name == 'top_k' else np.float32
