@@ -19,9 +19,9 @@ def main(argv: list[str]) -> None:
     known, rest = parser.parse_known_args(argv)
     config = cli.experiment(known.experiment, rest)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.lab import widths_page as report
     from llm_jax.lab.coord_check import check
     from llm_jax.lab.widths import training_batches
+    from llm_jax.report import coord_check as report
 
     prepared = prepare(config.data, config.seed)
     result = check(
@@ -30,9 +30,10 @@ def main(argv: list[str]) -> None:
         progress=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
-    command = ' '.join(['./tools/run coord_check', *argv])
-    page = report.write_coord_check(result, directory, name=config.name, command=command)
-    cli.print_table('exponent of the width in the change of activations', report.coord_check_table(result))
+    command = cli.command_line('coord_check', argv)
+    page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
+    table = report.tabulate(result.numbers)
+    cli.print_table(table.title, table.lines)
     print(f'wrote {page}')
     if not result.passed:
         print('muP does not hold: a change depends on the width', file=sys.stderr)

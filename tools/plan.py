@@ -8,7 +8,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 
 from llm_jax import config as config_lib
@@ -28,7 +27,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
     parser.add_argument('--compile', type=int, default=3, help='a search compiles until so many fit')
-    parser.add_argument('--out', default='plan.html', help='the page that is written')
+    parser.add_argument('--out', help='the page that is written; default plans/<experiment>-<machine>.html')
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
     load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> None:
 
     request = command.Request(
         known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
-        known.analytic, known.compile, known.out, shlex.join(['./tools/run', 'plan', *argv]),
+        known.analytic, known.compile, known.out, cli.command_line('plan', argv),
     )  # fmt: skip
     command.plan(config, request)
 

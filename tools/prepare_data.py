@@ -38,11 +38,12 @@ def main(argv: list[str]) -> None:
         manifest = build(corpus, engine, console)
     finally:
         engine.close()
-    train = manifest['rows']['splits']['train'].values()
-    total = lambda what: sum(entry[what] for entry in train)
+    splits = manifest['rows']['splits']
+    total = lambda what, *names: sum(entry[what] for name in names for entry in splits[name].values())
     console.event(
-        f'{corpus.out}: {total("documents"):,} documents, {total("tokens"):,} tokens, {total("rows"):,} rows to train '
-        f'on; see {corpus.out}/report.html'
+        f'{corpus.out}: {total("documents", "train"):,} documents to train on ({total("documents", *splits):,} with '
+        f'validation and test), {total("tokens", "train"):,} tokens, {total("rows", "train"):,} rows; '
+        f'see {corpus.out}/report.html'
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 import re
+import shlex
 import sys
 
 import ml_collections
@@ -60,6 +61,11 @@ def experiment(
     config = load(name)
     config_lib.apply_overrides(config, overrides(arguments))
     return config_lib.validate(config)
+
+
+def command_line(tool: str, argv: list[str]) -> str:
+    """The command that was given, as a shell takes it: arguments with spaces or brackets in quotes."""
+    return shlex.join(['./tools/run', tool, *argv])
 
 
 def integers(text: str) -> list[int]:

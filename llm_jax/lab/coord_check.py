@@ -63,6 +63,26 @@ class CoordCheck:
         slopes = self.slopes(MUP).items()
         return all(value < LIMIT and (value > -LIMIT or may_fall(name)) for name, value in slopes)
 
+    @property
+    def sentence(self) -> str:
+        """The verdict."""
+        name, steepest = max(self.slopes(MUP).items(), key=lambda item: abs(item[1]))
+        return (
+            f'muP {"holds" if self.passed else "does not hold"}: of the changes of activations in the first '
+            f'{self.change[MUP].shape[2]} steps the steepest under it is {name}, as the width to the power of '
+            f'{steepest:+.2f}; the limit is {LIMIT}.'
+        )
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for JSON and for `report.coord_check`."""
+        return {
+            'widths': self.widths, 'grow': self.grow, 'names': self.names, 'passed': self.passed, 'limit': LIMIT,
+            'parametrisations': [STANDARD, MUP], 'slopes': {p: self.slopes(p) for p in (STANDARD, MUP)},
+            'change': {p: values.tolist() for p, values in self.change.items()},
+            'size': {p: values.tolist() for p, values in self.size.items()},
+        }  # fmt: skip
+
 
 def check(
     config: Config,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,6 +47,22 @@ class Transfer:
     def drift(self, parametrisation: str) -> float:
         """The exponent of the width in the best rate: -1 halves it with every doubling, 0 is perfect transfer."""
         return slope(self.widths, np.asarray(self.best(parametrisation)))
+
+    @property
+    def sentence(self) -> str:
+        """The result."""
+        factors = ' and '.join(f'{2 ** self.drift(p):.2f} ({p})' for p in (STANDARD, MUP))
+        return f'With every doubling of the width, the best learning rate is multiplied by {factors}.'
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for JSON and for `report.transfer`."""
+        both = (STANDARD, MUP)
+        return {
+            'widths': self.widths, 'rates': self.rates, 'parametrisations': list(both),
+            'drift': {p: self.drift(p) for p in both}, 'best': {p: self.best(p) for p in both},
+            'loss': {p: values.tolist() for p, values in self.loss.items()},
+        }  # fmt: skip
 
 
 def sweep(

@@ -12,8 +12,10 @@ from llm_jax.config.schema import Config, ConfigError
 from llm_jax.plan import facts, page, planner, topology
 from llm_jax.plan import search as search_lib
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit
-from llm_jax.plan.facts import Table, gib
+from llm_jax.plan.facts import gib
 from llm_jax.plan.planner import Outcome
+from llm_jax.report import plan as report
+from llm_jax.report.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Request:
     search: bool
     analytic: bool
     compile_best: int
-    out: str
+    out: str | None
     command: str
 
 
@@ -70,8 +72,9 @@ def plan(config: Config, request: Request) -> None:
             outcome = _outcome(config, machine, devices, say)
         budget = outcome.budget(tokens, price)
         show(console, outcome, budget, price)
-        page.write(request.out, outcome, command=request.command, budget=budget, price=price, tried=tried)
-        console.print(f'wrote {request.out}')
+        out = request.out or page.default_path(config.name, machine)
+        report.write(out, page.collect(outcome, command=request.command, budget=budget, price=price, tried=tried))
+        console.print(f'wrote {out}', soft_wrap=True)
         if not outcome.memory.fits:
             raise ConfigError(f'{config.name} {facts.verdict(outcome)}. {_advice(config, machine, devices)}')
 

@@ -10,6 +10,7 @@ from llm_jax.plan.candidates import short
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
 from llm_jax.plan.planner import ATTENTION_PRODUCTS, Budget, Outcome
 from llm_jax.plan.search import Tried, of_each_kind
+from llm_jax.report.tables import Table
 
 GIB = 2**30
 
@@ -20,12 +21,6 @@ class Row(NamedTuple):
     name: str
     value: str
     source: str
-
-
-class Table(NamedTuple):
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 def gib(n_bytes: float) -> str:
@@ -172,7 +167,7 @@ def traffic_table(outcome: Outcome) -> Table:
     ]  # fmt: skip
     header = ('collective', 'over', 'times', 'bytes', 'ICI' if outcome.case.machine.chip.is_tpu else 'NVLink',
               'DCN' if outcome.case.machine.chip.is_tpu else 'network', 'hidden')  # fmt: skip
-    return Table(f'Collectives of a step, on one device ({outcome.source})', header, rows)
+    return Table(f'Collectives of a step, on one device ({outcome.source})', header, rows, texts=2)
 
 
 def search_table(tried: Sequence[Tried], best: int = 16) -> Table:

@@ -1,6 +1,7 @@
 """What the report says, in words and numbers for people; the templates only lay it out."""
 
 from collections.abc import Mapping
+import functools
 import math
 import shlex
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from llm_jax.config.schema import Config
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.report.run import Run, timestamp
+from llm_jax.report.tables import Table, table_of
 
 _STATUS = {
     'finished': 'finished',
@@ -23,6 +25,7 @@ _STATUS = {
 class Headline(NamedTuple):
     status: str  # a key of CSS classes: finished, running, stopped, failed, unknown
     status_text: str
+    reason: str  # why it failed, or ''
     value: str  # '1.234', or '' without an evaluation
     unit: str
     sentence: str
@@ -49,11 +52,13 @@ def headline(run: Run) -> Headline:
     total = run.info.get('total_steps')
     if run.metrics:
         text += f' · step {run.last_step:,}' + (f' of {total:,}' if total else '')
+    reason = str(run.info.get('reason') or '') if status == 'failed' else ''
+    made = functools.partial(Headline, status, text, reason)
     bits, loss, gzip = run.last('val/bits_per_byte'), run.last('val/loss'), run.data.get('gzip_bits_per_byte')
     if bits is None:
         if loss is None:
-            return Headline(status, text, '', '', 'The model has not been evaluated on the validation split yet.')
-        return Headline(status, text, f'{loss:.3f}', 'nats per token', 'Loss on the validation split.')
+            return made('', '', 'The model has not been evaluated on the validation split yet.')
+        return made(f'{loss:.3f}', 'nats per token', 'Loss on the validation split.')
     where = 'on the held-out validation split'
     if not gzip:
         sentence = f'{where}. The size of the same text under gzip -9 is not recorded.'
@@ -61,7 +66,13 @@ def headline(run: Run) -> Headline:
         sentence = f'{where}, {100 * (1 - bits / gzip):.1f} % below gzip -9, which needs {gzip:.3f} for the same text.'
     else:
         sentence = f'{where}, {100 * (bits / gzip - 1):.1f} % above gzip -9, which needs {gzip:.3f} for the same text.'
-    return Headline(status, text, f'{bits:.3f}', 'bits per byte', sentence)
+    return made(f'{bits:.3f}', 'bits per byte', sentence)
+
+
+def warnings(run: Run) -> list[str]:
+    """What the run lacks and why, and goes on without."""
+    known = [entry for entry in run.info.get('warnings') or [] if isinstance(entry, Mapping)]
+    return [f'{entry.get("consequence")}, because of {entry.get("reason")}' for entry in known]
 
 
 def cards(run: Run) -> list[Card]:
@@ -99,12 +110,12 @@ def setup(run: Run) -> list[tuple[str, str]]:
     return [(label, text) for label, text in rows if text]
 
 
-def evaluations(run: Run) -> list[dict[str, str]]:
+def evaluations(run: Run) -> Table | None:
     """One row per evaluation, at most a dozen, spread evenly and with the last."""
     lines = [line for line in run.metrics if 'val/loss' in line]
     picked = _spread(lines, 12)
     number = lambda line, name, digits: fmt.decimal(line[name], digits) if name in line else fmt.DASH
-    return [
+    rows = [
         {
             'step': f'{line["step"]:,}',
             'loss': number(line, 'val/loss', 4),
@@ -113,18 +124,20 @@ def evaluations(run: Run) -> list[dict[str, str]]:
         }
         for line in picked
     ]
+    return table_of(rows, texts=0)
 
 
-def data_table(run: Run) -> list[dict[str, str]]:
+def data_table(run: Run) -> Table | None:
     """Documents, bytes, tokens and rows by split and source, with a sum per split of several."""
-    rows = []
+    rows, sums = [], []
     for split, sources in (run.data.get('splits') or {}).items():
         total = {key: sum(numbers.get(key) or 0 for numbers in sources.values()) for key in _DATA_COLUMNS}
         for source, numbers in sources.items():
             rows.append({'split': split, 'source': source, **_data_cells(numbers)})
         if len(sources) > 1:
+            sums.append(len(rows))
             rows.append({'split': split, 'source': 'all', **_data_cells(total)})
-    return rows
+    return table_of(rows, texts=2, sums=sums)
 
 
 def data_notes(run: Run) -> list[tuple[str, str]]:
