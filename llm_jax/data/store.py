@@ -1,6 +1,7 @@
 """Directories that are built once and kept: by name, whole or not at all."""
 
 from collections.abc import Callable
+import errno
 import fcntl
 import os
 import pathlib
@@ -12,6 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 from llm_jax.config import schema
 from llm_jax.data import files
 
+# A disk, or a user's share of it, without room.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # In a cloud bucket this object is written last: with it, the directory is complete.
 _COMPLETE = 'COMPLETE'
 
@@ -69,7 +72,10 @@ def _cached_locally(root: pathlib.Path, name: str, build: Callable[[pathlib.Path
         try:
             build(partial)
             os.rename(partial, final)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in _FULL:  # a write does not say which file it was
+                reason = f'{error.strerror}; free some space, or set data.cache_dir to another disk'
+                raise OSError(error.errno, reason, str(final)) from error
             raise
     return final

@@ -385,3 +385,14 @@ def test_empty_validation_source(config, tmp_path):
     (tmp_path / 'v.txt').write_text('')
     with pytest.raises(ConfigError, match=r"there is no text in 'text:.*/v.txt' \(source 'v'\)"):
         prepare.prepare(dataclasses.replace(config, validation_sources={'v': f'text:{tmp_path}/v.txt'}), seed=0)
+
+
+@pytest.mark.skipif(not pathlib.Path('/dev/full').exists(), reason='needs /dev/full, a disk without room')
+def test_a_full_disk_names_the_directory_and_leaves_nothing(tmp_path):
+    def build(directory):
+        (directory / 'rows').symlink_to('/dev/full')
+        (directory / 'rows').write_text('text')
+
+    with pytest.raises(OSError, match=r'No space left on device; .* data.cache_dir .*/tokenizer-1'):
+        store.cached(str(tmp_path), 'tokenizer-1', build)
+    assert [path.name for path in tmp_path.iterdir()] == ['.tokenizer-1.lock']
