@@ -180,3 +180,8 @@ def test_notebooks_of_other_kinds():
     for broken in ('', '{', '[]', '{}', '{"cells": 3}', '{"cells": [{}]}', '{"cells": [3]}', '[' * 100_000):
         assert extract(broken, kind='notebook').reason == 'extract.not_a_notebook'
     assert extract(notebook([]), kind='notebook').reason == 'extract.empty'
+
+
+def test_half_a_character_in_the_json_of_a_notebook():
+    result = extract(notebook([cell('code', 'x = "\ud83d"')]), kind='notebook')
+    assert result.text == 'x = "\ufffd"'

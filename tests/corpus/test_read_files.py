@@ -265,6 +265,24 @@ def test_damaged_zips(tmp_path):
     assert [type(r) for r in read(path)] == [Broken]
 
 
+def test_a_zip_that_calls_a_name_utf8_which_is_not(tmp_path):
+    path = tmp_path / 'a.zip'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('é.txt', 'text')
+    path.write_bytes(path.read_bytes().replace('é'.encode(), b'\xff\xfe'))
+    (found,) = read(path)
+    assert (found.where, found.reason) == ('a.zip', 'read.damaged')
+    assert "b'\\xff\\xfe.txt' is UTF-8, and it is not" in found.detail
+
+
+@pytest.mark.parametrize(
+    'record', [Skipped('s', 'a\udcff', 'skip.empty'), Broken('s', 'a\udcff', 'read.no_text', '\udcff')]
+)
+def test_records_that_are_left_out_have_names_that_can_be_written(record):
+    assert record.where == 'a\ufffd'
+    assert getattr(record, 'detail', '\ufffd') == '\ufffd'
+
+
 # --- Languages and licences ------------------------------------------------------------
 
 

@@ -173,6 +173,16 @@ def test_parquet_fields(tmp_path):
         open_source('s', Source(path=str(tmp_path / 'a.parquet')))
 
 
+def test_parquet_of_bytes_that_are_no_text_within_other_fields(tmp_path):
+    """Strings in Parquet need not be UTF-8; the text beside them is read all the same."""
+    strings = pyarrow.array([b'\xff', b'ok']).view(pyarrow.string())
+    maps = pyarrow.MapArray.from_arrays([0, 1, 2], strings, strings)
+    pairs = pyarrow.FixedSizeListArray.from_arrays(strings, 1)
+    table = pyarrow.table({'text': ['one', 'two'], 'map': maps, 'pair': pairs})
+    pyarrow.parquet.write_table(table, tmp_path / 'a.parquet')
+    assert texts(read(tmp_path / 'a.parquet')) == ['one', 'two']
+
+
 def test_damaged_parquet(tmp_path):
     rows = [{'text': random.Random(i).randbytes(100).hex()} for i in range(900)]
     parquet(tmp_path / 'a.parquet', rows, row_group_size=300, compression='zstd')
