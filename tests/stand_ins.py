@@ -357,8 +357,10 @@ class Cloud:
         for name in ('calls', 'counts'):
             (self.place / name).write_text('')
         pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
+        # Signals as a terminal leaves them: a shell cannot trap one that is ignored when it starts, and
+        # libtpu, once loaded in this process, ignores SIGHUP.
         process = subprocess.Popen(
-            ['bash'], cwd=cwd or self.repository, env=self.environment, text=True, start_new_session=True, **pipes
+            ['env', '--default-signal', 'bash'], cwd=cwd or self.repository, env=self.environment, text=True, start_new_session=True, **pipes
         )
         process.stdin.write(script)
         process.stdin.close()

@@ -175,7 +175,7 @@ def start_pod(cloud, tmp_path):
 )
 def test_how_a_pod_ends(training, code, start_pod, cloud):
     process = start_pod(training=[training])
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     (call,) = [call for call in cloud.calls() if call[0] == 'python']
     assert call[2:] == [
@@ -189,22 +189,22 @@ def test_the_notice_reaches_the_training(start_pod, cloud):
     process = start_pod(training=['waits'])
     cloud.wait_for('training-0')
     os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 75, errors
     assert (cloud.place / 'saved-0').exists()
 
 
 def test_a_pod_without_its_code_or_access(start_pod, cloud):
     process = start_pod(fails={'pip': [1, 2]})
-    assert process.communicate(timeout=90) and process.returncode == 0
+    assert process.communicate(timeout=30) and process.returncode == 0
     process = start_pod(fails={'pip': [1, 2, 3, 4, 5]})
-    assert process.communicate(timeout=90) and process.returncode == 75
+    assert process.communicate(timeout=30) and process.returncode == 75
     (cloud.place / 'read-only').touch()
     process = start_pod()
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 75 and 'its account needs roles/storage.objectAdmin' in errors
     assert not [call for call in cloud.calls() if call[0] == 'python']
     (cloud.place / 'bucket/code.tar.gz').write_bytes(b'')  # tar's exit code is 2, which means a mistake
     process = start_pod()
     (cloud.place / 'bucket/code.tar.gz').write_bytes(b'')
-    assert process.communicate(timeout=90) and process.returncode == 75
+    assert process.communicate(timeout=30) and process.returncode == 75

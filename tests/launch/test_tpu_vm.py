@@ -135,7 +135,7 @@ def test_ended_by_the_user(number, cloud):
         process.stderr.close()
         process.stdout.close()
     os.kill(process.pid, number)
-    assert process.wait(timeout=90) == 128 + number
+    assert process.wait(timeout=30) == 128 + number
     assert not cloud.left()
 
 

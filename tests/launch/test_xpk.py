@@ -59,7 +59,7 @@ def start_pod(cloud, **plan):
 @pytest.mark.parametrize(('training', 'code'), [('finished', 0), ('stopped', 75), ('2', 2), ('dies', 137)])
 def test_how_its_container_ends(training, code, cloud):
     process = start_pod(cloud, training=[training])
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     (call,) = [call for call in cloud.calls() if call[0] == 'python']
     assert call[2:] == [
@@ -72,7 +72,7 @@ def test_the_notice_reaches_the_training(cloud):
     process = start_pod(cloud, training=['waits'])
     cloud.wait_for('training-0')
     os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 75, errors
     assert (cloud.place / 'saved-0').exists()
 
