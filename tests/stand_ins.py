@@ -360,8 +360,9 @@ class Cloud:
         # Signals as a terminal leaves them: a shell cannot trap one that is ignored when it starts, and
         # libtpu, once loaded in this process, ignores SIGHUP.
         process = subprocess.Popen(
-            ['env', '--default-signal', 'bash'], cwd=cwd or self.repository, env=self.environment, text=True, start_new_session=True, **pipes
-        )
+            ['env', '--default-signal', 'bash'],
+            cwd=cwd or self.repository, env=self.environment, text=True, start_new_session=True, **pipes,
+        )  # fmt: skip
         process.stdin.write(script)
         process.stdin.close()
         process.stdin = None

@@ -202,7 +202,7 @@ def _attempts(job: Job, options: list[str], queued: bool) -> str:
     hint = 'the request was refused' if queued else 'with --queued, launch waits for capacity'
     return f"""
 # A training that was interrupted goes on from its newest checkpoint in the bucket.
-start="$(date +%s)"
+start="$(date +%s)-$$"
 for attempt in $(seq 0 {job.restarts}); do
   if (( attempt )); then pause; fi
   echo "attempt $attempt of $TPU" >&2

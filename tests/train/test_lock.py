@@ -1,5 +1,6 @@
 """One training at a time in a run directory."""
 
+import pathlib
 import subprocess
 import sys
 import threading
@@ -94,9 +95,18 @@ def test_a_holder_that_lost_its_lock_is_told_before_it_writes(run_dir):
             mine.check()
 
 
+class _Object(type(epath.Path())):
+    """A file that is written whole or not at all, as an object in a bucket is."""
+
+    def write_text(self, text):
+        partial = pathlib.Path(f'{self}.{threading.get_ident()}')
+        partial.write_text(text)
+        partial.replace(self)
+
+
 def test_a_lease_in_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_lib, '_SETTLE_SECONDS', 0.01)
-    file = epath.Path(tmp_path / FILE_NAME)
+    file = _Object(tmp_path / FILE_NAME)
     one, two = (lock_lib._BucketLease(file, 1.5) for _ in range(2))
     assert one.try_acquire()
     for _ in range(9):  # longer than the lease, which its holder renews
