@@ -1,6 +1,5 @@
 """Sample from a trained model: sample runs/quickstart --prompt "def " [--num_samples 3 ...]"""
 
-import argparse
 import pathlib
 import sys
 import time
@@ -10,24 +9,23 @@ from llm_jax.config.schema import ConfigError
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='sample', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('sample', __doc__)
     parser.add_argument('run_dir', help='a run, e.g. runs/quickstart, a Hugging Face directory, or hf:OWNER/NAME')
     parser.add_argument('--prompt', action='append', default=[], help='text to continue; may be given several times')
     parser.add_argument('--prompt_file', action='append', default=[], help='a file whose whole text is a prompt')
-    parser.add_argument('--max_new_tokens', type=int, help='most tokens to add (100, or what the context has room for)')
+    parser.add_argument(
+        '--max_new_tokens', type=cli.at_least(1), help='most tokens to add (100, or what the context has room for)'
+    )
     parser.add_argument(
         '--slide', action='store_true', help='past the context, go on with its last tokens, as nanoGPT does (slower)'
     )
     parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
     parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
     parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
-    parser.add_argument('--num_samples', type=int, default=1, help='of each prompt (1)')
+    parser.add_argument('--num_samples', type=cli.at_least(1), default=1, help='of each prompt (1)')
     parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same text (0)')
-    parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
-    cli.add_debug(parser)
-    args = parser.parse_args(argv)
-    if args.num_samples < 1:
-        raise ConfigError(f'--num_samples = {args.num_samples} must be at least 1')
+    parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
+    args = parser.parse(argv)
     prompts = read_prompts(args.prompt, args.prompt_file)
 
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once

@@ -43,10 +43,10 @@ def test_a_corpus_from_an_experiment(experiment, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--workers', '0'], '--workers 0'),
+        (['--workers', '0'], 'argument --workers: 0 must be at least 1'),
         (
             ['--runner=FnApiRunner'],
-            "unknown argument '--runner=FnApiRunner'; options of Apache Beam need --engine beam",
+            "unknown option '--runner'; options of Apache Beam need --engine beam",
         ),
         (['--config.stages=gopher'], "stages = 'gopher' is str; it must be tuple"),
         (['--config.packing.sequence=3'], "no field 'packing.sequence'"),
