@@ -32,9 +32,9 @@ def main(argv: list[str]) -> None:
     command = shlex.join(['./tools/run', 'coord_check', *argv])
     page = report.write_coord_check(result, directory, name=config.name, command=command)
     cli.print_table('exponent of the width in the change of activations', report.coord_check_table(result))
+    print(result.sentence)
     print(f'wrote {page}')
     if not result.passed:
-        print('muP does not hold: a change depends on the width', file=sys.stderr)
         sys.exit(1)
 
 

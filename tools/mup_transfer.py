@@ -11,7 +11,12 @@ def main(argv: list[str]) -> None:
     parser = cli.Parser('mup_transfer', __doc__)
     parser.add_argument('experiment', help='the experiment file; its schedule, optimizer and data are used')
     parser.add_argument('--widths', type=cli.sizes, default=[64, 128, 256], help='values of model.d_model')
-    parser.add_argument('--log2-rates', type=cli.integers, default=[-10, -9, -8, -7, -6, -5], help='of learning rates')
+    parser.add_argument(
+        '--log2-rates',
+        type=cli.integers,
+        default=[-10, -9, -8, -7, -6, -5],
+        help='of learning rates; --log2-rates=-9,-8,-7',
+    )
     parser.add_argument('--held-out', type=cli.at_least(1), default=16, help='batches that the loss is measured on')
     parser.add_argument('--workdir', help='where mup_transfer.html is written; default runs/<name of the experiment>')
     known, fields = parser.parse_with_config(argv)
@@ -34,6 +39,7 @@ def main(argv: list[str]) -> None:
     command = shlex.join(['./tools/run', 'mup_transfer', *argv])
     page = report.write_transfer(result, directory, name=config.name, command=command)
     cli.print_table('held-out loss by learning rate', report.transfer_table(result))
+    print(result.sentence)
     print(f'wrote {page}')
 
 

@@ -140,8 +140,10 @@ def find(pattern: str, field: str) -> list[File]:
     fs, path = filesystem(pattern)
     found = [path] if fs.isfile(path) else [p for p in fs.glob(_literal(fs, path)) if fs.isfile(p)]
     if not found:
-        hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
-        raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
+        fix = (
+            f'it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else 'put files there, or name others'
+        )
+        raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}); {fix}')
     return [File.of(fs, fs.info(p)) for p in sorted(found)]
 
 
