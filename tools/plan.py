@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
     parser.add_argument('--compile', type=cli.at_least(1), default=3, help='a search compiles until so many fit')
-    parser.add_argument('--out', default='plan.html', help='the page that is written')
+    parser.add_argument('--out', help='the page that is written; default runs/<name of the experiment>/plan.html')
     known, fields = parser.parse_with_config(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
     from llm_jax.interop import published  # imports JAX
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
 
     request = command.Request(
         known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
-        known.analytic, known.compile, known.out, shlex.join(['./tools/run', 'plan', *argv]),
+        known.analytic, known.compile, known.out or os.path.join('runs', config.name, 'plan.html'),
+        shlex.join(['./tools/run', 'plan', *argv]),
     )  # fmt: skip
     command.plan(config, request)
 

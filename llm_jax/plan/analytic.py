@@ -50,6 +50,12 @@ def executed_flops(case: Case) -> float:
     return (products + attention * causal_share(model) * core / 6) * case.tokens_per_step
 
 
+def unmasked_flops_per_token(case: Case) -> float:
+    """Useful FLOPs of a token without the half of the square of causal attention that a mask takes away."""
+    products = 6 * case.counts.matmul
+    return products + (case.flops_per_token - products) * causal_share(case.config.model)
+
+
 def causal_share(model: Model) -> float:
     """Fraction of the attention that MFU counts (the full square) that a causal kernel computes; with a window, all."""
     return 1.0 if model.window else 0.5
