@@ -11,8 +11,10 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import traceback
 import types
@@ -34,7 +36,7 @@ UNTIL = {
     'bench_data': ('bench_data_dedup:first',),
     'bench_data_dedup': (':speeds',),
     'bench_data_extract': (':f1',),
-    'bench_data_filter': (':all_filters',),
+    'bench_data_filter': (':start_peer',),
     'bench_data_read': (':_in_turns',),
     'bench_experts': (':measure',),
     'bench_input': ('llm_jax.data.prepare:prepare',),
@@ -236,3 +238,11 @@ def test_a_block_that_bash_refuses_is_found(tmp_path):
         documented.record(block, tmp_path, ['run'])
     block = documented.Block('x.md:1', 'bash', "web='a b'\nA=1 ./tools/run train \"$web\" --b='' # no\n./tools/run\n")
     assert documented.record(block, tmp_path, ['run']) == [['run', 'train', 'a b', '--b='], ['run']]
+
+
+def test_the_library_is_found_outside_of_its_directory(tmp_path):
+    """As README says: by PYTHONPATH."""
+    environment = {'PATH': os.environ['PATH'], 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-c', 'import llm_jax.config, sys; print("jax" in sys.modules)']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == 'False\n'

@@ -1,9 +1,9 @@
 """Print, or with --yes run, the script that trains an experiment on TPUs or on a Slurm cluster.
 
-./tools/run launch experiments/pretrain/llama3_8b.py --tpu v5p-128 --spot              # Cloud TPU VMs
-./tools/run launch experiments/pretrain/llama3_8b.py --tpu v6e:16x16 --gke my-cluster  # a JobSet on Kubernetes
-./tools/run launch experiments/pretrain/llama3_8b.py --tpu v6e:16x16 --xpk my-cluster  # the same through XPK
-./tools/run launch experiments/pretrain/llama3_8b.py --slurm --nodes 4                 # GPUs
+./tools/run launch experiments/pretrain/llama3_8b.py --tpu v5p-128 --spot            # Cloud TPU VMs
+./tools/run launch experiments/pretrain/llama3_8b.py --tpu v6e:8x8 --gke my-cluster  # a JobSet on Kubernetes
+./tools/run launch experiments/pretrain/llama3_8b.py --tpu v6e:8x8 --xpk my-cluster  # the same through XPK
+./tools/run launch experiments/pretrain/llama3_8b.py --slurm --nodes 4               # GPUs
 """
 
 import os

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 import difflib
 import re
+import subprocess
 import sys
 from typing import NoReturn
 
@@ -208,7 +209,8 @@ def run(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a tool: what the user can put right is one line and exit code 2, Ctrl-C is 130."""
     try:
         main(argv)
-    except (ConfigError, OSError) as error:  # OSError: a full disk, a missing permission; it names the file
+    # OSError: a full disk, a missing permission; it names the file. CalledProcessError: another program, such as pip.
+    except (ConfigError, OSError, subprocess.CalledProcessError) as error:
         if '--debug' in argv:
             raise
         print(f'error: {error}', file=sys.stderr)

@@ -317,3 +317,9 @@ def test_not_a_duration(duration):
 def test_a_percentage_of_nothing():
     with pytest.raises(ConfigError, match="train.duration = '5 %': a percentage needs a total; write steps"):
         config_lib.steps('5 %', 'train.duration', tokens_per_step=4, steps_per_epoch=1.0)
+
+
+def test_an_experiment_that_is_no_python_file(tmp_path):
+    (tmp_path / 'FILE').write_text('{}')
+    with pytest.raises(ConfigError, match=r'FILE is no Python file: its name must end in \.py'):
+        config_lib.load_experiment(tmp_path / 'FILE')
