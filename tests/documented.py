@@ -1,11 +1,14 @@
 """Commands and snippets that the documents show, as a user's shell and Python take them."""
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
 import subprocess
+import sys
 import textwrap
+import types
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
@@ -94,3 +97,14 @@ def record(block: Block, directory: pathlib.Path, names: list[str]) -> list[list
     assert done.returncode == 0, f'{block.where}: bash says {done.stderr.strip()}'
     calls = [call.split('\0') for call in log.read_text().split('\0\0')]
     return [call for call in calls if call != ['']]
+
+
+def load_tool(name: str) -> types.ModuleType:
+    """The module of a tool, new, as if it were started: what is beside it can be imported."""
+    file = next(file for file in (ROOT / 'tools' / f'{name}.py', ROOT / 'tools/bench' / f'{name}.py') if file.exists())
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,12 +1,14 @@
 """What `./tools/run` offers."""
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import documented
 import pytest
 
 from llm_jax.config import cli
@@ -77,6 +79,77 @@ print(json.dumps(told))
         assert text.startswith(f'usage: {name} ') and '--debug' in text
         options = text.partition('options:')[2].split('\n  -')[1:]
         assert all(len(option.split(maxsplit=1)) == 2 for option in options), name
+
+
+@pytest.fixture(scope='module')
+def awkward_files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('awkward')
+    for name, text in {
+        'other.jsonl': '{"a": 1}\n',
+        'text.jsonl': 'no JSON\n',
+        'empty.jsonl': '',
+        'text.txt': 99 * 'ab ',
+    }.items():
+        (directory / name).write_text(text)
+    (directory / 'nothing').mkdir()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ('command', 'message'),
+    [
+        ('bench_data nowhere', 'nowhere/wikipedia/*.jsonl.zst: there is no such file'),
+        ('bench_data_dedup nowhere.jsonl', "FILE: no file matches 'nowhere.jsonl'"),
+        ('bench_data_dedup nothing', 'it is a directory: write nothing/*'),
+        ('bench_data_dedup other.jsonl', "other.jsonl:1 is no object with 'text'"),
+        ('bench_data_dedup text.jsonl', 'text.jsonl:1 is not JSON'),
+        ('bench_data_dedup empty.jsonl', 'no text in empty.jsonl'),
+        ('bench_data_extract nothing', "DIR: no file matches 'nothing/web/wcxb_dev.jsonl.zst'"),
+        ('bench_data_filter --texts nowhere', "--texts: no file matches 'nowhere'"),
+        ('bench_data_filter --peer nowhere/python', "'nowhere/python'"),
+        ('bench_data_read --path nowhere/*', "no file matches 'nowhere/*'"),
+        ('bench_input --source text:nowhere', "no file matches 'nowhere'"),
+        ('bench_plan --only speed', "there is no 'speed'; there are flops"),
+        ('bench_train --experiment nowhere.py', 'there is no file nowhere.py'),
+        ('convert --from llama2c:text.txt --to out', 'text.txt is no llama2.c file'),
+        ('convert --from llama2c:nowhere --to out', "'nowhere'"),
+        ('convert --from nowhere --to hf:out', 'nowhere is not a run directory'),
+        ('convert --from a --to b', 'one of them has to be a run directory'),
+        ('evaluate nowhere --text a=text:nowhere.txt', "no file matches 'nowhere.txt'"),
+        ('profile_run nowhere --steps 5:3', "'5:3' is no span of steps"),
+        ('report nothing', 'nothing is not a run directory'),
+        ('sample nowhere --seed 99999999999999999999', 'argument --seed: 99999999999999999999 must be below 2^63'),
+        ('sample nowhere --prompt_file nothing', "'nothing'"),
+        ('train_main_text nowhere', "PAGES: no file matches 'nowhere'"),
+        ('train_main_text other.jsonl', "other.jsonl:1 is no object with 'html'"),
+        ('train_main_text empty.jsonl', 'give pages of more sites'),
+        ('train_quality nowhere --out q', "labelled: no file matches 'nowhere'"),
+        ('train_quality text.jsonl --out q', 'text.jsonl:1'),
+        ('show nowhere', "'nowhere' is no experiment"),
+    ],
+)  # fmt: skip
+def test_a_wrong_path_or_number_is_one_line(awkward_files, monkeypatch, command, message):
+    monkeypatch.chdir(awkward_files)
+    name, *arguments = command.split()
+    with pytest.raises((ConfigError, OSError)) as error:
+        documented.load_tool(name).main(arguments)
+    assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_what_another_program_fails_at_is_one_line(capsys):
+    def main(argv):
+        subprocess.run([sys.executable, '-c', 'raise SystemExit(3)'], check=True)
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, [])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith('error: ') and 'exit status 3' in told
+
+
+@pytest.mark.skipif(importlib.util.find_spec('torch') is not None, reason='torch is installed')
+def test_references_need_torch():
+    with pytest.raises(ConfigError, match=r'needs torch and transformers .*test parity.* sets up .venv-parity'):
+        documented.load_tool('make_references').main([])
 
 
 class TestParser:

@@ -77,15 +77,6 @@ class Started(BaseException):
     """A tool has called the function at which it counts as started."""
 
 
-def tool(name):
-    """The module of a tool, new, as if it were started: its directory comes first on sys.path."""
-    file = next(file for file in (ROOT / 'tools' / f'{name}.py', ROOT / 'tools/bench' / f'{name}.py') if file.exists())
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def start(name, arguments, until=None):
     """Starts a tool with arguments; returns what went wrong, or None.
 
@@ -100,10 +91,9 @@ def start(name, arguments, until=None):
 
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        patch.syspath_prepend(ROOT / 'tools/bench')
         patch.setattr(sys, 'argv', [name, *arguments])
         try:
-            module = tool(name)
+            module = documented.load_tool(name)
             for place in UNTIL[name] if until is None else until:
                 where, _, function = place.partition(':')
                 patch.setattr(importlib.import_module(where) if where else module, function, stop)

@@ -40,11 +40,12 @@ def main(argv: list[str]) -> None:
         manifest = build(corpus, engine, console)
     finally:
         engine.close()
+    kept = sum(source['stages'][-1]['documents'] for source in manifest['sources'].values())
     train = manifest['rows']['splits']['train'].values()
     total = lambda what: sum(entry[what] for entry in train)
     console.event(
-        f'{corpus.out}: {total("documents"):,} documents, {total("tokens"):,} tokens, {total("rows"):,} rows to train '
-        f'on; see {corpus.out}/report.html'
+        f'{corpus.out}: {kept:,} documents, of which {total("documents"):,} to train on ({total("tokens"):,} tokens, '
+        f'{total("rows"):,} rows); see {corpus.out}/report.html'
     )
 
 

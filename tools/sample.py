@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
     parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
     parser.add_argument('--num_samples', type=cli.at_least(1), default=1, help='of each prompt (1)')
-    parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same text (0)')
+    parser.add_argument('--seed', type=cli.at_least(0), default=0, help='the same seed draws the same text (0)')
     parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     args = parser.parse(argv)
     prompts = read_prompts(args.prompt, args.prompt_file)

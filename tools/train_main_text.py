@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.extract import blocks, features, main_text, network
 from llm_jax.corpus.extract.blocks import Page
 from llm_jax.corpus.extract.facts import facts
@@ -132,11 +133,17 @@ def score(net: network.Network, example: Example) -> float:
 
 
 def fit(names: Sequence[str], examples: Sequence[Example], seed: int = 0) -> network.Network:
-    """A network fitted to pages: half cross-entropy, half expected F1, every page alike."""
+    """A network fitted to pages: half cross-entropy, half expected F1, every page alike.
+
+    Raises:
+      ConfigError: no page has main text.
+    """
     import jax
     import optax
 
     examples = [e for e in examples if e.y.sum()]
+    if not examples:
+        raise ConfigError('PAGES: half of the web sites have no page with main text; give pages of more sites')
     x = np.concatenate([e.x for e in examples])
     mean, scale = x.mean(0), 1 / np.maximum(x.std(0), 0.05)
     rng = np.random.default_rng(seed)

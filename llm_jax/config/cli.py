@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Gives a parser of integers from `least` on, for argparse."""
+    """Gives a parser of integers from `least` on that 64 bits hold, for argparse."""
 
     def parse(text: str) -> int:
         try:
@@ -107,6 +107,8 @@ def at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f'{text!r} is no integer') from None
         if value < least:
             raise argparse.ArgumentTypeError(f'{value} must be at least {least}')
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f'{value} must be below 2^63')
         return value
 
     return parse

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import dedup
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.exchange import ADDRESSED, Exchange, in_order
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(peak(args.file, name, int(copies))))
         return
     texts = list(read(args.file))
+    if not texts:
+        raise ConfigError(f'no text in {args.file}')
     Console().print(speeds(texts), memory(args.file))
     if args.peers:
         Console().print(against(texts, args.peers))
