@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     prompts = read_prompts(args.prompt, args.prompt_file)
 
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once
-    from llm_jax.generate.samplers import Sampler
+    from llm_jax.generate.settings import Sampler
     from llm_jax.runs import load
 
     sampler = Sampler(args.temperature, args.top_k, args.top_p)

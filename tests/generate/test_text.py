@@ -6,7 +6,7 @@ from tiny import LLAMA, random_params, tiny_config
 from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.config import schema
 from llm_jax.generate import engine, text
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.settings import Sampler
 from llm_jax.nn.transformer import build
 
 PROMPTS = ['def ', '', 'naïve ▁ \U0001f642\n', 'def ']
