@@ -5,7 +5,7 @@ free, and leaves when it ends. `generate` and `stream` make an engine for one ca
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -234,13 +234,11 @@ def stream(
     engine = Engine(
         model, params, n_slots=min(len(prompts), SLOTS), context=context, vocab_size=vocab_size, chunk=WHOLE
     )
-    # Past the context no row has room in the cache.
-    cached = min(max_new_tokens, most - longest) if slide else max_new_tokens
-    shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids)}
-    requests = [Request(prompt, cached, seed=seed, choice=i, **shared) for i, prompt in enumerate(prompts)]
-    if cached < max_new_tokens:
-        return _slide_windows(engine, requests, cached, max_new_tokens)
-    return _stream_rows(engine, _queue_all(engine, requests, most))
+    shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids), 'seed': seed}
+    requests = {i: Request(prompt, max_new_tokens, choice=i, **shared) for i, prompt in enumerate(prompts)}
+    if slide and longest + max_new_tokens > most:
+        return _slide_windows(engine, requests, _queue_cached(engine, requests))
+    return _stream_rows(engine, _queue_all(engine, requests, most), len(prompts))
 
 
 def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -252,64 +250,76 @@ def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], 
     return out
 
 
-def _queue_all(engine: Engine, requests: Sequence[Request], context: int) -> list[Row]:
-    """Queues requests; an error names the number of the prompt."""
-    rows = []
-    for i, request in enumerate(requests):
+def _queue_all(engine: Engine, requests: Mapping[int, Request], context: int) -> dict[int, Row]:
+    """Queues requests by the number of their prompt, which an error names."""
+    rows = {}
+    for i, request in requests.items():
         try:
-            rows.append(engine._queue(request, context))
+            rows[i] = engine._queue(request, context)
         except ConfigError as error:
             raise ConfigError(f'prompt {i}: {error}') from error
     return rows
 
 
-def _stream_rows(engine: Engine, rows: Sequence[Row]) -> Iterator[list[list[int]]]:
-    """Yields the new tokens of rows until all have ended."""
-    given = [0] * len(rows)
+def _queue_cached(engine: Engine, requests: Mapping[int, Request]) -> dict[int, Row]:
+    """Queues the part of each request that the context has room for; none of prompts that fill it."""
+    room = {i: engine.context - len(request.prompt) for i, request in requests.items()}
+    cached = {
+        i: dataclasses.replace(request, max_new_tokens=min(request.max_new_tokens, room[i]))
+        for i, request in requests.items()
+        if room[i] > 0
+    }
+    return _queue_all(engine, cached, engine.context)
+
+
+def _stream_rows(engine: Engine, rows: Mapping[int, Row], n_rows: int) -> Iterator[list[list[int]]]:
+    """Yields the new tokens of `n_rows` prompts until all rows have ended; prompts without a row get none."""
+    given = dict.fromkeys(rows, 0)
     while not engine.is_idle:
         engine.step()
-        for i, row in enumerate(rows):
+        for i, row in rows.items():
             if row.finish is Finish.ERROR:
                 raise ConfigError(f'prompt {i}: {row.error}')
-        block = [row.tokens[n:] for n, row in zip(given, rows, strict=True)]
-        given = [len(row.tokens) for row in rows]
+        block = [rows[i].tokens[given[i] :] if i in rows else [] for i in range(n_rows)]
+        given = {i: len(row.tokens) for i, row in rows.items()}
         if any(block):
             yield block
 
 
 def _slide_windows(
-    engine: Engine, requests: Sequence[Request], cached: int, max_new_tokens: int
+    engine: Engine, requests: Mapping[int, Request], cached: Mapping[int, Row]
 ) -> Iterator[list[list[int]]]:
-    """Yields the blocks of `stream` with `slide`: with a cache as far as the longest row fits, then token by token.
+    """Yields the blocks of `stream` with `slide`: each row with a cache as far as it fits, then token by token.
 
-    Token k past the cache has k in the upper half of its seed, since its position, which the draw depends on, is
-    that in the window. Penalties take what stands in the window for the prompt.
+    Token k past a row's cache has k in the upper half of its seed, since its position, which the draw depends on,
+    is that in the window. Penalties take what stands in the window for the prompt.
+
+    Args:
+      engine: with the context of the model.
+      requests: by the number of the prompt, with all tokens that are asked for.
+      cached: rows that `_queue_cached` made of them.
     """
-    most, tokens = engine.context, [list(request.prompt) for request in requests]
-    ended = [False] * len(requests)
-    if cached > 0:
-        rows = _queue_all(engine, requests, most)
-        for block in _stream_rows(engine, rows):
-            for row, new in zip(tokens, block, strict=True):
-                row.extend(new)
-            yield block
-        ended = [row.finish is Finish.STOP_ID for row in rows]
-    for k in range(max_new_tokens - max(cached, 0)):
-        if all(ended):
-            return
-        windows = [
-            dataclasses.replace(request, prompt=row[-most:], max_new_tokens=1, seed=request.seed ^ (k + 1 << 32))
-            for request, row in zip(requests, tokens, strict=True)
-        ]
-        rows = {i: engine._queue(window, most + 1) for i, window in enumerate(windows) if not ended[i]}
-        for _ in _stream_rows(engine, list(rows.values())):
-            pass
-        block = [rows[i].tokens if i in rows else [] for i in range(len(windows))]
-        ended = [not new for new in block]
-        for row, new in zip(tokens, block, strict=True):
-            row.extend(new)
-        if any(block):
-            yield block
+    n_rows, most = len(requests), engine.context
+    tokens = {i: list(request.prompt) for i, request in requests.items()}
+    for block in _stream_rows(engine, cached, n_rows):
+        for i, new in enumerate(block):
+            tokens[i].extend(new)
+        yield block
+    n_past = {i: 0 for i in requests if i not in cached or cached[i].finish is Finish.LENGTH}
+    count = lambda i: len(tokens[i]) - len(requests[i].prompt)
+    while n_past := {i: k for i, k in n_past.items() if count(i) < requests[i].max_new_tokens}:
+        windows = {
+            i: dataclasses.replace(
+                requests[i], prompt=tokens[i][-most:], max_new_tokens=1, seed=requests[i].seed ^ (k + 1 << 32)
+            )
+            for i, k in n_past.items()
+        }
+        rows = _queue_all(engine, windows, most + 1)
+        blocks = list(_stream_rows(engine, rows, n_rows))
+        for i, row in rows.items():
+            tokens[i].extend(row.tokens)
+        n_past = {i: k + 1 for i, k in n_past.items() if rows[i].finish is Finish.LENGTH}
+        yield from blocks
 
 
 def bucket(n: int, most: int) -> int:

@@ -59,7 +59,7 @@ def reference(logits, sampler, prompt=(), output=()):
 
 def up_to(probs, cost, mass):
     """The cheapest tokens that together reach the mass, with all that cost as much as the last."""
-    kept, total = np.zeros(len(probs), bool), 0.0
+    kept, total, last = np.zeros(len(probs), bool), 0.0, np.inf
     for token in np.argsort(cost, kind='stable'):
         if total >= mass and cost[token] > last + 1e-6:
             break

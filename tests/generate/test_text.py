@@ -69,7 +69,7 @@ def test_a_continuation_keeps_the_space_that_a_document_does_not_begin_with(monk
 
 
 def test_mistakes_come_before_the_first_step(tokenizer, trained):
-    with pytest.raises(schema.ConfigError, match='past model.max_seq_len = 64'):
+    with pytest.raises(schema.ConfigError, match='prompt 0: .*past the context of 64'):
         text.stream(*trained, tokenizer, ['def '], max_new_tokens=1000)
 
 
