@@ -13,9 +13,10 @@ import numpy as np
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
-from llm_jax.generate import decode, schedule, slots
+from llm_jax.generate import decode, pages, schedule, slots
+from llm_jax.generate.prefix import PAGE
 from llm_jax.generate.requests import Finish, Request, Row, check_request
-from llm_jax.generate.settings import Sampler, pack_settings
+from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
 from llm_jax.nn.transformer import Transformer
 
 # Most stop ids of one request; the number is part of the compiled programs.
@@ -47,6 +48,7 @@ class Engine:
         context: int | None = None,
         vocab_size: int | None = None,
         chunk: int = CHUNK,
+        prefix_tokens: int = 0,
     ) -> None:
         """Args:
           model: the Transformer.
@@ -55,6 +57,8 @@ class Engine:
           context: tokens that a row has room for; None: the model's max_seq_len.
           vocab_size: only ids below it are drawn; None: the whole vocabulary of the model.
           chunk: most tokens of a prompt that are prefilled between two blocks of decoding.
+          prefix_tokens: tokens whose keys and values are kept after their rows have ended, for prompts that
+            begin with them; rounded up to whole pages on each shard.
 
         Raises:
           ConfigError: an argument out of its range, or an attention part that keeps no cache.
@@ -71,9 +75,13 @@ class Engine:
             raise ConfigError(f'n_slots = {n_slots} must be at least 1')
         n_shards = mesh.batch_shard_count(config.rules)
         self.n_slots = -(-n_slots // n_shards) * n_shards
-        self._schedule = schedule.Schedule(self.n_slots, self.context, n_shards=n_shards, chunk=chunk)
+        n_pages = -(-prefix_tokens // (PAGE * n_shards)) if self.context >= PAGE else 0
+        self._schedule = schedule.Schedule(
+            self.n_slots, self.context, n_shards=n_shards, chunk=chunk, n_pages=n_pages
+        )
         self._weights = decode.prepare(self.model, params)
         self._slots = slots.make_slots(self.model, self.n_slots, self.context, self._pack({}))
+        self._pool = pages.make_pool(self.model, n_pages * n_shards) if n_pages else ()
         self._sent: collections.deque[tuple[schedule.Prefill | schedule.Decode, slots.Drawn]] = collections.deque()
         self._all_allowed = np.full((self.n_slots, -(-config.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
 
@@ -132,6 +140,12 @@ class Engine:
             enters_B[list(work.rows)] = True
             self._slots = slots.enter_slots(self.model, self._slots, enters_B, self._pack(work.rows))
             return
+        if isinstance(work, schedule.Load):
+            self._slots = pages.load_pages(self.model, self._slots, self._pool, *self._pages_to_load(work))
+            return
+        if isinstance(work, schedule.Store):
+            self._pool = pages.store_pages(self.model, self._pool, self._slots, *self._pages_to_store(work))
+            return
         arguments = (self.model, self.vocab_size, work.bound, self._weights, self._slots)
         if isinstance(work, schedule.Prefill):
             allowed = self._allowed({slot: row for row, slot, *_ in work.parts if row.is_prefilled})
@@ -155,6 +169,33 @@ class Engine:
             seeds, of('choice', 0, np.int32), stop_ids, of('max_new_tokens', 0, np.int32), of('alternatives', 0, bool),
         )  # fmt: skip
 
+    def _pages_to_load(self, work: schedule.Load) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Makes the arrays of `pages.load_pages`."""
+        slots_P, pages_PM = self._no_pages()
+        tokens_PS = np.full((len(slots_P), pages_PM.shape[1] * PAGE), NO_ID, np.int32)
+        for slot, row, loaded in work.parts:
+            shard, slots_P[shard] = self._schedule.split(slot)
+            pages_PM[shard, : len(loaded)] = loaded
+            tokens_PS[shard, : row.n_reused] = row.request.prompt[: row.n_reused]
+        return slots_P, pages_PM, tokens_PS
+
+    def _pages_to_store(self, work: schedule.Store) -> tuple[np.ndarray, np.ndarray]:
+        """Makes the arrays of `pages.store_pages`."""
+        slots_P, pages_PM = self._no_pages()
+        for slot, stored in work.parts:
+            shard, slots_P[shard] = self._schedule.split(slot)
+            for index, page in stored:
+                pages_PM[shard, index] = page
+        return slots_P, pages_PM
+
+    def _no_pages(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns slots_P and pages_PM of `pages.load_pages` that copy nothing."""
+        n_shards = self._schedule.n_shards
+        return (
+            np.full(n_shards, self.n_slots // n_shards, np.int32),
+            np.full((n_shards, self.context // PAGE), -1, np.int32),
+        )
+
     def _chunk(self, work: schedule.Prefill) -> slots.Chunk:
         """Makes the arrays of a part of some prompts."""
         n_shards = self._schedule.n_shards
@@ -164,11 +205,11 @@ class Engine:
         is_last_P = np.zeros(P, bool)
         used = [0] * n_shards
         for row, slot, start, count in work.parts:
-            shard = slot // per_shard
+            shard, index = self._schedule.split(slot)
             p = shard * work.n_rows + used[shard]
             used[shard] += 1
             tokens_PC[p, :count] = row.request.prompt[start : start + count]
-            slots_P[p], starts_P[p], lengths_P[p] = slot % per_shard, start, count
+            slots_P[p], starts_P[p], lengths_P[p] = index, start, count
             is_last_P[p] = start + count == len(row.request.prompt)
         return slots.Chunk(tokens_PC, slots_P, starts_P, lengths_P, is_last_P)
 

@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from llm_jax.generate.prefix import PAGE, PrefixTree
 from llm_jax.generate.requests import Finish, Row
 
 # Tokens drawn by one program: while rows wait for a slot, few, so that one that ends is replaced soon.
@@ -23,6 +24,20 @@ class Enter:
     """Rows that enter slots; None frees the slot."""
 
     rows: dict[int, Row | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """Pages of kept prefixes that are copied to the beginnings of slots: (slot, row, pages), one on each shard."""
+
+    parts: list[tuple[int, Row, list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """Pages that are kept of slots: (slot, [(index of the page in the slot, page)]), one slot on each shard."""
+
+    parts: list[tuple[int, list[tuple[int, int]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Decode:
     bound: int
 
 
-Work = Enter | Prefill | Decode
+Work = Enter | Load | Store | Prefill | Decode
 
 
 class Schedule:
@@ -64,14 +79,18 @@ class Schedule:
       waiting: rows without a slot.
     """
 
-    def __init__(self, n_slots: int, context: int, *, n_shards: int = 1, chunk: int = 256) -> None:
+    def __init__(
+        self, n_slots: int, context: int, *, n_shards: int = 1, chunk: int = 256, n_pages: int = 0
+    ) -> None:
         """Args:
         n_slots: a multiple of n_shards.
         context: tokens that a slot has room for.
         n_shards: parts of the slots.
         chunk: most tokens of a prompt that are prefilled between two blocks of decoding.
+        n_pages: pages of kept prefixes on each shard.
         """
         self.context, self.n_shards = context, n_shards
+        self._prefixes = [PrefixTree(n_pages) for _ in range(n_shards)] if n_pages else []
         self.chunks = chunk_sizes(min(chunk, context))
         self.slots: list[Row | None] = [None] * n_slots
         self.waiting: collections.deque[Row] = collections.deque()
@@ -97,10 +116,14 @@ class Schedule:
 
     def plan(self) -> list[Work]:
         """Returns the next programs, in the order in which they are to be sent; none if nothing is left to do."""
-        enter, prefill = self._enter(), self._prefill()
+        work: list[Work | None] = [*self._store(self._ended()), *self._enter()]
+        prefill = self._prefill()
+        work.append(prefill)
+        if prefill:
+            work += self._store([(row.slot, row.request.prompt) for row, *_ in prefill.parts if row.is_prefilled])
         # Tokens that depend on those of this program wait for them.
         holds = prefill and any(row.request.constraint and row.is_prefilled for row, *_ in prefill.parts)
-        work = [enter, prefill, None if holds else self._decode()]
+        work.append(None if holds else self._decode())
         return [one for one in work if one is not None]
 
     def collect(
@@ -124,21 +147,74 @@ class Schedule:
             changed.append(row)
         return changed
 
-    def _enter(self) -> Enter | None:
+    def _ended(self) -> list[tuple[int, list[int]]]:
+        """Tokens whose keys and values are in the slots of rows that have ended: (slot, tokens)."""
+        is_whole = lambda row: row.is_prefilled and row.finish not in (None, Finish.ERROR)
+        rows = [row for row in self.slots if row and is_whole(row)]
+        # The newest token has not been through the model.
+        return [(row.slot, [*row.request.prompt, *row.tokens[:-1]]) for row in rows]
+
+    def _store(self, held: list[tuple[int, Sequence[int]]]) -> list[Store]:
+        """Keeps the whole pages of tokens that slots hold."""
+        if not self._prefixes:
+            return []
+        new = [(slot, self._prefixes[self.split(slot)[0]].insert(tokens)) for slot, tokens in held]
+        return [Store(parts) for parts in self._one_by_shard([part for part in new if part[1]])]
+
+    def _enter(self) -> list[Work]:
         """Frees the slots of rows that have ended, and gives free slots to rows that wait."""
         entering: dict[int, Row | None] = {}
         for slot, row in enumerate(self.slots):
-            # A row whose every token has been sent for ends on the device before a program sent later begins.
-            if row and (row.finish is not None or row.is_sent):
+            if row and (row.finish is not None or self._ends_by_itself(row)):
                 self.slots[slot], row.slot = None, None
                 if row.finish in (Finish.CANCELLED, Finish.STOP):  # which the device does not know of
                     entering[slot] = None
-        for slot in self._free_slots():
-            if not self.waiting:
-                break
+        loads = []
+        while self.waiting and (free := self._free_slots()):
             row = self.waiting.popleft()
+            slot, pages = self._place(row, free)
             self.slots[slot], row.slot, entering[slot] = row, slot, row
-        return Enter(entering) if entering else None
+            row.n_prefilled = row.n_reused = len(pages) * PAGE
+            if pages:
+                loads.append((slot, row, pages))
+        return [*([Enter(entering)] if entering else []), *map(Load, self._one_by_shard(loads))]
+
+    def _ends_by_itself(self, row: Row) -> bool:
+        """True if a row whose every token has been sent for may be replaced before its tokens are known.
+
+        It ends on the device before a program sent later begins. Where prefixes are kept, its tokens are waited
+        for, unless other rows wait for its slot.
+        """
+        return row.is_sent and (not self._prefixes or bool(self.waiting))
+
+    def _place(self, row: Row, free: list[int]) -> tuple[int, list[int]]:
+        """Chooses the slot of a row on the shard that keeps most of its prompt; returns it, with the pages there.
+
+        At least the last token of a prompt is computed, since the first new token is drawn from its logits.
+        """
+        if not self._prefixes:
+            return free[0], []
+        prompt = row.request.prompt[: len(row.request.prompt) - 1]
+        firsts = {}
+        for slot in free:
+            firsts.setdefault(self.split(slot)[0], slot)
+        pages = {shard: self._prefixes[shard].match(prompt) for shard in firsts}
+        best = max(firsts, key=lambda shard: len(pages[shard]))
+        return firsts[best], pages[best]
+
+    def split(self, slot: int) -> tuple[int, int]:
+        """Returns the shard of a slot, and the slot's index among those of the shard."""
+        return divmod(slot, len(self.slots) // self.n_shards)
+
+    def _one_by_shard(self, parts: list[tuple]) -> list[list[tuple]]:
+        """Splits parts (slot, ...) into lists with one slot of each shard at most."""
+        lists: list[dict[int, tuple]] = []
+        for part in parts:
+            shard, _ = self.split(part[0])
+            if all(shard in one for one in lists):
+                lists.append({})
+            next(one for one in lists if shard not in one)[shard] = part
+        return [list(one.values()) for one in lists]
 
     def _free_slots(self) -> list[int]:
         """Free slots, those of the emptiest shard first, so that rows are spread over the devices."""

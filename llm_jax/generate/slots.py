@@ -161,7 +161,7 @@ def prefill_chunk(
     rules = model.config.rules
     B, C = len(slots.tokens), chunk.tokens_PC.shape[1]
     chunk = _shard_rows(chunk, rules)
-    caches = _map_shards(functools.partial(_take_rows, bound=bound), slots.caches, slots.caches, chunk.slots_P)
+    caches = map_shards(functools.partial(_take_rows, bound=bound), slots.caches, slots.caches, chunk.slots_P)
     positions_PC = mesh.shard(chunk.starts_P[:, None] + jnp.arange(C), rules, mesh.TOKENS)
     tokens_PC = mesh.shard(chunk.tokens_PC, rules, mesh.TOKENS)
     logits_PV, caches = decode.forward(model, weights, tokens_PC, positions_PC, caches, chunk.lengths_P - 1)
@@ -187,7 +187,7 @@ def prefill_chunk(
     logits_BV = mesh.shard(jnp.zeros((B, logits_PV.shape[1]), logits_PV.dtype), rules, ('batch', None))
     state = slots.caches, logits_BV, slots.positions, slots.seen.prompt_BV
     out_like = (*state, slots.live)
-    caches, logits_BV, positions_B, prompt_BV, ends_B = _map_shards(put, out_like, state, caches, logits_PV, chunk)
+    caches, logits_BV, positions_B, prompt_BV, ends_B = map_shards(put, out_like, state, caches, logits_PV, chunk)
     slots = slots.replace(caches=caches, positions=positions_B, seen=slots.seen._replace(prompt_BV=prompt_BV))
     allowed_BW = mesh.shard(allowed_BW, rules, ('batch', None))
     slots, drawn = _draw(slots, logits_BV, ends_B, allowed_BW, vocab_size)
@@ -211,7 +211,7 @@ def decode_block(
     """
     rules, B, whole = model.config.rules, len(slots.tokens), slots.caches
     cut = lambda caches: jax.tree.map(lambda x: x[:, :, :bound], caches)
-    slots = slots.replace(caches=_map_shards(cut, whole, whole))
+    slots = slots.replace(caches=map_shards(cut, whole, whole))
     allowed_BW = mesh.shard(allowed_BW, rules, ('batch', None))
     blank = lambda *shape, fill, dtype: mesh.shard(
         jnp.full((B, BLOCK, *shape), fill, dtype), rules, ('batch', None, *[None] * len(shape))
@@ -227,11 +227,11 @@ def decode_block(
 
     def decode_token(carry: tuple) -> tuple:
         step, slots, out = carry
-        # Rows that have ended keep writing where they are, which nothing reads.
-        positions_B = jnp.minimum(slots.positions, bound - 1)
-        logits_BV, caches = decode.forward(
-            model, weights, slots.tokens[:, None], positions_B[:, None], slots.caches, positions_B
-        )
+        # Other rows are computed as well, at a position whose key and value are dropped: one that is being
+        # prefilled must not lose what it has.
+        positions_B1 = jnp.where(slots.live, slots.positions, bound)[:, None]
+        zeros_B = jnp.zeros_like(slots.positions)
+        logits_BV, caches = decode.forward(model, weights, slots.tokens[:, None], positions_B1, slots.caches, zeros_B)
         logits_BV = mesh.shard(logits_BV, rules, ('batch', None))
         slots = slots.replace(caches=caches, positions=slots.positions + slots.live)
         slots, drawn = _draw(slots, logits_BV, slots.live, allowed_BW, vocab_size)
@@ -242,7 +242,7 @@ def decode_block(
 
     _, slots, out = jax.lax.while_loop(is_unfinished, decode_token, (0, slots, out))
     put = lambda old, new: jax.tree.map(lambda x, y: x.at[:, :, :bound].set(y), old, new)
-    caches = _map_shards(put, whole, whole, slots.caches)
+    caches = map_shards(put, whole, whole, slots.caches)
     return slots.replace(caches=caches), jax.tree.map(_replicate, out)
 
 
@@ -257,7 +257,7 @@ def _draw(
     requests, positions_B = slots.requests, slots.positions
     draw = functools.partial(_draw_rows, vocab_size)
     one, two = slots.tokens, logits_BV
-    drawn = _map_shards(draw, Drawn(one, one, two, two), logits_BV, requests, positions_B, slots.seen, allowed_BW)
+    drawn = map_shards(draw, Drawn(one, one, two, two), logits_BV, requests, positions_B, slots.seen, allowed_BW)
     tokens_B = jnp.where(draws_B, drawn.tokens_BN, NONE)
     remaining_B = slots.remaining - draws_B
     is_stop_B = (tokens_B[:, None] == requests.stop_ids).any(-1) | (tokens_B == NOT_FINITE)
@@ -268,7 +268,7 @@ def _draw(
             1, mode='drop'
         )
 
-    counts_BV = _map_shards(count, slots.seen.counts_BV, slots.seen.counts_BV, tokens_B)
+    counts_BV = map_shards(count, slots.seen.counts_BV, slots.seen.counts_BV, tokens_B)
     slots = slots.replace(
         tokens=jnp.where(draws_B & (tokens_B >= 0), tokens_B, slots.tokens), remaining=remaining_B, live=live_B,
         seen=slots.seen._replace(counts_BV=counts_BV),
@@ -310,7 +310,7 @@ def _take_rows(caches: tuple, slots_P: jax.Array, bound: int) -> tuple:
     return jax.tree.map(lambda x: x.at[slots_P, :, :bound].get(mode='clip'), caches)
 
 
-def _map_shards(function: Callable[..., Any], out_like: Any, *args: Any) -> Any:
+def map_shards(function: Callable[..., Any], out_like: Any, *args: Any) -> Any:
     """Applies a function to each device's rows of the arguments.
 
     Args:
