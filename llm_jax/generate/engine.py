@@ -15,7 +15,7 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
 from llm_jax.generate import decode, pages, schedule, slots
 from llm_jax.generate.prefix import PAGE
-from llm_jax.generate.requests import Finish, Request, Row, check_request
+from llm_jax.generate.requests import Finish, Request, Row, Watcher, check_request
 from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
 from llm_jax.nn.transformer import Transformer
 
@@ -76,9 +76,7 @@ class Engine:
         n_shards = mesh.batch_shard_count(config.rules)
         self.n_slots = -(-n_slots // n_shards) * n_shards
         n_pages = -(-prefix_tokens // (PAGE * n_shards)) if self.context >= PAGE else 0
-        self._schedule = schedule.Schedule(
-            self.n_slots, self.context, n_shards=n_shards, chunk=chunk, n_pages=n_pages
-        )
+        self._schedule = schedule.Schedule(self.n_slots, self.context, n_shards=n_shards, chunk=chunk, n_pages=n_pages)
         self._weights = decode.prepare(self.model, params)
         self._slots = slots.make_slots(self.model, self.n_slots, self.context, self._pack({}))
         self._pool = pages.make_pool(self.model, n_pages * n_shards) if n_pages else ()
@@ -118,12 +116,10 @@ class Engine:
         changed = {}
         while len(self._sent) > keep:
             sent, drawn = self._sent.popleft()
-            tokens_BN, log_probs_BN = np.asarray(drawn.tokens_BN), np.asarray(drawn.log_probs_BN)
             rows = [row for row, *_ in sent.parts] if isinstance(sent, schedule.Prefill) else sent.rows.values()
-            top = ()
-            if any(row.request.alternatives for row in rows):
-                top = np.asarray(drawn.top_ids_BNA), np.asarray(drawn.top_log_probs_BNA)
-            changed |= {id(row): row for row in self._schedule.collect(sent, tokens_BN, log_probs_BN, *top)}
+            read = drawn if any(row.request.alternatives for row in rows) else drawn[:3]
+            results = schedule.Results(*map(np.asarray, read))
+            changed |= {id(row): row for row in self._schedule.collect(sent, results)}
         return list(changed.values())
 
     def run(self, requests: Iterable[Request]) -> list[Row]:
@@ -235,6 +231,7 @@ def stream(
     stop_ids: Iterable[int] = (),
     vocab_size: int | None = None,
     slide: bool = False,
+    watchers: Sequence[Watcher] = (),
 ) -> Iterator[list[list[int]]]:
     """Continues the prompts, and yields new tokens as they are decoded.
 
@@ -255,6 +252,7 @@ def stream(
       vocab_size: only ids below it are drawn; default: the whole vocabulary of the model.
       slide: whether to go past model.max_seq_len; there each token is drawn from a forward pass
         over the last max_seq_len ones, without a cache, so that it takes many times as long.
+      watchers: one for each prompt, which sees the tokens and may end the row; none if empty.
 
     Yields:
       First one new token of each row, then blocks of at most BLOCK; a row that has
@@ -276,7 +274,10 @@ def stream(
         model, params, n_slots=min(len(prompts), SLOTS), context=context, vocab_size=vocab_size, chunk=WHOLE
     )
     shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids), 'seed': seed}
-    requests = {i: Request(prompt, max_new_tokens, choice=i, **shared) for i, prompt in enumerate(prompts)}
+    requests = {
+        i: Request(prompt, max_new_tokens, choice=i, watcher=watchers[i] if watchers else None, **shared)
+        for i, prompt in enumerate(prompts)
+    }
     if slide and longest + max_new_tokens > most:
         return _slide_windows(engine, requests, _queue_cached(engine, requests))
     return _stream_rows(engine, _queue_all(engine, requests, most), len(prompts))

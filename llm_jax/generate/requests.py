@@ -15,7 +15,7 @@ class Finish(enum.StrEnum):
     """Reason why a row ended."""
 
     STOP_ID = 'stop_id'  # a token of stop_ids
-    STOP = 'stop'  # a stop string, or a constraint that is complete
+    STOP = 'stop'  # by a watcher, as at a stop string, or a constraint that is complete
     LENGTH = 'length'  # max_new_tokens, or the context is full
     CANCELLED = 'cancelled'
     ERROR = 'error'
@@ -37,6 +37,14 @@ class Constraint(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Sees the tokens of a row as they come, and may end it."""
+
+    def push(self, token: int) -> bool:
+        """Takes the next token; True ends the row, with this token as its last."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """Tokens to continue, and how.
@@ -50,6 +58,7 @@ class Request:
       stop_ids: tokens that end the row; they are not part of its result.
       alternatives: number of the likeliest tokens to report beside each.
       constraint: allows tokens one by one; it belongs to this request alone.
+      watcher: sees the tokens, stop ids left out, and may end the row; it belongs to this request alone.
     """
 
     prompt: Sequence[int]
@@ -60,6 +69,7 @@ class Request:
     stop_ids: Sequence[int] = ()
     alternatives: int = 0
     constraint: Constraint | None = None
+    watcher: Watcher | None = None
 
 
 @dataclasses.dataclass
@@ -69,7 +79,9 @@ class Row:
     Attributes:
       request: with max_new_tokens filled in.
       tokens: new tokens, without the stop id.
-      log_probs: log-probability of each under the model: before bias, penalties, temperature and cuts.
+      log_probs: log-probability of each under the model, among the ids that can be drawn: before bias, penalties,
+        temperature and cuts.
+      sampled_log_probs: log-probability of each in the distribution that it was drawn from.
       top: of each token, the likeliest (id, log-probability) where the request asks for them.
       finish: why it ended; None while it has not.
       error: message of Finish.ERROR.
@@ -83,6 +95,7 @@ class Row:
     request: Request
     tokens: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
+    sampled_log_probs: list[float] = dataclasses.field(default_factory=list)
     top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
     finish: Finish | None = None
     error: str = ''

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     counts_BV: jax.Array
 
 
-def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Seen) -> jax.Array:
+def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Seen) -> tuple[jax.Array, jax.Array]:
     """Draws a token for each row.
 
     A step that no row asks for is skipped when the program runs, so that one program serves all settings.
@@ -36,17 +36,19 @@ def sample(logits_BV: jax.Array, settings: Settings, keys_B: jax.Array, seen: Se
       seen: tokens so far.
 
     Returns:
-      int32[B]
+      (tokens int32[B], log-probability of each in the distribution that it was drawn from, float32[B]: 0 where greedy)
     """
     logits_BV = penalise(add_bias(logits_BV, settings), settings, seen)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     is_greedy_B = settings.temperature == 0
 
-    def draw() -> jax.Array:
-        drawn_B = jax.vmap(jax.random.categorical)(keys_B, cut(scale(logits_BV, settings), settings))
-        return jnp.where(is_greedy_B, greedy_B, drawn_B.astype(jnp.int32))
+    def draw() -> tuple[jax.Array, jax.Array]:
+        cut_BV = cut(scale(logits_BV, settings), settings)
+        drawn_B = jax.vmap(jax.random.categorical)(keys_B, cut_BV).astype(jnp.int32)
+        log_probs_B = jnp.take_along_axis(jax.nn.log_softmax(cut_BV), drawn_B[:, None], axis=-1)[:, 0]
+        return jnp.where(is_greedy_B, greedy_B, drawn_B), jnp.where(is_greedy_B, 0.0, log_probs_B)
 
-    return jax.lax.cond(is_greedy_B.all(), lambda: greedy_B, draw)
+    return jax.lax.cond(is_greedy_B.all(), lambda: (greedy_B, jnp.zeros(len(greedy_B))), draw)
 
 
 def add_bias(logits_BV: jax.Array, settings: Settings) -> jax.Array:

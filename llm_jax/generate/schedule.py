@@ -7,6 +7,7 @@ with the most tokens that a row can have drawn; what it drew is told by `collect
 import collections
 from collections.abc import Sequence
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,6 +67,24 @@ class Decode:
     bound: int
 
 
+class Results(NamedTuple):
+    """Tokens that a program drew, as `slots.Drawn` has them, on the host.
+
+    Attributes:
+      tokens_BN: of each slot; NONE where it drew nothing, NOT_FINITE where its logits are no numbers.
+      log_probs_BN: under the model.
+      sampled_log_probs_BN: in the distribution that they were drawn from.
+      top_ids_BNA: the likeliest tokens; None where no request asks for them.
+      top_log_probs_BNA: theirs.
+    """
+
+    tokens_BN: np.ndarray
+    log_probs_BN: np.ndarray
+    sampled_log_probs_BN: np.ndarray
+    top_ids_BNA: np.ndarray | None = None
+    top_log_probs_BNA: np.ndarray | None = None
+
+
 Work = Enter | Load | Store | Prefill | Decode
 
 
@@ -79,9 +98,7 @@ class Schedule:
       waiting: rows without a slot.
     """
 
-    def __init__(
-        self, n_slots: int, context: int, *, n_shards: int = 1, chunk: int = 256, n_pages: int = 0
-    ) -> None:
+    def __init__(self, n_slots: int, context: int, *, n_shards: int = 1, chunk: int = 256, n_pages: int = 0) -> None:
         """Args:
         n_slots: a multiple of n_shards.
         context: tokens that a slot has room for.
@@ -126,24 +143,17 @@ class Schedule:
         work.append(None if holds else self._decode())
         return [one for one in work if one is not None]
 
-    def collect(
-        self, work: Prefill | Decode, tokens_BN: np.ndarray, log_probs_BN: np.ndarray,
-        top_ids_BNA: np.ndarray | None = None, top_log_probs_BNA: np.ndarray | None = None,
-    ) -> list[Row]:  # fmt: skip
+    def collect(self, work: Prefill | Decode, drawn: Results) -> list[Row]:
         """Gives the tokens that a program drew to its rows; returns the rows that got some or ended."""
         rows = {slot: row for row, slot, _, _ in work.parts} if isinstance(work, Prefill) else work.rows
         changed = []
         for slot, row in rows.items():
-            if row.finish is not None or tokens_BN[slot, 0] == NONE:
+            if row.finish is not None or drawn.tokens_BN[slot, 0] == NONE:
                 continue
-            for i, token in enumerate(tokens_BN[slot].tolist()):
+            for i, token in enumerate(drawn.tokens_BN[slot].tolist()):
                 if token == NONE or row.finish is not None:
                     break
-                top = []
-                if row.request.alternatives:
-                    n = row.request.alternatives
-                    top = list(zip(top_ids_BNA[slot, i, :n].tolist(), top_log_probs_BNA[slot, i, :n].tolist()))  # noqa: B905
-                _append(row, token, float(log_probs_BN[slot, i]), top)
+                _append(row, token, drawn, (slot, i))
             changed.append(row)
         return changed
 
@@ -279,24 +289,30 @@ def chunk_sizes(most: int) -> list[int]:
     return sizes if sizes[-1] >= most else [*sizes, most]
 
 
-def _append(row: Row, token: int, log_prob: float, top: Sequence[tuple[int, float]]) -> None:
-    """Adds a token to a row, or its end."""
+def _append(row: Row, token: int, drawn: Results, at: tuple[int, int]) -> None:
+    """Adds a token, drawn at (slot, index), to a row, or its end."""
+    request, log_prob = row.request, float(drawn.log_probs_BN[at])
     if token == NOT_FINITE:
         row.finish = Finish.ERROR
         row.error = (
             'the logits are not finite, so no token can be drawn: the weights hold NaN or infinities, or they '
             'overflow model.dtype; take another checkpoint, or model.dtype = float32'
         )
-    elif token in row.request.stop_ids:
+        return
+    if token in request.stop_ids:
         row.finish, row.end_log_prob = Finish.STOP_ID, log_prob
-    else:
-        row.tokens.append(token)
-        row.log_probs.append(log_prob)
-        if row.request.alternatives:
-            row.top.append(list(top))
-        if row.request.constraint:
-            row.request.constraint.advance(token)
-            if row.request.constraint.is_complete():
-                row.finish = Finish.STOP
-        if row.finish is None and len(row.tokens) == row.request.max_new_tokens:
-            row.finish = Finish.LENGTH
+        return
+    row.tokens.append(token)
+    row.log_probs.append(log_prob)
+    row.sampled_log_probs.append(float(drawn.sampled_log_probs_BN[at]))
+    if n := request.alternatives:
+        ids, log_probs = drawn.top_ids_BNA[at][:n].tolist(), drawn.top_log_probs_BNA[at][:n].tolist()
+        row.top.append(list(zip(ids, log_probs, strict=True)))
+    if request.constraint:
+        request.constraint.advance(token)
+        if request.constraint.is_complete():
+            row.finish = Finish.STOP
+    if request.watcher and request.watcher.push(token):
+        row.finish = Finish.STOP
+    if row.finish is None and len(row.tokens) == request.max_new_tokens:
+        row.finish = Finish.LENGTH

@@ -97,13 +97,16 @@ class Drawn(NamedTuple):
 
     Attributes:
       tokens_BN: int32; NONE where a row draws nothing, NOT_FINITE where its logits are no numbers. A stop id is given.
-      log_probs_BN: float32, log-probability of each under the model itself: before bias, penalties, temperature, cuts.
+      log_probs_BN: float32, log-probability of each under the model itself, among the ids that can be drawn: before
+        bias, penalties, temperature and cuts.
+      sampled_log_probs_BN: float32, log-probability of each in the distribution that it was drawn from.
       top_ids_BNA: int32, likeliest tokens, for rows that ask for them.
       top_log_probs_BNA: float32, theirs.
     """
 
     tokens_BN: jax.Array
     log_probs_BN: jax.Array
+    sampled_log_probs_BN: jax.Array
     top_ids_BNA: jax.Array
     top_log_probs_BNA: jax.Array
 
@@ -217,7 +220,7 @@ def decode_block(
         jnp.full((B, BLOCK, *shape), fill, dtype), rules, ('batch', None, *[None] * len(shape))
     )
     out = Drawn(
-        blank(fill=NONE, dtype=jnp.int32), blank(fill=0, dtype=jnp.float32),
+        blank(fill=NONE, dtype=jnp.int32), blank(fill=0, dtype=jnp.float32), blank(fill=0, dtype=jnp.float32),
         blank(ALTERNATIVES, fill=NONE, dtype=jnp.int32), blank(ALTERNATIVES, fill=0, dtype=jnp.float32),
     )  # fmt: skip
 
@@ -257,7 +260,7 @@ def _draw(
     requests, positions_B = slots.requests, slots.positions
     draw = functools.partial(_draw_rows, vocab_size)
     one, two = slots.tokens, logits_BV
-    drawn = map_shards(draw, Drawn(one, one, two, two), logits_BV, requests, positions_B, slots.seen, allowed_BW)
+    drawn = map_shards(draw, Drawn(one, one, one, two, two), logits_BV, requests, positions_B, slots.seen, allowed_BW)
     tokens_B = jnp.where(draws_B, drawn.tokens_BN, NONE)
     remaining_B = slots.remaining - draws_B
     is_stop_B = (tokens_B[:, None] == requests.stop_ids).any(-1) | (tokens_B == NOT_FINITE)
@@ -281,15 +284,17 @@ def _draw_rows(
 ) -> Drawn:
     """Draws for local rows; the fields of the result are without the dimension N."""
     ids_V = jnp.arange(logits_BV.shape[-1])
-    log_probs_BV = jax.nn.log_softmax(logits_BV)
+    is_drawable_V = ids_V < vocab_size
+    log_probs_BV = jax.nn.log_softmax(jnp.where(is_drawable_V, logits_BV, -jnp.inf))
     is_number_B = (logits_BV < jnp.inf).all(-1)  # which NaN is not
     bits_BV = allowed_BW[:, ids_V // 32] >> (ids_V % 32).astype(jnp.uint32)
-    allowed_BV = (ids_V < vocab_size) & (bits_BV & 1 == 1)
+    allowed_BV = is_drawable_V & (bits_BV & 1 == 1)
     row_key = lambda bits, choice, position: jax.random.fold_in(
         jax.random.fold_in(jax.random.wrap_key_data(bits, impl='threefry2x32'), choice), position
     )
     keys_B = jax.vmap(row_key)(requests.seeds, requests.choices, positions_B)
-    tokens_B = samplers.sample(jnp.where(allowed_BV, logits_BV, -jnp.inf), requests.settings, keys_B, seen)
+    allowed_logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
+    tokens_B, sampled_B = samplers.sample(allowed_logits_BV, requests.settings, keys_B, seen)
     tokens_B = jnp.where(is_number_B, tokens_B, NOT_FINITE)
     log_probs_B = jnp.take_along_axis(log_probs_BV, jnp.maximum(tokens_B, 0)[:, None], axis=-1)[:, 0]
     n = min(ALTERNATIVES, logits_BV.shape[-1])
@@ -302,7 +307,7 @@ def _draw_rows(
     shape = (len(tokens_B), ALTERNATIVES)
     nothing = lambda: (jnp.full(shape, NONE, jnp.int32), jnp.zeros(shape, jnp.float32))
     ids_BA, top_BA = jax.lax.cond(requests.alternatives.any(), likeliest, nothing)
-    return Drawn(tokens_B, log_probs_B, ids_BA, top_BA)
+    return Drawn(tokens_B, log_probs_B, sampled_B, ids_BA, top_BA)
 
 
 def _take_rows(caches: tuple, slots_P: jax.Array, bound: int) -> tuple:

@@ -19,7 +19,7 @@ def test_the_longest_prefix_in_whole_pages():
     assert tree.match([*pages_of(1), *[2] * (PAGE - 1)]) == kept[:1]
     assert tree.match(pages_of(2)) == tree.match(pages_of(2, 1)) == []
     assert tree.insert(pages_of(1, 2)) == []
-    (index, page), = tree.insert(pages_of(1, 3))
+    ((index, page),) = tree.insert(pages_of(1, 3))
     assert index == 1 and page not in kept
 
 
@@ -32,9 +32,9 @@ def test_pages_of_one_prefix_follow_each_other_by_what_stands_before_them():
 def test_least_recently_used_pages_go_first_and_never_those_that_others_follow():
     tree = PrefixTree(3)
     tree.insert(pages_of(1, 2))
-    (_, third), = tree.insert(pages_of(3))
+    ((_, third),) = tree.insert(pages_of(3))
     tree.match(pages_of(1))
-    (_, page), = tree.insert(pages_of(4))  # in place of 2 after 1: older than 3 and 1
+    ((_, page),) = tree.insert(pages_of(4))  # in place of 2 after 1: older than 3 and 1
     assert tree.match(pages_of(1, 2)) == tree.match(pages_of(1)) != []
     assert tree.match(pages_of(3)) == [third]
     assert tree.match(pages_of(4)) == [page]

@@ -82,7 +82,7 @@ def distribution(logits, settings, seen):
     return jax.nn.softmax(samplers.cut(samplers.scale(changed, settings), settings))
 
 
-sample = jax.jit(samplers.sample)
+sample = jax.jit(lambda *args: samplers.sample(*args)[0])
 
 
 def test_rows_of_all_settings_have_the_reference_distribution():
@@ -125,6 +125,19 @@ def test_drawn_from_the_reference_distribution(sampler):
     # Chi-square with at most V - 1 degrees of freedom; 40 is past its 0.99997 quantile.
     likely = expected > 5
     assert (np.square(counts - expected)[likely] / expected[likely]).sum() < 40
+
+
+def test_log_probabilities_are_those_of_the_distribution():
+    keys, n = jax.random.split(jax.random.key(2), 4 * len(SAMPLERS)), 4 * len(SAMPLERS)
+    rows, history = [*SAMPLERS, *SAMPLERS, *SAMPLERS, *SAMPLERS], seen([([1, 2], [3, 3])] * n)
+    logits = np.random.default_rng(4).normal(scale=2, size=(n, V)).astype(np.float32)
+    tokens, log_probs = jax.jit(samplers.sample)(logits, pack_settings(rows), keys, history)
+    for i, sampler in enumerate(rows):
+        if sampler.temperature == 0:
+            assert log_probs[i] == 0
+        else:
+            probs = reference(logits[i], sampler, [1, 2], [3, 3])
+            np.testing.assert_allclose(np.exp(log_probs[i]), probs[tokens[i]], rtol=1e-4)
 
 
 def kept(probs, sampler):

@@ -9,7 +9,7 @@ import pytest
 from llm_jax.generate import schedule
 from llm_jax.generate.prefix import PAGE
 from llm_jax.generate.requests import Finish, Request, Row
-from llm_jax.generate.schedule import BLOCK, BUSY_BLOCK, NONE, Schedule
+from llm_jax.generate.schedule import BLOCK, BUSY_BLOCK, NONE, Results, Schedule
 
 STOP = 7
 
@@ -87,7 +87,7 @@ def play(plan, requests, *, device=None, cancel=lambda row: False):
                 sent.append((work, tokens))
         while len(sent) > (1 if works and not plan.in_lockstep else 0):
             work, tokens = sent.popleft()
-            plan.collect(work, tokens, np.zeros(tokens.shape))
+            plan.collect(work, Results(tokens, np.zeros(tokens.shape), np.zeros(tokens.shape)))
         for row in rows:
             if row.finish is None and cancel(row):
                 plan.cancel(row)

@@ -56,9 +56,11 @@ def test_a_continuation_keeps_the_space_that_a_document_does_not_begin_with(monk
     tok = tokenizer_lib.SentencePieceTokenizer(sentencepiece_model(**keeps))
     stops = []
 
-    def blocks(model, params, prompts, *, stop_ids, vocab_size):
+    def blocks(model, params, prompts, *, stop_ids, vocab_size, watchers):
         stops.append(stop_ids)
         ids = tok.encode('the parser')
+        for watcher in watchers:
+            assert not any(map(watcher.push, ids))
         assert prompts == [[tok.bos_id, *tok.encode('print')], [tok.bos_id]] and vocab_size == tok.vocab_size
         return iter([[ids[:1], ids[:1]], [ids[1:], ids[1:]]])
 
