@@ -47,8 +47,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--packages', default='', help="JAX for --slurm; default $LLM_JAX_PACKAGES, else 'jax[cuda13]'")
     parser.add_argument('--yes', action='store_true', help='run the script instead of printing it')
     known, fields = parser.parse_with_config(argv)
-    from llm_jax import launch  # imports JAX
-
     if bool(known.tpu) == known.slurm:
         raise ConfigError('say where to: --tpu v5e-16 (with --gke or --xpk for Kubernetes), or --slurm')
     if bool(known.gke) + bool(known.xpk) + known.slurm > 1:
@@ -58,6 +56,7 @@ def main(argv: list[str]) -> None:
     if known.packages and not known.slurm:
         raise ConfigError('--packages is for --slurm: TPUs have their own')
     config = cli.experiment(known.experiment, fields)
+    from llm_jax import launch  # imports JAX: a mistake in the arguments comes first, and at once
     from llm_jax.dist import mesh as mesh_lib
     from llm_jax.dist.fit import check_fit
     from llm_jax.dist.slices import parse_slice
