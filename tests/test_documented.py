@@ -189,6 +189,12 @@ def test_every_command_starts(home, monkeypatch):
     assert len(started) > 60  # that many there are: the search for them works
 
 
+def test_every_experiment_shows_its_command():
+    shown = {block.where.partition(':')[0] for block in documented.own_commands()}
+    files = {str(file.relative_to(ROOT)) for file in (ROOT / 'experiments').rglob('*.py')}
+    assert not files - shown
+
+
 def test_every_tool_has_an_entry():
     names = {file.stem for file in (*(ROOT / 'tools').glob('*.py'), *(ROOT / 'tools/bench').glob('*.py'))}
     assert names == set(UNTIL)
