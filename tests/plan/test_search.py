@@ -37,7 +37,7 @@ def test_axes_are_tried_where_they_may_help():
 
 
 def test_a_table_of_positions_is_as_long_as_rows_where_the_config_says_no_length():
-    """Estimates are of the experiment's config with changes, into which the length has to be filled as into the first."""
+    """The length is filled into a changed config as it is into the first."""
     made = config(model__position='learned', model__n_layers=1)
     case = planner.case_of(made, H100, None)
     other = case.with_config(changed(made, {'model.remat': 'full'}))
