@@ -13,11 +13,11 @@ import numpy as np
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
-from llm_jax.generate import block, decode, pages, schedule, slots
+from llm_jax.generate import blocks, decode, pages, schedule, slots
 from llm_jax.generate.prefix import PAGE
 from llm_jax.generate.requests import Finish, Request, Row, Watcher, check_request
-from llm_jax.generate.speculate import Speculation, check_draft
 from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
+from llm_jax.generate.speculate import Speculation, check_draft
 from llm_jax.nn.transformer import Transformer
 
 # Most stop ids of one request; the number is part of the compiled programs.
@@ -160,7 +160,7 @@ class Engine:
             allowed = self._allowed({slot: row for row, slot, *_ in work.parts if row.is_prefilled})
             self._slots, drawn = slots.prefill_chunk(self.model, self._draft, *shared, self._chunk(work), allowed)
         else:
-            self._slots, drawn = block.decode_block(
+            self._slots, drawn = blocks.decode_block(
                 self.model, self._speculation, *shared, np.int32(work.limit), self._allowed(work.rows)
             )
         self._sent.append((work, drawn))

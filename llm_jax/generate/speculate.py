@@ -46,7 +46,8 @@ def check_draft(model: Transformer, draft: Transformer, context: int) -> None:
     sizes = model.config.vocab_size, draft.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ConfigError(
-            f'the draft model has a vocabulary of {sizes[1]} and the model one of {sizes[0]}; they need the same tokenizer'
+            f'the draft model has a vocabulary of {sizes[1]} and the model one of {sizes[0]}; they need the same '
+            'tokenizer'
         )
     if draft.config.max_seq_len < context:
         raise ConfigError(
