@@ -142,6 +142,19 @@ class Engine:
             self.step()
         return rows
 
+    def warm_up(self) -> None:
+        """Compiles every program, so that no request has to wait for one."""
+        plan, none = self._schedule, schedule.Enter({})
+        works: list[schedule.Work] = [none]
+        if self._pool:
+            works += [schedule.Load([]), schedule.Store([])]
+        for n_rows in {1, self.n_slots // plan.n_shards}:
+            works += [schedule.Prefill([], n_rows, n, bound) for n in plan.chunks for bound in plan.prefill_bounds]
+        works += [schedule.Decode({}, 0, bound) for bound in plan.bounds]
+        for work in works:
+            self._send(work)
+        self._sent.clear()
+
     def _send(self, work: schedule.Work) -> None:
         """Sends a program to the device without waiting for it."""
         if isinstance(work, schedule.Enter):
