@@ -38,6 +38,7 @@ UNTIL = {
     'bench_data_extract': (':f1',),
     'bench_data_filter': (':start_peer',),
     'bench_data_read': (':_in_turns',),
+    'bench_decode': (':make',),
     'bench_experts': (':measure',),
     'bench_input': ('llm_jax.data.prepare:prepare',),
     'bench_plan': ('subprocess:run', ':worked'),
