@@ -47,11 +47,14 @@ class Checkpoints:
         self._evaluations = _read_evaluations(self._evaluations_file)
         self._retention = _Retention(config, self._evaluations)
         self._directory = epath.Path(run_dir).resolve() / 'checkpoints'
+        # Orbax removes them in a thread of its own, which nothing waits for before the first save: where there are
+        # none it is not started, as `close` may remove the directory under it.
+        has_entries = not read_only and self._directory.exists() and any(self._directory.iterdir())
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._retention,
-                cleanup_tmp_directories=not read_only,
+                cleanup_tmp_directories=has_entries,
                 create=not read_only,
                 enable_async_checkpointing=True,
             ),

@@ -231,6 +231,9 @@ sys.exit(max(codes.values()))
 
 # What ./tools/run calls on a host: a training that ends as planned, or saves when it is told to stop.
 _TRAINING = r"""
+if args[0] == '-c':  # whether this is a Python with the packages
+    print('python')
+    sys.exit(0)
 if 'show.py' in args[0]:
     sys.exit(0)
 host = os.environ.get('HOST', '0')

@@ -4,6 +4,7 @@ import errno
 import math
 
 import numpy as np
+from orbax.checkpoint._src.path import temporary_paths
 import pytest
 
 from llm_jax.checkpoint import Checkpoints, _disk_errors
@@ -71,3 +72,19 @@ def test_a_full_disk_is_told_with_its_reason_and_place(tmp_path, grouped):
         raise PermissionError(errno.EACCES, 'Permission denied', 'x')
     with pytest.raises(RuntimeError), _disk_errors(tmp_path):
         raise RuntimeError('something else')
+
+
+def test_a_new_directory_can_go_at_once_and_an_old_one_is_cleaned(tmp_path, monkeypatch):
+    """Orbax looks for half-written checkpoints in a thread that would still read a directory that has gone."""
+    looked = []
+    theirs = temporary_paths.cleanup_temporary_paths
+    monkeypatch.setattr(
+        temporary_paths, 'cleanup_temporary_paths', lambda path, **kw: (looked.append(path), theirs(path, **kw))[1]
+    )
+    Checkpoints(tmp_path / 'new', schema.Checkpoint()).close()
+    assert not looked and not (tmp_path / 'new' / 'checkpoints').exists()
+    (tmp_path / 'old' / 'checkpoints' / '3.partial').mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path / 'old', schema.Checkpoint())
+    save(checkpoints, 4)
+    checkpoints.close()
+    assert len(looked) == 1

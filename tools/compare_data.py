@@ -1,26 +1,26 @@
 """Which corpus makes the better model: compare_data experiments/lab/ablation.py CORPUS ... --held_out NAME=SOURCE"""
 
-import argparse
 import pathlib
+import shlex
 import sys
 
 from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='compare_data', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('compare_data', __doc__)
     parser.add_argument('experiment', help='what is trained on each corpus')
     parser.add_argument('corpora', nargs='+', help='directories that prepare_data made, with one tokenizer')
     parser.add_argument(
         '--held_out', action='append', required=True, metavar='NAME=SOURCE', help='as in data.sources: wiki=text:FILE'
     )
-    parser.add_argument('--seeds', type=int, default=3, help='runs of each corpus (3)')
-    parser.add_argument('--max_bytes', type=int, default=500_000, help='of each held-out text; 0 takes all (500000)')
+    parser.add_argument('--seeds', type=cli.at_least(1), default=3, help='runs of each corpus (3)')
+    parser.add_argument(
+        '--max_bytes', type=cli.at_least(0), default=500_000, help='of each held-out text; 0 takes all (500000)'
+    )
     parser.add_argument('--workdir', help='of the runs and the page; default runs/<name of the experiment>')
-    cli.add_debug(parser)
-    options, config_arguments = cli.split_overrides(argv)[::-1]
-    args = parser.parse_args(options)
-    config = cli.experiment(args.experiment, config_arguments)
+    args, fields = parser.parse_with_config(argv)
+    config = cli.experiment(args.experiment, fields)
     specs = cli.named(args.held_out, '--held_out')
 
     from llm_jax.evals import texts
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         progress=lambda text: print(text, flush=True),
     )  # fmt: skip
     page = compare_data.write(
-        result, directory, name=config.name, command=' '.join(['./tools/run compare_data', *argv])
+        result, directory, name=config.name, command=shlex.join(['./tools/run', 'compare_data', *argv])
     )
     cli.print_table('bits per byte', compare_data.table(result))
     print(f'wrote {page}')

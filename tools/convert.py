@@ -1,6 +1,5 @@
 """Convert weights: convert --from hf:OWNER/NAME --to runs/NAME, or --from runs/NAME --to hf:DIR"""
 
-import argparse
 import sys
 
 from llm_jax.config import cli
@@ -13,16 +12,19 @@ _FORMS = (
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='convert', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('convert', __doc__)
     parser.add_argument('--from', dest='source', required=True, help=_FORMS)
     parser.add_argument('--to', dest='target', required=True, help=_FORMS)
     parser.add_argument('--tokenizer', default='', help="a tokenizer's file or directory, if not the source's own")
-    parser.add_argument('--max_seq_len', type=int, help='context to use the model at; default that of config.json')
-    parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
-    parser.add_argument('--dtype', default='float32', help='of what is written to hf:, float32 or bfloat16 (float32)')
+    parser.add_argument(
+        '--max_seq_len', type=cli.at_least(1), help='context to use the model at; default that of config.json'
+    )
+    parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
+    parser.add_argument(
+        '--dtype', choices=('float32', 'bfloat16'), default='float32', help='of what is written to hf: (float32)'
+    )
     parser.add_argument('--family', default='', help='whose form hf: takes; default the first that fits')
-    cli.add_debug(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     kinds = tuple(_kind(value) for value in (args.source, args.target))
 
     from llm_jax.interop import convert  # imports JAX: a mistake in the arguments comes first, and at once

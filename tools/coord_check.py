@@ -1,23 +1,22 @@
 """Check muP: do activations change alike at every width? coord_check experiments/X.py [--widths 64,128,256]"""
 
-import argparse
 import pathlib
+import shlex
 import sys
 
 from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='coord_check', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('coord_check', __doc__)
     parser.add_argument('experiment', help='the experiment file; its optimizer and peak learning rate are used')
-    parser.add_argument('--widths', type=cli.integers, default=[64, 128, 256, 512], help='values of model.d_model')
-    parser.add_argument('--steps', type=int, default=6, help='training steps')
-    parser.add_argument('--seeds', type=int, default=2, help='how many initial values')
+    parser.add_argument('--widths', type=cli.sizes, default=[64, 128, 256, 512], help='values of model.d_model')
+    parser.add_argument('--steps', type=cli.at_least(1), default=6, help='training steps')
+    parser.add_argument('--seeds', type=cli.at_least(1), default=2, help='how many initial values')
     parser.add_argument('--grow', choices=('heads', 'd_head'), default='heads', help='more heads, or wider ones')
     parser.add_argument('--workdir', help='where coord_check.html is written; default runs/<name of the experiment>')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    config = cli.experiment(known.experiment, rest)
+    known, fields = parser.parse_with_config(argv)
+    config = cli.experiment(known.experiment, fields)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
     from llm_jax.lab import widths_page as report
     from llm_jax.lab.coord_check import check
@@ -30,12 +29,12 @@ def main(argv: list[str]) -> None:
         progress=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
-    command = ' '.join(['./tools/run coord_check', *argv])
+    command = shlex.join(['./tools/run', 'coord_check', *argv])
     page = report.write_coord_check(result, directory, name=config.name, command=command)
     cli.print_table('exponent of the width in the change of activations', report.coord_check_table(result))
+    print(result.sentence)
     print(f'wrote {page}')
     if not result.passed:
-        print('muP does not hold: a change depends on the width', file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,6 +1,5 @@
 """Bits per byte of texts from outside: evaluate runs/quickstart --text code=text:FILE [--text web=jsonl:FILE ...]"""
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -10,17 +9,18 @@ from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='evaluate', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('evaluate', __doc__)
     parser.add_argument('run_dir', help='of a run, e.g. runs/quickstart, or a Hugging Face directory')
     parser.add_argument(
         '--text', action='append', required=True, metavar='NAME=SOURCE', help='as in data.sources: wiki=text:FILE'
     )
-    parser.add_argument('--max_bytes', type=int, default=0, help='of each text, from its beginning; default all')
-    parser.add_argument('--seq_len', type=int, default=0, help='tokens of a row; default as in training')
-    parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
+    parser.add_argument(
+        '--max_bytes', type=cli.at_least(0), default=0, help='of each text, from its beginning; default all'
+    )
+    parser.add_argument('--seq_len', type=cli.at_least(0), default=0, help='tokens of a row; default as in training')
+    parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     parser.add_argument('--json', type=pathlib.Path, help='a file to write the figures to as well')
-    cli.add_debug(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     specs = cli.named(args.text, '--text')
 
     from llm_jax.evals import texts  # imports JAX: a mistake in the arguments comes first, and at once

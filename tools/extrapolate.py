@@ -1,21 +1,22 @@
 """Perplexity beyond the training length, for each kind of position: extrapolate experiments/lab/extrapolation.py"""
 
-import argparse
 import pathlib
+import shlex
 import sys
 
 from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='extrapolate', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('extrapolate', __doc__)
     parser.add_argument('experiment', help='the experiment file; data.seq_len is the length of training')
-    parser.add_argument('--lengths', type=cli.integers, help='default: the length of training, times 2, 4 and 8')
-    parser.add_argument('--rows', type=int, default=64, help='rows of the longest length that perplexity is taken over')
+    parser.add_argument('--lengths', type=cli.sizes, help='default: the length of training, times 2, 4 and 8')
+    parser.add_argument(
+        '--rows', type=cli.at_least(1), default=64, help='rows of the longest length that perplexity is taken over'
+    )
     parser.add_argument('--workdir', help='where extrapolation.html is written; default runs/<name of the experiment>')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    config = cli.experiment(known.experiment, rest)
+    known, fields = parser.parse_with_config(argv)
+    config = cli.experiment(known.experiment, fields)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
     from llm_jax.lab import extrapolation_page as page
     from llm_jax.lab.extrapolate import extrapolate, longer_rows
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
         progress=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
-    command = ' '.join(['./tools/run extrapolate', *argv])
+    command = shlex.join(['./tools/run', 'extrapolate', *argv])
     written = page.write(result, directory, name=config.name, command=command)
     cli.print_table('perplexity of tokens at these positions', page.table(result))
     print(f'wrote {written}')

@@ -1,22 +1,26 @@
 """Best learning rate against width, without muP and with it: mup_transfer experiments/lab/mup_transfer.py"""
 
-import argparse
 import pathlib
+import shlex
 import sys
 
 from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='mup_transfer', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('mup_transfer', __doc__)
     parser.add_argument('experiment', help='the experiment file; its schedule, optimizer and data are used')
-    parser.add_argument('--widths', type=cli.integers, default=[64, 128, 256], help='values of model.d_model')
-    parser.add_argument('--log2-rates', type=cli.integers, default=[-10, -9, -8, -7, -6, -5], help='of learning rates')
-    parser.add_argument('--held-out', type=int, default=16, help='batches that the loss is measured on')
+    parser.add_argument('--widths', type=cli.sizes, default=[64, 128, 256], help='values of model.d_model')
+    parser.add_argument(
+        '--log2-rates',
+        type=cli.integers,
+        default=[-10, -9, -8, -7, -6, -5],
+        help='of learning rates; --log2-rates=-9,-8,-7',
+    )
+    parser.add_argument('--held-out', type=cli.at_least(1), default=16, help='batches that the loss is measured on')
     parser.add_argument('--workdir', help='where mup_transfer.html is written; default runs/<name of the experiment>')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    config = cli.experiment(known.experiment, rest)
+    known, fields = parser.parse_with_config(argv)
+    config = cli.experiment(known.experiment, fields)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
     from llm_jax.lab import widths_page as report
     from llm_jax.lab.transfer import sweep
@@ -32,9 +36,10 @@ def main(argv: list[str]) -> None:
         progress=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
-    command = ' '.join(['./tools/run mup_transfer', *argv])
+    command = shlex.join(['./tools/run', 'mup_transfer', *argv])
     page = report.write_transfer(result, directory, name=config.name, command=command)
     cli.print_table('held-out loss by learning rate', report.transfer_table(result))
+    print(result.sentence)
     print(f'wrote {page}')
 
 

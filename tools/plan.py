@@ -7,41 +7,43 @@
 ./tools/run plan llama:3.1-8b --topology v6e:2x2 --decode 64 --context 2048 --config.mesh.tensor=4
 """
 
-import argparse
 import os
 import shlex
 import sys
 
-from llm_jax import config as config_lib
-from llm_jax import models
 from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='plan', description=__doc__.partition('\n')[0], allow_abbrev=False)
-    parser.add_argument('experiment', help='an experiment file, or a published model such as llama:3.1-8b')
+    parser = cli.Parser('plan', __doc__)
+    parser.add_argument('experiment', help='an experiment file, or a model: llama:3.1-8b, hf:OWNER/NAME, a directory')
     parser.add_argument('--topology', help='TPU slice such as v5p:8x8x8: the step is compiled for it')
-    parser.add_argument('--slices', type=int, default=1, help='slices joined by the data-centre network')
+    parser.add_argument('--slices', type=cli.at_least(1), default=1, help='slices joined by the data-centre network')
     parser.add_argument('--gpu', help='instead: a GPU such as h100')
-    parser.add_argument('--devices', type=int, default=8, help='how many GPUs')
+    parser.add_argument('--devices', type=cli.at_least(1), default=8, help='how many GPUs')
     parser.add_argument('--analytic', action='store_true', help='of GPUs: by numbers alone, without their compiler')
     parser.add_argument('--tokens', help='budget of the whole run, such as 15e12; default train.duration')
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
-    parser.add_argument('--compile', type=int, default=3, help='a search compiles until so many fit')
-    parser.add_argument('--decode', type=int, metavar='ROWS', help='instead of training: a token of so many rows')
-    parser.add_argument('--context', type=int, help='tokens in the cache of a row (model.max_seq_len), with --decode')
-    parser.add_argument('--out', default='plan.html', help='the page that is written')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
+    parser.add_argument('--compile', type=cli.at_least(1), default=3, help='a search compiles until so many fit')
+    parser.add_argument(
+        '--decode', type=cli.at_least(1), metavar='ROWS', help='instead of training: a token of so many rows'
+    )
+    parser.add_argument(
+        '--context', type=cli.at_least(1), help='tokens in the cache of a row (model.max_seq_len), with --decode'
+    )
+    parser.add_argument('--out', help='the page that is written; default runs/<name of the experiment>/plan.html')
+    known, fields = parser.parse_with_config(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
-    config = cli.experiment(known.experiment, rest, load)
-    from llm_jax.plan import command  # imports JAX: errors in the config come first, and at once
+    from llm_jax.interop import published  # imports JAX
+
+    config = cli.experiment(known.experiment, fields, published.experiment)
+    from llm_jax.plan import command
 
     request = command.Request(
         known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
-        known.analytic, known.compile, known.decode, known.context, known.out,
+        known.analytic, known.compile, known.decode, known.context,
+        known.out or os.path.join('runs', config.name, 'plan.html'),
         shlex.join(['./tools/run', 'plan', *argv]),
     )  # fmt: skip
     command.plan(config, request)

@@ -6,52 +6,47 @@ command goes on. With --engine beam, arguments that are not known here are optio
 Apache Beam, such as --runner=DataflowRunner --project=... --temp_location=gs://...
 """
 
-import argparse
+import itertools
 import sys
 
 from llm_jax.config import cli
-from llm_jax.config.schema import ConfigError
-from llm_jax.corpus import schema
-from llm_jax.corpus.engines import Engine
-from llm_jax.corpus.engines.local import Local, default_workers
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='prepare_data', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser = cli.Parser('prepare_data', __doc__, unknown='options of Apache Beam need --engine beam')
     parser.add_argument('experiment', help='the experiment file, e.g. experiments/data/stdlib.py')
-    parser.add_argument('--workers', type=int, default=default_workers(), help='processes of the local engine')
+    parser.add_argument('--workers', type=cli.at_least(1), help='processes of the local engine (one for each core)')
     parser.add_argument('--engine', choices=('local', 'beam'), default='local', help='where the steps run')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    config, options = cli.split_overrides(rest)
-    if known.workers < 1:
-        raise ConfigError(f'--workers {known.workers}: it must be at least 1')
-    if options and known.engine == 'local':
-        raise ConfigError(f'unknown argument {options[0]!r}; options of Apache Beam need --engine beam')
-    corpus = schema.load(known.experiment, cli.overrides(config))
+    fields, others = cli.split_overrides(argv)
+    is_beam = '--engine=beam' in argv or ('--engine', 'beam') in itertools.pairwise(argv)
+    ours, options = parser.split_known(others) if is_beam else (others, [])
+    known = parser.parse(ours)
+    from llm_jax.corpus import schema
+
+    corpus = schema.load(known.experiment, cli.overrides(fields))
     from llm_jax.corpus.build import build  # imports JAX, which workers, who import this file, do without
     from llm_jax.corpus.progress import Console
 
-    engine = _engine(known.engine, known.workers, options)
+    if is_beam:
+        from llm_jax.corpus.engines.beam import Beam  # an extra: it needs apache-beam
+
+        engine = Beam(options)
+    else:
+        from llm_jax.corpus.engines.local import Local, default_workers
+
+        engine = Local(known.workers or default_workers())
     console = Console()
     try:
         manifest = build(corpus, engine, console)
     finally:
         engine.close()
+    kept = sum(source['stages'][-1]['documents'] for source in manifest['sources'].values())
     train = manifest['rows']['splits']['train'].values()
     total = lambda what: sum(entry[what] for entry in train)
     console.event(
-        f'{corpus.out}: {total("documents"):,} documents, {total("tokens"):,} tokens, {total("rows"):,} rows to train '
-        f'on; see {corpus.out}/report.html'
+        f'{corpus.out}: {kept:,} documents, of which {total("documents"):,} to train on ({total("tokens"):,} tokens, '
+        f'{total("rows"):,} rows); see {corpus.out}/report.html'
     )
-
-
-def _engine(name: str, workers: int, options: list[str]) -> Engine:
-    if name == 'local':
-        return Local(workers)
-    from llm_jax.corpus.engines.beam import Beam  # an extra: it needs apache-beam
-
-    return Beam(options)
 
 
 if __name__ == '__main__':

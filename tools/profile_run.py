@@ -1,6 +1,5 @@
 """Trace steps of a run for xprof and print its longest operations: profile_run runs/quickstart --steps 10:15"""
 
-import argparse
 import os
 import sys
 
@@ -8,12 +7,11 @@ from llm_jax.config import cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='profile_run', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('profile_run', __doc__)
     parser.add_argument('run_dir', help='a run directory with a checkpoint')
     parser.add_argument('--steps', type=cli.span, default=(3, 5), metavar='10:15', help='counted from the checkpoint')
-    parser.add_argument('--top', type=int, default=15, help='operations to print')
-    cli.add_debug(parser)
-    args = parser.parse_args(argv)
+    parser.add_argument('--top', type=cli.at_least(1), default=15, help='operations to print')
+    args = parser.parse(argv)
     from llm_jax.metrics import profile
     from llm_jax.train.profiling import profile_run
 

@@ -1,24 +1,19 @@
-"""Writes report.html and report.md of a run: `report runs/quickstart`."""
+"""Write report.html and report.md of a run: report runs/quickstart"""
 
-import argparse
 import sys
 
-from llm_jax import report
-from llm_jax.config.schema import ConfigError
+from llm_jax.config import cli
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog='report', description=__doc__)
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('report', __doc__)
     parser.add_argument('run_dir', help='the directory that train wrote, such as runs/quickstart')
-    run_dir = parser.parse_args().run_dir
-    try:
-        report.write_report(run_dir)
-    except ConfigError as error:
-        print(f'report: {error}', file=sys.stderr)
-        return 2
-    print(f'wrote {run_dir.rstrip("/")}/report.html and report.md')
-    return 0
+    args = parser.parse(argv)
+    from llm_jax import report  # imports JAX and matplotlib: a mistake in the arguments comes first, and at once
+
+    report.write_report(args.run_dir)
+    print(f'wrote {args.run_dir.rstrip("/")}/report.html and report.md')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main, sys.argv[1:])

@@ -1,6 +1,5 @@
 """Sample from a trained model: sample runs/quickstart --prompt "def " [--num_samples 3 ...]"""
 
-import argparse
 import pathlib
 import sys
 import time
@@ -10,11 +9,13 @@ from llm_jax.config.schema import ConfigError
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='sample', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('sample', __doc__)
     parser.add_argument('run_dir', help='a run, e.g. runs/quickstart, a Hugging Face directory, or hf:OWNER/NAME')
     parser.add_argument('--prompt', action='append', default=[], help='text to continue; may be given several times')
     parser.add_argument('--prompt_file', action='append', default=[], help='a file whose whole text is a prompt')
-    parser.add_argument('--max_new_tokens', type=int, help='most tokens to add (100, or what the context has room for)')
+    parser.add_argument(
+        '--max_new_tokens', type=cli.at_least(1), help='most tokens to add (100, or what the context has room for)'
+    )
     parser.add_argument(
         '--slide', action='store_true', help='past the context, go on with its last tokens, as nanoGPT does (slower)'
     )
@@ -29,13 +30,10 @@ def main(argv: list[str]) -> None:
         metavar='HOW',
         help='guess tokens ahead, the same text faster: lookup (in the text so far), or a run of a smaller model',
     )
-    parser.add_argument('--num_samples', type=int, default=1, help='of each prompt (1)')
-    parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same text (0)')
-    parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
-    cli.add_debug(parser)
-    args = parser.parse_args(argv)
-    if args.num_samples < 1:
-        raise ConfigError(f'--num_samples = {args.num_samples} must be at least 1')
+    parser.add_argument('--num_samples', type=cli.at_least(1), default=1, help='of each prompt (1)')
+    parser.add_argument('--seed', type=cli.at_least(0), default=0, help='the same seed draws the same text (0)')
+    parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
+    args = parser.parse(argv)
     prompts = read_prompts(args.prompt, args.prompt_file)
 
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once

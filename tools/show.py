@@ -2,36 +2,36 @@
 
 ./tools/run show experiments/pretrain/gpt2_124m.py --devices 8
 ./tools/run show llama:3.1-8b --devices 8 --config.mesh.tensor=2
+./tools/run show hf:OWNER/NAME
 """
 
-import argparse
 import sys
 
-import rich.console
-
-from llm_jax import config as config_lib
-from llm_jax import models
 from llm_jax.config import cli
-from llm_jax.data.prepare import model_vocab_size
-from llm_jax.report import show
-from llm_jax.report.model import summarise
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='show', description=__doc__.partition('\n')[0], allow_abbrev=False)
-    parser.add_argument('experiment', help='an experiment file, or a published model such as llama:3.1-8b')
+    parser = cli.Parser('show', __doc__)
+    parser.add_argument('experiment', help='an experiment file, or a model: llama:3.1-8b, hf:OWNER/NAME, a directory')
     parser.add_argument(
-        '--devices', type=int, default=1, help='how many devices the mesh is laid over (none is needed)'
+        '--devices', type=cli.at_least(1), help='that the mesh is laid over; none is needed (the fewest that it allows)'
     )
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
-    config = cli.experiment(known.experiment, rest, load)
+    known, fields = parser.parse_with_config(argv)
+    import rich.console
+
+    from llm_jax.data.prepare import model_vocab_size  # imports JAX: a mistake in the arguments comes first
+    from llm_jax.dist.mesh import device_count
+    from llm_jax.interop import published
+    from llm_jax.report import show
+    from llm_jax.report.model import summarise
+
+    config = cli.experiment(known.experiment, fields, published.experiment)
+    devices = device_count(config.mesh, known.devices)
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 160  # what goes into a file is not cut
     console.print(show.config_table(config))
-    console.print(show.model_tree(summarise(config, known.devices, model_vocab_size(config))))
+    console.print(show.model_tree(summarise(config, devices, model_vocab_size(config))))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """Train an experiment, or go on with it: train experiments/quickstart.py [--config.a.b=value ...]"""
 
-import argparse
 import os
 import pathlib
 import sys
@@ -12,14 +11,15 @@ from llm_jax.train import restart
 
 def main(argv: list[str]) -> None:
     began = time.perf_counter()
-    parser = argparse.ArgumentParser(prog='train', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('train', __doc__)
     parser.add_argument('experiment', help='the experiment file, e.g. experiments/quickstart.py')
     parser.add_argument('--workdir', help='the run directory; default runs/<name of the experiment>')
     parser.add_argument('--profile', type=cli.span, metavar='10:15', help='trace these steps, into <workdir>/profile')
-    parser.add_argument('--restart', type=int, default=0, metavar='N', help='start again up to N times after a crash')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    config = cli.experiment(known.experiment, rest)
+    parser.add_argument(
+        '--restart', type=cli.at_least(0), default=0, metavar='N', help='start again up to N times after a crash'
+    )
+    known, fields = parser.parse_with_config(argv)
+    config = cli.experiment(known.experiment, fields)
     if known.restart and restart.SUPERVISED not in os.environ:
         sys.exit(restart.supervise([sys.executable, __file__, *argv], known.restart))
     from llm_jax.train.loop import train  # imports JAX: errors in the config come first, and at once

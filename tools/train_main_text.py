@@ -8,28 +8,29 @@ half measured (word F1 by kind of page); then all pages are fitted and, with --w
 weights of `llm_jax/corpus/extract/network.py` are replaced. About 15 minutes and 3 GB.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
-import io
-import json
 import pathlib
 import re
+import sys
+from typing import TYPE_CHECKING
 import urllib.parse
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 from rich.table import Table
-import zstandard
 
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.extract import blocks, features, main_text, network
 from llm_jax.corpus.extract.blocks import Page
 from llm_jax.corpus.extract.facts import facts
+from llm_jax.data import files
+
+if TYPE_CHECKING:
+    import jax
 
 _WORD = re.compile(r'\w+')
 _WEIGHTS = pathlib.Path(network.__file__).parent / 'main_text.npz'
@@ -55,11 +56,11 @@ class Example:
     n: np.ndarray
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('pages', type=pathlib.Path)
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('train_main_text', __doc__)
+    parser.add_argument('pages', help='JSON lines with html, url, page_type and main_content')
     parser.add_argument('--write', action='store_true', help='replace the weights that come with the library')
-    arguments = parser.parse_args()
+    arguments = parser.parse(argv)
     console = Console()
     names, examples = read(arguments.pages)
     halves = np.array([hashlib.sha256(e.site.encode()).digest()[0] % 2 for e in examples])
@@ -83,10 +84,10 @@ def main() -> None:
         console.print(f'fitted to all pages: F1 {seen:.3f} on these pages; wrote {_WEIGHTS}')
 
 
-def read(path: pathlib.Path) -> tuple[list[str], list[Example]]:
+def read(path: str) -> tuple[list[str], list[Example]]:
     """(names of the features, the pages that have any text)."""
     examples, names = [], []
-    for row in rows(path):
+    for row in files.read_json_lines(path, 'PAGES', ('html', 'url', 'page_type', 'main_content')):
         url, truth = row['url'] or '', row['main_content'] or ''
         tree = blocks.parse(row['html'])
         page = blocks.blocks(tree) if tree is not None else None
@@ -99,13 +100,6 @@ def read(path: pathlib.Path) -> tuple[list[str], list[Example]]:
         site = '.'.join(urllib.parse.urlsplit(url).netloc.split('.')[-2:]) or row['id']
         examples.append(Example(row['page_type'], site, truth, page, x, y, n))
     return names, examples
-
-
-def rows(path: pathlib.Path) -> Iterator[dict]:
-    with path.open('rb') as file:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 28).stream_reader(file)
-        for line in io.TextIOWrapper(reader, encoding='utf-8'):
-            yield json.loads(line)
 
 
 def labels(texts: Sequence[str], truth: str) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +133,17 @@ def score(net: network.Network, example: Example) -> float:
 
 
 def fit(names: Sequence[str], examples: Sequence[Example], seed: int = 0) -> network.Network:
-    """A network fitted to pages: half cross-entropy, half expected F1, every page alike."""
+    """A network fitted to pages: half cross-entropy, half expected F1, every page alike.
+
+    Raises:
+      ConfigError: no page has main text.
+    """
+    import jax
+    import optax
+
     examples = [e for e in examples if e.y.sum()]
+    if not examples:
+        raise ConfigError('PAGES: half of the web sites have no page with main text; give pages of more sites')
     x = np.concatenate([e.x for e in examples])
     mean, scale = x.mean(0), 1 / np.maximum(x.std(0), 0.05)
     rng = np.random.default_rng(seed)
@@ -188,7 +191,11 @@ def batches(examples: Sequence[Example], mean: np.ndarray, scale: np.ndarray, rn
             held.append(examples[i])
 
 
-def loss(params: list, batch: tuple, key: jax.Array) -> jax.Array:
+def loss(params: list, batch: tuple, key: 'jax.Array') -> 'jax.Array':
+    import jax
+    import jax.numpy as jnp
+    import optax
+
     x, y, n, of = batch
     keys = jax.random.split(key, len(params))
     for i, (weights, biases) in enumerate(params):
@@ -207,4 +214,4 @@ def loss(params: list, batch: tuple, key: jax.Array) -> jax.Array:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main, sys.argv[1:])

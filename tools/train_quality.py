@@ -7,7 +7,6 @@ all of another bad ('jsonl:GLOB', 'text:GLOB', 'parquet:GLOB', 'tfds:NAME'):
     ./tools/run train_quality --good 'jsonl:wiki/*.zst' --bad 'jsonl:crawl/*.zst' --out quality.safetensors
 """
 
-import argparse
 import dataclasses
 import itertools
 import sys
@@ -19,19 +18,18 @@ from llm_jax.corpus.read.plain import open_sources
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='train_quality', description=__doc__.split('\n')[0])
+    parser = cli.Parser('train_quality', __doc__)
     parser.add_argument('labelled', nargs='*', help='files or globs of {"text": ..., "label": ...}')
     parser.add_argument('--good', help='a source of good texts')
     parser.add_argument('--bad', help='a source of bad texts')
     parser.add_argument('--reference', help='a source of texts that keep_share is of; default: the training texts')
-    parser.add_argument('--limit', type=int, default=50_000, help='texts of each source, drawn at random')
-    parser.add_argument('--text-field', default='text')
-    parser.add_argument('--label-field', default='label')
+    parser.add_argument('--limit', type=cli.at_least(1), default=50_000, help='texts of each source, drawn at random')
+    parser.add_argument('--text-field', default='text', help='of a line (text)')
+    parser.add_argument('--label-field', default='label', help='of a line (label)')
     parser.add_argument('--out', required=True, help='where the model goes')
     for f in dataclasses.fields(quality.Training):
         parser.add_argument(f'--{f.name.replace("_", "-")}', type=f.type, default=f.default, help=f.metadata['meaning'])
-    cli.add_debug(parser)
-    a = parser.parse_args(argv)
+    a = parser.parse(argv)
     training = quality.Training(**{f.name: getattr(a, f.name) for f in dataclasses.fields(quality.Training)})
 
     def texts(source: str | None) -> list[str]:

@@ -25,6 +25,7 @@ from llm_jax import models
 def get_config() -> ml_collections.ConfigDict:
     config = models.experiment('deepseek_v2:236b')
     config.name = 'deepseek_moe'
+    config.data.sources = {'web': 'parquet:data/web/*.parquet'}  # or what there is: --config.data.sources=...
     config.model.max_seq_len = config.data.seq_len = 4096
     config.model.rope.scaling = 'none'
     config.model.moe.balance = 'bias'

@@ -20,6 +20,7 @@ from llm_jax import models
 def get_config() -> ml_collections.ConfigDict:
     config = models.experiment('mixtral:8x7b')
     config.name = 'mixtral_8x7b'
+    config.data.sources = {'web': 'parquet:data/web/*.parquet'}  # or what there is: --config.data.sources=...
     config.model.max_seq_len = config.data.seq_len = 4096
     config.model.dtype = 'bfloat16'
     config.model.remat = 'full'

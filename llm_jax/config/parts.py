@@ -184,6 +184,8 @@ def import_file(path: pathlib.Path) -> types.ModuleType:
         near = _nearest_file(path)
         hint = f' Did you mean {near}?' if near else ''
         raise ConfigError(f'there is no file {path}.{hint}')
+    if path.suffix != '.py':
+        raise ConfigError(f'{path} is no Python file: its name must end in .py')
     return _import_file_at(str(path.resolve()))
 
 

@@ -430,7 +430,7 @@ class Config:
     """One experiment, complete and validated."""
 
     name: str = field('', "the run directory is runs/<name>; empty takes the file's name")
-    seed: int = field(0, 'seed of the initial weights, data order, dropout and samples')
+    seed: int = field(0, 'seed of the initial weights, data order, dropout and samples', at_least=0, below=2**63)
     init_from: str = field(
         '', 'run directory or Hugging Face model (hf:OWNER/NAME, hf:DIR) whose parameters this run starts from'
     )

@@ -65,7 +65,7 @@ class Corpus:
     """
 
     name: str = field('', "what the corpus is called; empty takes the file's name")
-    seed: int = field(0, "seed of the tokenizer's sample and of the examples in the report")
+    seed: int = field(0, "seed of the tokenizer's sample and of the examples in the report", at_least=0, below=2**63)
     out: str = field('', 'directory of the corpus, local or in a bucket; empty means corpora/<name>')
     work: str = field('', 'directory of intermediate shards, from which a run goes on; empty means <out>/work')
     sources: dict = field({}, 'name -> table of what to read; of equal documents that of the first name stays')

@@ -2,9 +2,10 @@
 
 import bz2
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import io
+import json
 import lzma
 import os
 from typing import Any, BinaryIO
@@ -139,9 +140,35 @@ def find(pattern: str, field: str) -> list[File]:
     fs, path = filesystem(pattern)
     found = [path] if fs.isfile(path) else [p for p in fs.glob(_literal(fs, path)) if fs.isfile(p)]
     if not found:
-        hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
-        raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
+        fix = (
+            f'it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else 'put files there, or name others'
+        )
+        raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}); {fix}')
     return [File.of(fs, fs.info(p)) for p in sorted(found)]
+
+
+def read_json_lines(pattern: str, field: str, keys: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Reads the objects of JSON lines, compressed or not; blank lines are none.
+
+    Args:
+      pattern: file or glob.
+      field: as errors call it.
+      keys: that every object has.
+
+    Raises:
+      ConfigError: no such file, or a line that is no object with these keys.
+    """
+    for file in find(pattern, field):
+        for number, line in enumerate(file.lines(), 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f'{file.path}:{number} is not JSON: {error}') from error
+            if not isinstance(value, dict) or any(key not in value for key in keys):
+                raise ConfigError(f'{file.path}:{number} is no object with {" and ".join(map(repr, keys))}')
+            yield value
 
 
 def _stamp(info: dict[str, Any]) -> str:

@@ -44,6 +44,20 @@ def axis_sizes(config: schema.Mesh, n_devices: int) -> dict[str, int]:
     return {axis: n_devices // fixed if n == -1 else n for axis, n in sizes.items()}
 
 
+def device_count(config: schema.Mesh, asked: int | None) -> int:
+    """Number of devices to lay a mesh over where none is needed: those that were asked for, else the fewest.
+
+    Raises:
+      ConfigError: the mesh does not fit so many.
+    """
+    fewest = math.prod(n for n in (getattr(config, axis) for axis in AXES) if n != -1)
+    try:
+        axis_sizes(config, asked or fewest)
+    except ConfigError as error:
+        raise ConfigError(f'--devices {asked}: {error}; --devices {fewest} fits') from error
+    return asked or fewest
+
+
 def format_sizes(sizes: Mapping[str, int]) -> str:
     """Formats axis sizes as 'data 1 × fsdp 4 × tensor 2'; the other axes are shown only where larger than 1."""
     shown = {axis: n for axis, n in sizes.items() if n != 1 or axis in ('data', 'fsdp', 'tensor')}

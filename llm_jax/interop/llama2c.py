@@ -33,6 +33,12 @@ def load(file: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> tupl
     if len(header) < len(_HEADER) or min(*header[:5], abs(header[5]), header[6]) < 1:
         raise ConfigError(f'{file} is no llama2.c file: it begins with {header.tolist()}')
     sizes = dict(zip(_HEADER, header.tolist(), strict=True))
+    # Any seven numbers, as of a text, may be a header: billions of layers would be counted one by one.
+    if 4 * sizes['dim'] * (sizes['n_layers'] + abs(sizes['vocab_size'])) > file.stat().st_size:
+        raise ConfigError(
+            f'{file} is no llama2.c file, or is cut short: it has {file.stat().st_size} bytes and begins with '
+            f'{header.tolist()} ({", ".join(_HEADER)})'
+        )
     config = hf.to_config(_fields(sizes), file.stem)
     starts, end = _starts(sizes)
     if file.stat().st_size != end:

@@ -17,7 +17,7 @@ import numpy as np
 
 from llm_jax.config.schema import Config
 from llm_jax.data.batch import unpack_rows
-from llm_jax.lab.widths import MUP, STANDARD, slope, widened
+from llm_jax.lab.widths import MUP, STANDARD, check_widths, slope, widened
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.train.optimizer import make_optimizer
 from llm_jax.train.state import init_state
@@ -25,6 +25,8 @@ from llm_jax.train.step import make_train_step
 
 # A slope from which on muP counts as broken.
 LIMIT = 0.25
+# With fewer, a slope is that of chance: through two widths a line always fits, and one seed shows no spread.
+LEAST_WIDTHS, LEAST_SEEDS = 3, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,31 @@ class CoordCheck:
         slopes = self.slopes(MUP).items()
         return all(value < LIMIT and (value > -LIMIT or may_fall(name)) for name, value in slopes)
 
+    @property
+    def doubts(self) -> str:
+        """Why the slopes are no proof; '' if there are enough widths and seeds."""
+        seeds = self.change[MUP].shape[1]
+        few = [
+            f'{n} {what}{"s" if n > 1 else ""} (at least {least} are needed: {flag})'
+            for what, n, least, flag in (
+                ('width', len(self.widths), LEAST_WIDTHS, '--widths 64,128,256'),
+                ('seed', seeds, LEAST_SEEDS, f'--seeds {LEAST_SEEDS}'),
+            )
+            if n < least
+        ]
+        return ' and '.join(few)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict, and how firm it is."""
+        name, steepest = max(self.slopes(MUP).items(), key=lambda item: abs(item[1]))
+        holds, seems = ('holds', 'seems to hold') if self.passed else ('does not hold', 'does not seem to hold')
+        verdict = f'muP {seems}, but this is from {self.doubts}' if self.doubts else f'muP {holds}'
+        return (
+            f'{verdict}: of the changes of activations in the first {self.change[MUP].shape[2]} steps the steepest '
+            f'under it is {name}, as the width to the power of {steepest:+.2f}; the limit is {LIMIT}.'
+        )
+
 
 def check(
     config: Config,
@@ -86,7 +113,11 @@ def check(
       seeds: how many initial values.
       grow: as in `widened`.
       progress: told what is measured now.
+
+    Raises:
+      ConfigError: fewer than two widths, or one that the experiment cannot have.
     """
+    check_widths(widths)
     widths = sorted(widths)
     size, names = {STANDARD: [], MUP: []}, []
     change = {STANDARD: [], MUP: []}

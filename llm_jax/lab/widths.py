@@ -71,6 +71,12 @@ def training_batches(prepared: Prepared, config: Config, n: int) -> np.ndarray:
     return TrainRows(prepared, config.data.mixture, config.seed, size, np.arange(size)).read(0, n)
 
 
+def check_widths(widths: list[int]) -> None:
+    """Raises: ConfigError: too few to compare."""
+    if len(set(widths)) < 2:
+        raise ConfigError(f'--widths {",".join(map(str, widths))}: a slope needs at least two; try --widths 64,128,256')
+
+
 def slope(widths: list[int], values: np.ndarray) -> float:
     """The exponent of `values` as a power of the width, by least squares; NaN if one is not positive."""
     if not np.all(np.isfinite(values)) or np.any(np.asarray(values) <= 0):

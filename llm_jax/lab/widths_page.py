@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib import axes, figure
 import numpy as np
 
-from llm_jax.lab.coord_check import LIMIT, CoordCheck
+from llm_jax.lab.coord_check import CoordCheck
 from llm_jax.lab.transfer import Transfer
 from llm_jax.lab.widths import MUP, STANDARD
 from llm_jax.report.charts import INK, MAIN, SECOND, STYLE, Chart, svg
@@ -28,20 +28,19 @@ def write_coord_check(check: CoordCheck, directory: epath.PathLike, *, name: str
     """Writes coord_check.html and coord_check.json; returns the path of the page."""
     kinds = dict.fromkeys(activation.split(' ', 2)[-1] for activation in check.names)
     charts = [_changes(check, kind) for kind in kinds]
-    worst = max(check.slopes(MUP).items(), key=lambda item: abs(item[1]))
-    verdict = 'holds' if check.passed else 'does not hold'
-    steps = check.change[MUP].shape[2]
-    sentence = (
-        f'muP {verdict}: of the changes of activations in the first {steps} steps the steepest under it is '
-        f'{worst[0]}, as the width to the power of {worst[1]:+.2f}; the limit is {LIMIT}.'
-    )
     numbers = {
         'widths': check.widths, 'grow': check.grow, 'names': check.names, 'passed': check.passed,
+        'doubts': check.doubts,
         'slopes': {p: check.slopes(p) for p in (STANDARD, MUP)},
         'change': {p: values.tolist() for p, values in check.change.items()},
         'size': {p: values.tolist() for p, values in check.size.items()},
     }  # fmt: skip
-    page = {'title': 'coordinate check', 'sentence': sentence, 'charts': charts, 'table': coord_check_table(check)}
+    page = {
+        'title': 'coordinate check',
+        'sentence': check.sentence,
+        'charts': charts,
+        'table': coord_check_table(check),
+    }
     return write_page(directory, 'coord_check', name, command, page, numbers)
 
 
@@ -49,29 +48,28 @@ def transfer_table(result: Transfer) -> list[list[str]]:
     """Header and rows: the loss of each run, and the best learning rate of each width."""
     rows = []
     for parametrisation in (STANDARD, MUP):
-        for width, losses, best in zip(
-            result.widths, result.loss[parametrisation], result.best(parametrisation), strict=True
-        ):
+        bests = zip(result.best(parametrisation), result.beyond(parametrisation), strict=True)
+        for width, losses, (best, side) in zip(result.widths, result.loss[parametrisation], bests, strict=True):
             shown = ['diverged' if not np.isfinite(loss) else f'{loss:.3f}' for loss in losses]
             shown[int(np.argmin(losses))] += ' *'
-            rows.append([f'{parametrisation} {width}', *shown, f'2^{np.log2(best):.2f}'])
+            rows.append(
+                [f'{parametrisation} {width}', *shown, f'2^{np.log2(best):.2f}' + (f' or {side}' if side else '')]
+            )
     return [['width', *(f'2^{np.log2(rate):g}' for rate in result.rates), 'best rate'], *rows]
 
 
 def write_transfer(result: Transfer, directory: epath.PathLike, *, name: str, command: str) -> epath.Path:
     """Writes mup_transfer.html and mup_transfer.json; returns the path of the page."""
-    drifts = {p: result.drift(p) for p in (STANDARD, MUP)}
-    sentence = 'With every doubling of the width, the best learning rate is multiplied by ' + ' and '.join(
-        f'{2**drift:.2f} ({p})' for p, drift in drifts.items()
-    )
+    both = (STANDARD, MUP)
     numbers = {
-        'widths': result.widths, 'rates': result.rates, 'drift': drifts,
-        'best': {p: result.best(p) for p in (STANDARD, MUP)},
+        'widths': result.widths, 'rates': result.rates,
+        'drift': {p: None if np.isnan(result.drift(p)) else result.drift(p) for p in both},
+        'best': {p: result.best(p) for p in both}, 'beyond': {p: result.beyond(p) for p in both},
         'loss': {p: values.tolist() for p, values in result.loss.items()},
     }  # fmt: skip
     charts = [_losses(result, p) for p in (STANDARD, MUP)]
     page = {
-        'title': 'learning rate and width', 'sentence': sentence + '.', 'charts': charts,
+        'title': 'learning rate and width', 'sentence': result.sentence, 'charts': charts,
         'table': transfer_table(result),
     }  # fmt: skip
     return write_page(directory, 'mup_transfer', name, command, page, numbers)

@@ -84,9 +84,14 @@ def experiment(name: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: as `preset`.
     """
+    return to_experiment(name.replace(':', '-'), preset(name))
+
+
+def to_experiment(name: str, fields: dict[str, Any]) -> ml_collections.ConfigDict:
+    """An experiment that trains a model with these fields of `model` at its whole context."""
     config = config_lib.default()
-    config.name = name.replace(':', '-')
-    config.model.update(preset(name))
+    config.name = name
+    config.model.update(fields)
     config.data.seq_len = config.model.max_seq_len
     return config
 

@@ -59,11 +59,20 @@ class Transformer(nn.Module):
         """Logits float32[B, L, V].
 
         Args:
-          tokens_BL: int.
+          tokens_BL: int; lists are taken as well.
           positions_BL: int, from 0 in each document; default 0..L-1.
           segments_BL: int, the document of each token; default one document per row.
+
+        Raises:
+          ValueError: tokens that are not int[B, L].
         """
         rules = self.config.rules
+        tokens_BL = jnp.asarray(tokens_BL)
+        if tokens_BL.ndim != 2 or not jnp.issubdtype(tokens_BL.dtype, jnp.integer):
+            raise ValueError(
+                f'tokens are {tokens_BL.dtype}{list(tokens_BL.shape)}; they must be int[B, L]: one text is [ids]'
+            )
+        positions_BL, segments_BL = (None if a is None else jnp.asarray(a) for a in (positions_BL, segments_BL))
         if positions_BL is not None:
             positions_BL = zigzag.split(positions_BL, rules)
         x_BLD = self.features(zigzag.split(tokens_BL, rules), positions_BL, segments_BL)

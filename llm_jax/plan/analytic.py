@@ -14,15 +14,8 @@ from llm_jax.config.schema import Model
 from llm_jax.ops.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
-from llm_jax.plan.memory import (
-    device_bytes,
-    host_bytes,
-    logit_slices,
-    mesh_shards,
-    offloaded,
-    state_parts,
-    stream_shards,
-)
+from llm_jax.plan.memory import logit_slices, mesh_shards, offloaded, state_parts, stream_shards
+from llm_jax.train.footprint import device_bytes, host_bytes
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
 _AGAIN = {'none': 0.0, 'attention': 0.0, 'dots': 0.0, 'offload': 0.0, 'full': 1.0}
@@ -55,6 +48,12 @@ def executed_flops(case: Case) -> float:
     again = _again(model)
     products = 6 * counts.matmul + 2 * again * layers + (6 + 2 * again) * experts
     return (products + attention * causal_share(model) * core / 6) * case.tokens_per_step
+
+
+def unmasked_flops_per_token(case: Case) -> float:
+    """Useful FLOPs of a token without the half of the square of causal attention that a mask takes away."""
+    products = 6 * case.counts.matmul
+    return products + (case.flops_per_token - products) * causal_share(case.config.model)
 
 
 def causal_share(model: Model) -> float:

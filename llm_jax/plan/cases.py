@@ -56,9 +56,8 @@ class Case:
 
     def with_config(self, config: Config) -> 'Case':
         """Under another config that has the same parameters in the same places, of which the counts are kept."""
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, vocab_size=self.config.model.vocab_size)
-        )
+        filled = {name: getattr(self.config.model, name) for name in ('vocab_size', 'max_seq_len')}  # by `build`
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
         plan = dataclasses.replace(self.plan, config=config, model=self.plan.model.clone(config=config.model))
         other = dataclasses.replace(self, config=config, plan=plan)
         other.__dict__['counts'] = self.counts

@@ -15,8 +15,9 @@ from llm_jax.nn.transformer import Transformer
 from llm_jax.plan import hlo
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost, of_module
-from llm_jax.plan.memory import ANALYTIC, COMPILED, device_bytes
+from llm_jax.plan.memory import ANALYTIC, COMPILED
 from llm_jax.plan.roofline import Roofline, roofline
+from llm_jax.train.footprint import device_bytes
 
 
 @dataclasses.dataclass(frozen=True)

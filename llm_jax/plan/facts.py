@@ -6,6 +6,7 @@ from typing import NamedTuple
 from llm_jax.config import parts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
+from llm_jax.plan import analytic
 from llm_jax.plan.candidates import short
 from llm_jax.plan.decoding import Decoding
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
@@ -65,15 +66,17 @@ def step_rows(outcome: Outcome) -> list[Row]:
     case, roof, cost = outcome.case, outcome.roofline, outcome.cost
     n = case.abstract_mesh.size
     useful = case.flops_per_token * case.tokens_per_step
+    unmasked = analytic.unmasked_flops_per_token(case) * case.tokens_per_step
     source = outcome.source
     rows = [
         Row('mesh', mesh_lib.format_sizes(case.sizes), 'config'),
         Row('parameters', f'{fmt.count(case.counts.total)}, {fmt.count(case.counts.active)} active', ANALYTIC),
         Row('tokens a step', fmt.count(case.tokens_per_step), 'config'),
-        Row('useful FLOPs a step', f'{useful / 1e15:,.1f} PFLOP', ANALYTIC),
+        Row('FLOPs a step, as MFU counts them', f'{useful / 1e15:,.1f} PFLOP', ANALYTIC),
+        *([Row('of them not masked', f'{unmasked / 1e15:,.1f} PFLOP', ANALYTIC)] if unmasked < useful else []),
         Row(
             'executed FLOPs a step',
-            f'{cost.flops * n / 1e15:,.1f} PFLOP, {cost.flops * n / useful:.2f} of the useful',
+            f'{cost.flops * n / 1e15:,.1f} PFLOP, {cost.flops * n / unmasked:.2f} times those not masked',
             source,
         ),
         Row('HBM traffic a device', gib(cost.hbm_bytes), source),
@@ -90,9 +93,15 @@ def step_rows(outcome: Outcome) -> list[Row]:
     return [
         *rows,
         Row('step at the roofline', f'{seconds(roof.step)}, bound by {roof.bound}', source),
-        Row('MFU at most', fmt.percent(outcome.mfu), source),
+        Row('MFU at most', mfu(outcome), source),
         Row('tokens/s at most', fmt.count(outcome.tokens_per_second), source),
     ]  # fmt: skip
+
+
+def mfu(outcome: Outcome) -> str:
+    """MFU by the convention, and that without masked attention where they differ."""
+    whole, unmasked = outcome.mfu, outcome.unmasked_mfu
+    return fmt.percent(whole) + (f', without masked attention {fmt.percent(unmasked)}' if unmasked < whole else '')
 
 
 def budget_rows(budget: Budget | None, price: float | None, machine: object) -> list[Row]:
@@ -181,8 +190,11 @@ def notes(outcome: Outcome) -> list[str]:
     model = outcome.case.config.model
     if parts.feed_forward(model).is_mixture(model):
         out.append('routing is taken to be even: one round of experts for each layer')
-    if outcome.mfu > 1:
-        out.append('MFU counts the whole square of attention, of which causal attention does half: hence above 100 %')
+    if outcome.unmasked_mfu < outcome.mfu:
+        out.append(
+            'MFU counts the whole square of attention, as is the convention, of which a causal mask leaves half: what '
+            'is executed may be less, and MFU may be above 100 %'
+        )
     if outcome.source == ANALYTIC:
         out.append('nothing was compiled: every number is an estimate')
     return out

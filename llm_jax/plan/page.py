@@ -30,7 +30,7 @@ def write(
     """Writes the page.
 
     Args:
-      path: of the file.
+      path: of the file; its directory is made.
       outcome: the configuration that was planned.
       command: that makes the page again.
       budget: of the whole run.
@@ -48,7 +48,9 @@ def write(
         share=outcome.memory.total / outcome.memory.limit, cards=_cards(outcome, budget), charts=charts,
         tables=tables, wide=wide, notes=facts.notes(outcome), command=command,
     )  # fmt: skip
-    epath.Path(path).write_text(text)
+    file = epath.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def _cards(outcome: Outcome, budget: Budget | None) -> list[tuple[str, str]]:

@@ -68,8 +68,16 @@ class Outcome:
     @property
     def mfu(self) -> float:
         """The most that it can be: useful FLOPs over what the chips could do in the time of the roofline."""
+        return self._rate_of(self.case.flops_per_token)
+
+    @property
+    def unmasked_mfu(self) -> float:
+        """MFU without what a causal mask leaves nothing of: FLOPs that some result depends on."""
+        return self._rate_of(analytic.unmasked_flops_per_token(self.case))
+
+    def _rate_of(self, flops_per_token: float) -> float:
         peak = self.case.machine.chip.bf16 * self.case.machine.chips
-        return self.tokens_per_second * self.case.flops_per_token / peak
+        return self.tokens_per_second * flops_per_token / peak
 
     def budget(self, tokens: float | None, price: float | None) -> Budget | None:
         """Args: tokens: None takes the config's duration, if that is not in epochs."""

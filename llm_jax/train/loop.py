@@ -23,6 +23,7 @@ from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
 from llm_jax.train import reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
+from llm_jax.train.footprint import explain_exhaustion
 from llm_jax.train.interrupt import Interrupt, Stopped
 from llm_jax.train.lock import RunLock
 from llm_jax.train.resume import start_state, to_items
@@ -127,10 +128,10 @@ def _train_locked(
         return Result('finished', steps.total, {})
 
     clock.lap('prepare')
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), explain_exhaustion(plan) as step_is_compiled:
         try:
             state, frozen, origin = start_state(plan, checkpoints, prepared)
-        except ConfigError:
+        except (ConfigError, jax.errors.JaxRuntimeError):
             checkpoints.close()
             raise
         if is_main:  # from here on the directory is a run
@@ -144,6 +145,7 @@ def _train_locked(
             train_step = plan.train_step()
         else:
             train_step = plan.compiled_step(state)
+            step_is_compiled(train_step)
             hosts.meet(f'compiled from step {start}')
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
@@ -266,7 +268,8 @@ def _train_locked(
                 checkpoints.confirm(step)
             checkpoints.close()
         except BaseException as error:
-            record.end('failed', clock, reason=f'{error or type(error).__name__}')
+            reason = str(error).partition('\n')[0] or type(error).__name__
+            record.end('failed', clock, reason=reason)
             if jax.process_count() == 1:  # of several, one that failed may wait for the others forever
                 checkpoints.wait()
             raise

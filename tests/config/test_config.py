@@ -126,6 +126,8 @@ def test_rules_reach_the_model_hashable():
         ({'mesh__data': '-1'}, 'axes are at least 1, and at most one of them is -1'),
         ({'mesh__tensor': '0'}, "'tensor': 0, 'context': 1, 'expert': 1, 'stage': 1}: axes are at least 1"),
         ({'data__mixture': "{'x': 1.0}"}, "data.mixture = {'x': 1.0}: it needs the names ['stdlib']"),
+        ({'seed': '-1'}, 'seed = -1: it must be at least 0 and below'),
+        ({'seed': '99999999999999999999'}, 'seed = 99999999999999999999: it must be at least 0 and below'),
         ({'data__sources': '{}'}, 'data.sources = {}: name at least one source of text'),
     ],
 )  # fmt: skip
@@ -317,3 +319,9 @@ def test_not_a_duration(duration):
 def test_a_percentage_of_nothing():
     with pytest.raises(ConfigError, match="train.duration = '5 %': a percentage needs a total; write steps"):
         config_lib.steps('5 %', 'train.duration', tokens_per_step=4, steps_per_epoch=1.0)
+
+
+def test_an_experiment_that_is_no_python_file(tmp_path):
+    (tmp_path / 'FILE').write_text('{}')
+    with pytest.raises(ConfigError, match=r'FILE is no Python file: its name must end in \.py'):
+        config_lib.load_experiment(tmp_path / 'FILE')

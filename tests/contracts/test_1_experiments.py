@@ -61,6 +61,13 @@ def test_experiment(path):
         assert 'stablehlo.dot_general' in lower(config, n_devices * scale)
 
 
+def test_large_experiments_take_no_text_unasked():
+    """The standard library is the text of the quickstart and its variants alone."""
+    for path in sorted((EXPERIMENTS / 'pretrain').glob('*.py')):
+        config = config_lib.validate(config_lib.load_experiment(path))
+        assert config.model.d_model <= 128 or 'stdlib' not in config.data.sources.values(), path.name
+
+
 def test_the_quickstart_is_there():
     assert (EXPERIMENTS / 'quickstart.py').is_file()
 

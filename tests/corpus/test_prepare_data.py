@@ -32,21 +32,34 @@ def experiment(tmp_path):
 
 
 def test_a_corpus_from_an_experiment(experiment, capsys):
-    tool().main([str(experiment), '--workers', '1', '--config.packing.seq_len=16', '--config.sources.a.limit=50'])
+    tool().main(
+        [
+            str(experiment),
+            '--workers',
+            '1',
+            '--config.packing.seq_len=16',
+            '--config.sources.a.limit=50',
+            '--config.splits.validation=0.4',
+        ]
+    )
     manifest = json.loads((experiment.parent / 'out' / 'manifest.json').read_text())
     assert manifest['name'] == 'mine' and manifest['rows']['seq_len'] == 16
     assert manifest['sources']['a']['stages'][0]['documents'] == 50
     text = capsys.readouterr().out
-    assert 'extract: 1' in text and 'rows to train on; see' in text
+    assert 'extract: 1' in text
+    # The same figures as on the page: all documents that are kept, and those of them that are not held out.
+    kept = manifest['sources']['a']['stages'][-1]['documents']
+    train = manifest['rows']['splits']['train']['a']['documents']
+    assert train < kept and f'{kept} documents, of which {train} to train on (' in text
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--workers', '0'], '--workers 0'),
+        (['--workers', '0'], 'argument --workers: 0 must be at least 1'),
         (
             ['--runner=FnApiRunner'],
-            "unknown argument '--runner=FnApiRunner'; options of Apache Beam need --engine beam",
+            "unknown option '--runner'; options of Apache Beam need --engine beam",
         ),
         (['--config.stages=gopher'], "stages = 'gopher' is str; it must be tuple"),
         (['--config.packing.sequence=3'], "no field 'packing.sequence'"),

@@ -34,6 +34,16 @@ def test_axes_that_do_not_fit(axes, fix):
         mesh_lib.axis_sizes(Mesh(*axes), 8)
 
 
+def test_devices_where_none_is_needed():
+    """As many as are asked for, else the fewest; what does not fit is told with a number that does."""
+    assert mesh_lib.device_count(Mesh(1, -1, 4), None) == 4
+    assert mesh_lib.device_count(Mesh(1, -1, 4), 16) == 16
+    assert mesh_lib.device_count(Mesh(2, 2, 2), None) == 8
+    for asked in (1, 6):
+        with pytest.raises(ConfigError, match=f'--devices {asked}: .* --devices 4 fits$'):
+            mesh_lib.device_count(Mesh(1, -1, 4), asked)
+
+
 def test_make_mesh_is_explicit():
     mesh = mesh_lib.make_mesh(Mesh(data=2, fsdp=-1, tensor=2))
     assert {axis: n for axis, n in mesh.shape.items() if n > 1} == {'data': 2, 'fsdp': 2, 'tensor': 2}

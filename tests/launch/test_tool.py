@@ -24,12 +24,12 @@ def launch(*arguments):
         (('--tpu', 'v5e-16', '--config.mesh.tensor=5'), 'does not fit 16 device(s)'),
         (('--tpu', 'v5e-16', '--slices', '2'), 'mesh.data = 1 cannot be split over 2 TPU slices'),
         (('--slurm', '--nodes', '3'), 'train.batch_size / train.grad_accumulation = 512 cannot be split'),
-        (('--slurm', '--nodes', '0'), '--nodes = 0 must be at least 1'),
+        (('--slurm', '--nodes', '0'), 'argument --nodes: 0 must be at least 1'),
         (('--slurm', '--time', 'a day'), "--time = 'a day' is no time of Slurm's: write it like 90, 24:00:00"),
         (('--tpu', 'v5e-16', '--bucket', 'mine'), "--bucket = 'mine' is no bucket: write it as gs://mine"),
         (('--tpu', 'v5e-16', '--gke', 'a', '--xpk', 'b'), 'give one of them'),
-        (('--tpu', 'v5e-16', '--restarts', '-1'), '--restarts = -1 must be at least 0'),
-        (('--tpu', 'v5e-16', '--zone_', 'x'), "unknown argument '--zone_'"),
+        (('--tpu', 'v5e-16', '--restarts', '-1'), 'argument --restarts: -1 must be at least 0'),
+        (('--tpu', 'v5e-16', '--zone_', 'x'), "unknown option '--zone_'; did you mean '--zone'?"),
     ],
 )
 def test_errors(arguments, message):

@@ -55,6 +55,18 @@ def test_defaults_are_one_document_from_position_0():
     np.testing.assert_allclose(plain[0], exact, rtol=1e-4, atol=1e-4)
 
 
+def test_lists_are_tokens_as_arrays_are_and_other_shapes_are_told():
+    model = tiny_model(tiny_config(**LLAMA, n_layers=1))
+    params = random_params(model)
+    tokens, positions, segments = ([[5, 6, 7]], [[0, 1, 0]], [[0, 0, 1]])
+    of_lists = model.apply({'params': params}, tokens, positions, segments)
+    of_arrays = model.apply({'params': params}, *map(np.asarray, (tokens, positions, segments)))
+    np.testing.assert_array_equal(of_lists, of_arrays)
+    for wrong, shape in (([5, 6, 7], r'int32\[3\]'), ([[5.0, 6.0]], r'float32\[1, 2\]')):
+        with pytest.raises(ValueError, match=rf'tokens are {shape}; they must be int\[B, L\]: one text is \[ids\]'):
+            model.apply({'params': params}, wrong)
+
+
 def test_bfloat16_is_close_and_gives_float32_logits():
     model = tiny_model(tiny_config(**LLAMA, dtype='bfloat16'))
     params = random_params(model, scale=0.1)

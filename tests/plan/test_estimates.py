@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from llm_jax.config import cli
-from llm_jax.plan import memory, planner, topology
+from llm_jax.plan import facts, memory, planner, topology
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments' / 'pretrain'
 _NARROW = ('--config.optimizer.mu_dtype=bfloat16', '--config.train.accumulation_dtype=bfloat16')
@@ -32,3 +32,18 @@ def test_memory_is_estimated_to_15_percent(experiment, slice_, overrides, compil
     config = cli.experiment(str(EXPERIMENTS / f'{experiment}.py'), list(overrides))
     case = planner.case_of(config, topology.parse_tpu(slice_), None)
     assert memory.estimate(case).total / 2**30 == pytest.approx(compiled_gib, rel=0.15)
+
+
+def test_no_fewer_flops_are_executed_than_a_mask_leaves():
+    """MFU counts the whole square of attention: a causal kernel executes less than that, and the plan says why."""
+    overrides = ['--config.model.n_layers=2', '--config.train.batch_size=64', '--config.model.remat=none']
+    config = cli.experiment(str(EXPERIMENTS / 'gpt2_124m.py'), overrides)
+    outcome = planner.estimated(planner.case_of(config, topology.parse_gpu('h100', 8), None))
+    rows = {row.name: row.value for row in facts.step_rows(outcome)}
+    ratio = float(rows['executed FLOPs a step'].split('PFLOP, ')[1].split()[0])
+    assert ratio >= 1 and 0.5 < outcome.unmasked_mfu / outcome.mfu < 1
+    assert rows['MFU at most'].count('%') == 2 and 'without masked attention' in rows['MFU at most']
+    assert sum('a causal mask leaves half' in note for note in facts.notes(outcome)) == 1
+    windowed = cli.experiment(str(EXPERIMENTS / 'gpt2_124m.py'), [*overrides, '--config.model.window=128'])
+    outcome = planner.estimated(planner.case_of(windowed, topology.parse_gpu('h100', 8), None))
+    assert outcome.unmasked_mfu == outcome.mfu and not any('mask' in note for note in facts.notes(outcome))

@@ -6,7 +6,7 @@ import shlex
 from small import config
 
 from llm_jax.config import cli
-from llm_jax.plan import candidates, facts, planner, search, topology
+from llm_jax.plan import candidates, facts, memory, planner, search, topology
 from llm_jax.plan.candidates import changed
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.memory import ANALYTIC, COMPILED, Memory
@@ -34,6 +34,15 @@ def test_axes_are_tried_where_they_may_help():
     assert axis(config(model__feed_forward='moe'), 'expert') == {1, 2, 4, 8}
     assert axis(config(mesh__stage=2), 'stage') == {1, 2, 4}
     assert axis(config(data__seq_len=16_384), 'context') == {1, 2, 4, 8}
+
+
+def test_a_table_of_positions_is_as_long_as_rows_where_the_config_says_no_length():
+    """The length is filled into a changed config as it is into the first."""
+    made = config(model__position='learned', model__n_layers=1)
+    case = planner.case_of(made, H100, None)
+    other = case.with_config(changed(made, {'model.remat': 'full'}))
+    assert other.config.model.max_seq_len == case.config.model.max_seq_len == 64
+    assert 0 < memory.estimate(other).total < memory.estimate(case).total
 
 
 def test_flags_lead_to_the_same_config(tmp_path):

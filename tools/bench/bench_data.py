@@ -44,12 +44,14 @@ _GROWTH = 1.25
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='bench_data', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser = cli.Parser('bench_data', __doc__)
     parser.add_argument('data', type=pathlib.Path, help='laid out as for experiments/data/mixed.py')
     parser.add_argument('--peers', default='', help='interpreter that has the peers')
     parser.add_argument('--only', nargs='+', choices=list(PARTS), default=list(PARTS), help='parts to measure')
-    parser.add_argument('--peak', type=int, help=argparse.SUPPRESS)  # copies of a file, in a process of its own
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        '--peak', type=cli.at_least(1), help=argparse.SUPPRESS
+    )  # copies of a file, in a process of its own
+    args = parser.parse(argv)
     if args.peak:
         print(json.dumps(peaks(args.data, args.peak)))
         return

@@ -11,7 +11,6 @@ PYTHON is an interpreter with datatrove, datasketch and rensa (tools/bench/peers
 
 import argparse
 from collections.abc import Iterator
-import gzip
 import itertools
 import json
 import pathlib
@@ -24,26 +23,30 @@ import time
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-import zstandard
 
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import dedup
 from llm_jax.corpus.document import Document
 from llm_jax.corpus.exchange import ADDRESSED, Exchange, in_order
+from llm_jax.data import files
 
 _PEER_BYTES, _SHARD_BYTES, _ROUNDS = 4_000_000, 4_000_000, 3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('file', type=pathlib.Path)
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('bench_data_dedup', __doc__)
+    parser.add_argument('file', type=pathlib.Path, help='JSON lines with a text under "text"')
     parser.add_argument('--peers', help='interpreter that has the peers')
     parser.add_argument('--peak', help=argparse.SUPPRESS)  # NAME:COPIES, in a process of its own
-    args = parser.parse_args()
+    args = parser.parse(argv)
     if args.peak:
         name, copies = args.peak.split(':')
         print(json.dumps(peak(args.file, name, int(copies))))
         return
     texts = list(read(args.file))
+    if not texts:
+        raise ConfigError(f'no text in {args.file}')
     Console().print(speeds(texts), memory(args.file))
     if args.peers:
         Console().print(against(texts, args.peers))
@@ -51,11 +54,7 @@ def main() -> None:
 
 def read(file: pathlib.Path) -> Iterator[str]:
     """The texts of a file."""
-    window = zstandard.ZstdDecompressor(max_window_size=2**31)
-    opened = {'.gz': gzip.open, '.zst': lambda *args, **kwargs: zstandard.open(*args, dctx=window, **kwargs)}
-    with opened.get(file.suffix, open)(file, 'rt', encoding='utf-8') as lines:
-        for line in lines:
-            yield json.loads(line)['text']
+    return (line['text'] for line in files.read_json_lines(str(file), 'FILE', ('text',)))
 
 
 def shards(texts: Iterator[str]) -> Iterator[list[Document]]:
@@ -214,4 +213,4 @@ def race(texts: list[str], python: str) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main, sys.argv[1:])

@@ -12,7 +12,6 @@ reaches on pages it has not seen is what `tools/run train_main_text` prints.
 Speed is CPU time per page, methods and the libraries under them taking turns page by page.
 """
 
-import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 import gzip
@@ -20,6 +19,7 @@ import io
 import json
 import pathlib
 import re
+import sys
 import tarfile
 import time
 
@@ -28,21 +28,23 @@ from rich.console import Console
 from rich.table import Table
 import zstandard
 
+from llm_jax.config import cli
 from llm_jax.corpus.document import Document, Raw
 from llm_jax.corpus.extract import EXTRACTORS, Extract
 from llm_jax.corpus.extract.html import METHODS
+from llm_jax.data import files
 
 _WORD = re.compile(r'\w+')
 _TAG = re.compile(r'<[^>]+>')
 _TIMED = 100
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('data', type=pathlib.Path)
-    parser.add_argument('--every', type=int, default=1, help='only every n-th page')
-    parser.add_argument('--methods', nargs='+', default=list(METHODS), help='methods to compare')
-    arguments = parser.parse_args()
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('bench_data_extract', __doc__)
+    parser.add_argument('data', type=pathlib.Path, help='directory that holds web/')
+    parser.add_argument('--every', type=cli.at_least(1), default=1, help='only every n-th page')
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=list(METHODS), help='methods to compare')
+    arguments = parser.parse(argv)
     web, console = arguments.data / 'web', Console()
     methods = {name: method(name) for name in arguments.methods}
     pages = list(wcxb(web))[:: arguments.every]
@@ -140,27 +142,26 @@ def f1(text: str, truth: str) -> float:
 
 
 def wcxb(web: pathlib.Path) -> Iterator[dict]:
-    with (web / 'wcxb_dev.jsonl.zst').open('rb') as file:
-        for line in io.TextIOWrapper(unpacked(file), encoding='utf-8'):
-            yield json.loads(line)
+    fields = 'html', 'url', 'main_content', 'page_type'
+    return files.read_json_lines(str(web / 'wcxb_dev.jsonl.zst'), 'DIR', fields)
 
 
 def readability(web: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(page, text of what Firefox's reader shows of it)."""
-    files = dict(members(web / 'readability_test_pages.tar.zst'))
-    for name in sorted(files):
+    pages = dict(members(web / 'readability_test_pages.tar.zst'))
+    for name in sorted(pages):
         if name.endswith('/source.html'):
-            expected = files[name.replace('source.html', 'expected.html')].decode()
-            yield files[name].decode('utf-8', 'replace'), _TAG.sub(' ', expected)
+            expected = pages[name.replace('source.html', 'expected.html')].decode()
+            yield pages[name].decode('utf-8', 'replace'), _TAG.sub(' ', expected)
 
 
 def segments(web: pathlib.Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """(page, segments that are of its main text, segments that are not)."""
-    files = {name.rsplit('/', 1)[-1]: data for name, data in members(web / 'trafilatura_eval_html.tar.zst')}
+    pages = {name.rsplit('/', 1)[-1]: data for name, data in members(web / 'trafilatura_eval_html.tar.zst')}
     known = json.loads(gzip.decompress((web / 'trafilatura_eval_annotations.json.gz').read_bytes()))
     for _, entry in sorted(known.items()):
-        if entry['file'] in files:
-            yield files[entry['file']].decode('utf-8', 'replace'), entry['with'], entry['without']
+        if entry['file'] in pages:
+            yield pages[entry['file']].decode('utf-8', 'replace'), entry['with'], entry['without']
 
 
 def members(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -175,4 +176,4 @@ def unpacked(file: io.BufferedReader) -> io.RawIOBase:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main, sys.argv[1:])

@@ -8,10 +8,8 @@ own, or --peer names a Python that has it. CPU time of one process each; the two
 turns, so that a busy machine slows both.
 """
 
-import argparse
-import gzip
 import inspect
-import io
+import itertools
 import json
 import os
 import pathlib
@@ -23,35 +21,24 @@ import tempfile
 import time
 import venv
 
-import zstandard
-
 from llm_jax.config import cli
 from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.document import Document, Dropped, Stage
 from llm_jax.corpus.filter import c4, fineweb, gopher, repetition
+from llm_jax.data import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ROOT / '.venv-peers-datatrove'
 GROUPS = {'gopher': gopher, 'repetition': repetition, 'c4': c4, 'fineweb': fineweb}
 
 
-def read_texts(files: list[pathlib.Path], limit: int) -> list[str]:
+def read_texts(texts: list[pathlib.Path], limit: int) -> list[str]:
     """The first `limit` texts of each file."""
     out = []
-    for file in files:
-        with opened(file) as lines:
-            records = (json.loads(line) for line, _ in zip(lines, range(limit), strict=False))
-            out += [record.get('text') or record.get('main_content') or '' for record in records]
+    for file in texts:
+        records = itertools.islice(files.read_json_lines(str(file), '--texts'), limit)
+        out += [record.get('text') or record.get('main_content') or '' for record in records]
     return out
-
-
-def opened(file: pathlib.Path) -> io.TextIOBase:
-    if not file.is_file():
-        raise ConfigError(f'--texts = {str(file)!r}: there is no such file')
-    if file.suffix == '.zst':
-        stream = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(file.open('rb'))
-        return io.TextIOWrapper(stream, encoding='utf-8')
-    return gzip.open(file, 'rt', encoding='utf-8') if file.suffix == '.gz' else file.open(encoding='utf-8')
 
 
 def documentation_strings() -> list[str]:
@@ -100,13 +87,15 @@ def start_peer(python: str, directory: str) -> subprocess.Popen:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='bench_data_filter', description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--texts', type=pathlib.Path, action='append', default=[])
-    parser.add_argument('--limit', type=int, default=1000)
-    parser.add_argument('--rounds', type=int, default=3)
+    parser = cli.Parser('bench_data_filter', __doc__)
+    parser.add_argument('--texts', type=pathlib.Path, action='append', default=[], help='JSON lines')
+    parser.add_argument('--limit', type=cli.at_least(1), default=1000, help='texts of each file (1000)')
+    parser.add_argument('--rounds', type=cli.at_least(1), default=3, help='timed runs of each (3)')
     parser.add_argument('--peer', default='', help='a Python with datatrove')
-    parser.add_argument('--differences', type=int, default=0, help='how many differing texts to show per group')
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        '--differences', type=cli.at_least(0), default=0, help='how many differing texts to show per group'
+    )
+    args = parser.parse(argv)
     texts = read_texts(args.texts, args.limit) if args.texts else documentation_strings()
     size = sum(len(text.encode()) for text in texts) / 1e6
 

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import pathlib
+import sys
 import tarfile
 import tempfile
 import time
@@ -23,21 +24,26 @@ from rich.console import Console
 from rich.table import Table
 import zstandard
 
+from llm_jax.config import cli
 from llm_jax.corpus.document import Raw
 from llm_jax.corpus.read.source import Source, open_source
 
 _ROUNDS = 5
 
 
-def main() -> None:
-    records = (record for one in open_source('s', Source(path='stdlib')) for record in one.read())
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('bench_data_read', __doc__)
+    parser.add_argument('--path', default='stdlib', help='what the formats hold the texts of, as sources.X.path')
+    parser.add_argument('--rounds', type=cli.at_least(1), default=_ROUNDS, help='timed runs of each (5)')
+    args = parser.parse(argv)
+    records = (record for one in open_source('s', Source(path=args.path)) for record in one.read())
     texts = [record.content for record in records if isinstance(record, Raw)]
     size = sum(len(text.encode()) for text in texts) / 1e6
     table = Table('reader', 'documents/s', 'MB/s', 'peer MB/s', 'peer', 'ratio')
     with tempfile.TemporaryDirectory() as directory:
         root = pathlib.Path(directory)
         for name, peer_name, source, peer in _cases(root, texts):
-            mine, theirs = _in_turns(lambda source=source: _count(source), peer)
+            mine, theirs = _in_turns(lambda source=source: _count(source), peer, args.rounds)
             speeds = f'{size / mine:.0f}', f'{size / theirs:.0f}', peer_name, f'{theirs / mine:.2f}'
             table.add_row(name, f'{len(texts) / mine:,.0f}', *speeds)
     Console().print(table)
@@ -77,10 +83,10 @@ def _count(source: Source) -> int:
     return sum(isinstance(record, Raw) for one in open_source('s', source) for record in one.read())
 
 
-def _in_turns(ours: Callable[[], object], peer: Callable[[], object]) -> tuple[float, float]:
+def _in_turns(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Least CPU seconds of both."""
     best = [float('inf')] * 2
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for k, work in enumerate((ours, peer)):
             start = time.process_time()
             work()
@@ -127,4 +133,4 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main, sys.argv[1:])

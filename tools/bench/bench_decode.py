@@ -1,6 +1,5 @@
 """Decoding against its limits and its peers: a step, batches, prefixes, guesses, requests that compile nothing."""
 
-import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
@@ -373,7 +372,7 @@ BENCHES = {
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='bench_decode', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('bench_decode', __doc__)
     parser.add_argument(
         '--only', action='append', choices=list(BENCHES), help='one of them; may be given several times'
     )
@@ -383,8 +382,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument('--llama2c', metavar='FILE', help='run.c of llama2.c, for --peer llama2c')
     parser.add_argument('--json', metavar='FILE', help='write one JSON object a row')
-    cli.add_debug(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
 
     from rich.console import Console
     from rich.table import Table

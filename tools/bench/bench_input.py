@@ -9,26 +9,32 @@ per second of encoding and packing on one thread, against encoding alone.
 
 from collections.abc import Callable, Iterator
 import pathlib
+import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+from llm_jax.config import cli, schema
 
-from llm_jax.config import schema
-from llm_jax.corpus.read.plain import open_sources
-from llm_jax.data import batches as batches_lib
-from llm_jax.data import pack, prepare
+if TYPE_CHECKING:
+    from llm_jax.data.prepare import Prepared
 
 _BATCH, _SECONDS, _ROUNDS = 64, 1.0, 3
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('bench_input', __doc__)
+    parser.add_argument('--source', default='stdlib', help="of the rows, as in data.sources: 'text:FILE' (stdlib)")
+    args = parser.parse(argv)
+    from rich.console import Console
+    from rich.table import Table
+
+    from llm_jax.data import prepare
+
     table = Table('input pipeline', 'measured', 'limit', 'limit is', 'ratio')
     with tempfile.TemporaryDirectory() as directory:
         for seq_len in (256, 1024):
-            config = schema.Data(seq_len=seq_len, cache_dir=f'{directory}/cache')
+            config = schema.Data(sources={'text': args.source}, seq_len=seq_len, cache_dir=f'{directory}/cache')
             prepared = prepare.prepare(config, seed=0)
             mine, limit = read_speeds(prepared, pathlib.Path(directory) / f'{seq_len}.npy')
             table.add_row(f'read rows, L = {seq_len}', *_cells(mine, limit, 'Mtok/s/core', 'memmap gather'))
@@ -37,8 +43,12 @@ def main() -> None:
     Console().print(table)
 
 
-def read_speeds(prepared: prepare.Prepared, path: pathlib.Path) -> tuple[float, float]:
+def read_speeds(prepared: 'Prepared', path: pathlib.Path) -> tuple[float, float]:
     """(tokens per CPU second of training batches, of the same gather from a memory map), in millions."""
+    import numpy as np
+
+    from llm_jax.data import batches as batches_lib
+
     rows = batches_lib.TrainRows(prepared, {}, seed=0, batch_size=_BATCH)
     (stored,) = prepared.rows('train').values()
     np.save(path, stored.read(np.arange(len(stored))).astype(np.uint16))
@@ -51,11 +61,14 @@ def read_speeds(prepared: prepare.Prepared, path: pathlib.Path) -> tuple[float, 
     return _alternating(ours, limit, group * _BATCH * prepared.manifest['seq_len'] / 1e6)
 
 
-def prepare_speeds(prepared: prepare.Prepared, config: schema.Data) -> tuple[float, float]:
+def prepare_speeds(prepared: 'Prepared', config: schema.Data) -> tuple[float, float]:
     """(bytes per CPU second of encoding and packing, of encoding alone), in millions."""
+    from llm_jax.corpus.read.plain import open_sources
+    from llm_jax.data import pack
+
     tok = prepared.tokenizer
-    ((stdlib,), _) = open_sources(config)
-    texts = list(stdlib.documents('test'))
+    ((source,), _) = open_sources(config)
+    texts = list(source.documents('test'))
 
     def encode() -> Iterator[list[int]]:
         yield from tok.encode_batch(texts)
@@ -87,4 +100,4 @@ def _cells(mine: float, limit: float, unit: str, name: str) -> tuple[str, ...]:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main, sys.argv[1:])

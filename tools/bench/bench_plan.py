@@ -4,7 +4,6 @@
 ./tools/run bench_plan --only worked [--shape gpt3]      # the worked plans of docs/plan.md, with the TPU compiler
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -202,10 +201,10 @@ def _resident() -> int:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='bench_plan', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser = cli.Parser('bench_plan', __doc__)
     parser.add_argument('--only', default='flops,memory,time', help='of flops, memory, time, worked')
     parser.add_argument('--shape', help='one of a part; default: all of them, each in a process of its own')
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     parts = {
         'flops': (flops, FLOPS),
         'memory': (memory, MEMORY),

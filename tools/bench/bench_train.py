@@ -1,6 +1,5 @@
 """Training throughput of any experiment, and against the same model in torch or plain Linen."""
 
-import argparse
 from collections.abc import Callable
 import importlib.util
 import json
@@ -239,19 +238,18 @@ def ratios(times: list[float], column: list[float], apart: bool) -> list[float]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='bench_train', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('bench_train', __doc__)
     parser.add_argument('--experiment', help='measure this experiment file')
     parser.add_argument('--shape', choices=SHAPES, default='laptop', help='or one of these models')
     parser.add_argument('--peer', choices=('torch', 'linen', 'none'), help='compare with; torch, or none of a file')
     parser.add_argument('--apart', action='store_true', help='first all steps of the peer, then all of ours (a GPU)')
-    parser.add_argument('--rounds', type=int, default=12, help='timed steps of each side')
-    parser.add_argument('--warm_up', type=int, default=WARM_UP, help='steps before them')
-    parser.add_argument('--threads', type=int, default=os.cpu_count() or 1, help='of torch')
+    parser.add_argument('--rounds', type=cli.at_least(1), default=12, help='timed steps of each side')
+    parser.add_argument('--warm_up', type=cli.at_least(0), default=WARM_UP, help='steps before them')
+    parser.add_argument('--threads', type=cli.at_least(1), default=os.cpu_count() or 1, help='of torch')
     parser.add_argument('--json', help='a file to which the result is added, as a line of JSON')
     parser.add_argument('--note', default='', help='goes into that line')
-    cli.add_debug(parser)
-    args, rest = parser.parse_known_args(argv)
-    config = cli.experiment(args.experiment, rest) if args.experiment else shaped(args.shape, cli.overrides(rest))
+    args, fields = parser.parse_with_config(argv)
+    config = cli.experiment(args.experiment, fields) if args.experiment else shaped(args.shape, cli.overrides(fields))
     kind = args.peer or ('none' if args.experiment else 'torch')
     peers = [] if kind == 'none' else start_peers(kind, config, args.threads)
     import jax
@@ -290,7 +288,7 @@ def main(argv: list[str]) -> None:
         facts['peers'][peer.name] = {'tokens_per_second': tokens / statistics.median(column), 'ratio': middle}
     if args.json:
         with open(args.json, 'a') as file:
-            about = {'model': args.experiment or args.shape, 'overrides': rest, 'note': args.note}
+            about = {'model': args.experiment or args.shape, 'overrides': fields, 'note': args.note}
             print(json.dumps(about | {'xla_flags': os.environ.get('XLA_FLAGS', '')} | facts), file=file)
 
 

@@ -4,20 +4,39 @@ import pathlib
 import sys
 import tempfile
 
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
+
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def main(directory: pathlib.Path) -> None:
+def main(argv: list[str]) -> None:
+    parser = cli.Parser('make_references', __doc__)
+    default = _ROOT / 'tests' / 'data' / 'families'
+    parser.add_argument('directory', nargs='?', type=pathlib.Path, default=default, help='default tests/data/families')
+    write(parser.parse(argv).directory)
+
+
+def write(directory: pathlib.Path) -> None:
     """Writes DIR/<case>.npz: tokens int32[B, L] and logits float32[B, L, V].
 
     The weights are not in it: `tests/families.py` draws them again from their names and
-    shapes. Needs the packages of tools/requirements/parity.txt.
+    shapes.
+
+    Raises:
+      ConfigError: the packages of tools/requirements/parity.txt are not there.
     """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f'make_references needs torch and transformers ({error}): `./tools/run test parity` sets up .venv-parity, '
+            'which has them; then LLM_JAX_PYTHON=.venv-parity/bin/python ./tools/run make_references'
+        ) from error
     sys.path[:0] = [str(_ROOT), str(_ROOT / 'tests')]
     from families import CASES, CONTEXT, V, write_weights
     import numpy as np
-    import torch
-    import transformers
 
     from llm_jax.interop import hf, tensors
 
@@ -33,7 +52,7 @@ def main(directory: pathlib.Path) -> None:
             )
         wrong = {kind: keys for kind, keys in info.items() if keys and kind.endswith('keys')}
         if wrong:
-            raise SystemExit(f'{name}: the table and transformers name other tensors: {wrong}')
+            raise ConfigError(f'{name}: the table and transformers name other tensors: {wrong}')
         tokens_BL = np.random.default_rng(1).integers(0, V, (1, 24)).astype(np.int32)
         with torch.no_grad():
             logits_BLV = model.eval()(torch.tensor(tokens_BL), use_cache=False).logits.numpy()
@@ -42,4 +61,4 @@ def main(directory: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-    main(pathlib.Path(sys.argv[1]) if sys.argv[1:] else _ROOT / 'tests' / 'data' / 'families')
+    cli.run(main, sys.argv[1:])
