@@ -1,8 +1,8 @@
 """Values that cannot forge marks: names of special tokens in them are broken by a character that occurs nowhere.
 
 A rendered conversation is cut at the names that are whole, which the template wrote, and the character is removed
-from the texts between. Names are broken at every beginning that the template itself neither writes nor looks for, not only where
-they are complete: templates join values, strip them, and cut pieces out of them.
+from the texts between. Names are broken at every beginning that the template itself neither writes nor looks for, not
+only where they are complete: templates join values, strip them, and cut pieces out of them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -197,7 +197,7 @@ def check_text(value: Any, where: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise ChatError(
-            f'{where} has the lone surrogate {value[error.start]!r} at {error.start}, which is half a character; remove it'
+            f'{where} has the lone surrogate {value[error.start]!r} at {error.start}, half a character; remove it'
         ) from error
     return str(value)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.chat import formats, spans, tools as tools_lib
+from llm_jax.chat import formats, spans
+from llm_jax.chat import tools as tools_lib
 from llm_jax.chat.guard import Guard, spare_characters, strings
-from llm_jax.chat.messages import ChatError, Message, check, check_json, check_text, text_of
+from llm_jax.chat.messages import ChatError, Message, check, check_json, text_of
 from llm_jax.chat.template import Inputs, Template, content_reads_parts
 from llm_jax.tokenizer import Tokenizer
 
@@ -84,8 +85,8 @@ class Chat:
           **variables: what else the template reads, such as enable_thinking=False.
 
         Raises:
-          ChatError: a mistake in the messages, a template that refuses them or fails, or one of which the weights cannot
-            be found.
+          ChatError: a mistake in the messages, a template that refuses them or fails, or one whose weights cannot be
+            found.
         """
         checked = check(messages)
         if continue_final_message and (add_generation_prompt or weights):
@@ -187,6 +188,12 @@ class Chat:
         return Rendered(ids, None if char_weights is None else np.array(weights, np.float32), text.translate(restore))
 
 
+def attach_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with this as its own chat template; arguments and errors as of `open_chat`."""
+    open_chat(tokenizer, template)
+    return tokenizer.with_chat_templates({'default': formats.source_of(template)})
+
+
 def open_chat(tokenizer: Tokenizer, template: str = '') -> Chat:
     """The chat of a tokenizer.
 
@@ -197,15 +204,6 @@ def open_chat(tokenizer: Tokenizer, template: str = '') -> Chat:
     Raises:
       ChatError: there is no such template, or the tokenizer lacks its marks.
     """
-    if template in formats.FORMATS:
-        one = formats.FORMATS[template]
-        if lacking := one.lacking(tokenizer.special):
-            raise ChatError(
-                f'chat.template = {template!r} needs the special token {lacking[0]!r}, which the tokenizer does not have; '
-                f'train the tokenizer with this template, or take another: {", ".join(formats.FORMATS)}, or a file'
-            )
-        compiled = Template(one.source, f'the chat template {template!r}')
-        return Chat(tokenizer, {'default': compiled}, stop_texts=one.stop_texts, tool_form=one.tool_form)
     sources = {'default': formats.source_of(template)} if template else dict(tokenizer.chat_templates)
     if not sources:
         raise ChatError(
@@ -214,8 +212,17 @@ def open_chat(tokenizer: Tokenizer, template: str = '') -> Chat:
         )
     if 'default' not in sources:
         raise ChatError(f"the tokenizer's chat templates are {', '.join(sources)}, and none is 'default'; name a file")
-    label = f'the chat template {template}' if template else "the tokenizer's chat template"
+    label = f'the chat template {template!r}' if template else "the tokenizer's chat template"
     compiled = {
         name: Template(source, label if name == 'default' else f'{label} {name!r}') for name, source in sources.items()
     }
-    return Chat(tokenizer, compiled, tool_form=tools_lib.detect_form(sources['default']))
+    # A run directory keeps the source of a format, not its name.
+    one = next((one for one in formats.FORMATS.values() if one.source == sources['default']), None)
+    if one is None:
+        return Chat(tokenizer, compiled, tool_form=tools_lib.detect_form(sources['default']))
+    if lacking := one.lacking(tokenizer.special):
+        raise ChatError(
+            f'{label} needs the special token {lacking[0]!r}, which the tokenizer lacks; train the tokenizer with this '
+            f'template, or set chat.template to another: {", ".join(formats.FORMATS)}, or a file'
+        )
+    return Chat(tokenizer, compiled, stop_texts=one.stop_texts, tool_form=one.tool_form)

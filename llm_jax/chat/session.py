@@ -11,8 +11,8 @@ class Session:
     """The messages of a conversation.
 
     A turn is a message of the user with all that follows it until the next: answers, calls of tools and their results.
-    Where the context fills, the oldest turns are left out of the prompt whole; leading system messages stay, and so does
-    the whole history here.
+    Where the context fills, the oldest turns are left out of the prompt whole; leading system messages stay, and so
+    does the whole history here.
 
     Attributes:
       chat: renders.
@@ -85,8 +85,8 @@ class Session:
             found = rendered(low)
             if len(found.ids) > room:
                 raise ChatError(
-                    f'the last turn has {len(found.ids)} tokens with the system message, and a context of {self.context} '
-                    f'tokens leaves {room} for it; shorten it, or ask for a shorter answer'
+                    f'the last turn has {len(found.ids)} tokens with the system message, and a context of '
+                    f'{self.context} tokens leaves {room} for it; shorten it, or ask for a shorter answer'
                 )
         self.dropped = starts[low] - system
         return found

@@ -1,8 +1,8 @@
 """Spans of a rendered conversation that the assistant wrote, the mark that ends its turn included.
 
 A template with `{% generation %}` says them itself. Of others they follow from what it renders: values of messages are
-marked at their ends by characters that occur nowhere and are taken out again; a turn begins where the prompt for it ends,
-and ends where the conversation that stops behind it does.
+marked at their ends by characters that occur nowhere and are taken out again; a turn begins where the prompt for it
+ends, and ends where the conversation that stops behind it does.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -98,8 +98,8 @@ class Finder:
         for i in wanted:
             if not any(span.message == i and span.start < span.end for span in spans):
                 raise ChatError(
-                    f'{self._template.name}: no {{% generation %}} block writes messages[{i}], which is trained on; write '
-                    'one around it, or give the message weight 0'
+                    f'{self._template.name}: no {{% generation %}} block writes messages[{i}], which is trained on; '
+                    'write one around it, or give the message weight 0'
                 )
         return [span for span in spans if span.message in wanted]
 
@@ -135,7 +135,8 @@ class Finder:
             if marked.text == text and len(inside) == 1:
                 return inside[0]
         raise ChatError(
-            f'{self._template.name}: a {{% generation %}} block is not of one message of the assistant; write one around each'
+            f'{self._template.name}: a {{% generation %}} block is not of one message of the assistant; write one '
+            'around each'
         )
 
     def find_by_rendering(self, text: str, i: int) -> Span:

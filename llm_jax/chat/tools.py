@@ -1,6 +1,6 @@
 """Tools that a model may call: their schemas, and calls in the text that models write."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
 import inspect
@@ -100,8 +100,8 @@ def _of_type(hint: Any, where: str) -> dict[str, Any]:
     if hint in _TYPES:
         return {'type': _TYPES[hint]}
     raise ChatError(
-        f'{where}: no JSON schema is known for the type {hint!r}; take int, float, str, bool, Literal, an Enum, or lists, '
-        'dicts and unions of these, or write the schema instead of the function'
+        f'{where}: no JSON schema is known for the type {hint!r}; take int, float, str, bool, Literal, an Enum, or '
+        'lists, dicts and unions of these, or write the schema instead of the function'
     )
 
 
@@ -148,7 +148,8 @@ def write_calls(calls: Sequence[ToolCall], form: str) -> str:
 
     Args:
       calls: at least one.
-      form: 'hermes', <tool_call>{"name": ..., "arguments": ...}</tool_call>; or 'llama3', {"name": ..., "parameters": ...}.
+      form: 'hermes', <tool_call>{"name": ..., "arguments": ...}</tool_call>; or
+        'llama3', {"name": ..., "parameters": ...}.
     """
     key = 'arguments' if form == 'hermes' else 'parameters'
     texts = []

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import runs
+from llm_jax import chat, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
@@ -109,6 +109,8 @@ def _train_locked(
         prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
     # Special tokens past the embedding are no part of it; no text becomes one of them.
     tokenizer = prepared.tokenizer.limit(config.model.vocab_size)
+    if config.chat.template:  # kept beside the tokenizer, from where chat, server and `convert` read it
+        tokenizer = chat.attach_template(tokenizer, config.chat.template)
     prepared = dataclasses.replace(prepared, tokenizer=tokenizer)
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)
