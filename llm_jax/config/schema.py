@@ -303,8 +303,8 @@ class Data:
 class Chat:
     template: str = field(
         '',
-        'how conversations are written: chatml, llama3, gemma, plain, llm_jax, or a file such as mine.jinja; empty: as the '
-        "tokenizer's own template says. A new tokenizer gets the marks of a named one",
+        'how conversations are written: chatml, llama3, gemma, plain, llm_jax, or a file such as mine.jinja; empty '
+        "takes the tokenizer's own template. A new tokenizer gets the marks of a named one",
         parts='llm_jax.chat.formats:FORMATS',
     )
 
