@@ -40,14 +40,36 @@ class _Unclear(Exception):
     """Why the span of a message cannot be found."""
 
 
-# Which values are marked, in the order they are tried: a template may compare one, strip it or cut it.
-_ATTEMPTS = (
-    (('content', *REASONING, 'arguments', 'name'), True),
-    (('content', *REASONING, 'arguments'), True),
-    (('content', *REASONING), False),
-    (('content',), True),
-    (('content',), False),
-    (('name',), True),
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """Which values are marked: a template may compare one, strip it or cut it, and then shows another text.
+
+    Attributes:
+      fields: of messages and their calls.
+      both: whether their beginnings are marked, too.
+      empty: whether those are that are empty.
+      near: whether only the message that is looked for and the one before it are marked.
+    """
+
+    fields: tuple[str, ...]
+    both: bool = True
+    empty: bool = False
+    near: bool = False
+
+
+_ALL = ('content', *REASONING, 'arguments', 'name')
+_ORDER = (
+    _Attempt(_ALL),
+    _Attempt(_ALL[:-1]),
+    _Attempt(_ALL[:-2], both=False),
+    _Attempt(_ALL, empty=True),
+    _Attempt(_ALL, near=True),
+    _Attempt(_ALL[:-1], near=True),
+    _Attempt(_ALL[:-2], both=False, near=True),
+    _Attempt(('content',), near=True),
+    _Attempt(('name',), near=True),
+    _Attempt(_ALL, empty=True, near=True),
+    _Attempt(('content',), both=False, empty=True, near=True),
 )
 
 
@@ -80,7 +102,7 @@ class Finder:
         self._marks = [(next(spare), next(spare)) for _ in messages]
         self._of_mark = {mark: (i, k) for i, pair in enumerate(self._marks) for k, mark in enumerate(pair)}
         self._kept = (*kept, *self._of_mark)
-        self._attempts: dict[int, _Marked] = {}
+        self._attempts: dict[tuple[_Attempt, int], _Marked] = {}
 
     def find(self, text: str, wanted: Sequence[int]) -> list[Span]:
         """The spans of messages of the assistant.
@@ -122,29 +144,30 @@ class Finder:
                 spans.append((start, at))
         owners = [i for i, message in enumerate(self._messages) if message['role'] == 'assistant']
         if len(spans) != len(owners):
-            owners = [self._owner(text, *span) for span in spans]
-        return [Span(start, end, owner) for (start, end), owner in zip(spans, owners, strict=True)]
+            owners = [self._owner(text, owners, *span) for span in spans]
+        owned = zip(spans, owners, strict=True)
+        return [Span(start, end, owner) for (start, end), owner in owned if owner is not None]
 
-    def _owner(self, text: str, start: int, end: int) -> int:
-        """The message that has a value in a block."""
-        for number in range(len(_ATTEMPTS)):
-            marked = self._attempt(number)
-            inside = [
-                i for i, at in marked.last.items() if start < at <= end and self._messages[i]['role'] == 'assistant'
-            ]
-            if marked.text == text and len(inside) == 1:
-                return inside[0]
-        raise ChatError(
-            f'{self._template.name}: a {{% generation %}} block is not of one message of the assistant; write one '
-            'around each'
-        )
+    def _owner(self, text: str, candidates: Sequence[int], start: int, end: int) -> int | None:
+        """The message of the assistant that has a value in a block; None for a block of the prompt alone."""
+        inside = {i for i in candidates for at in self._ends_of(text, i) if start < at <= end}
+        if len(inside) > 1:
+            raise ChatError(
+                f'{self._template.name}: a {{% generation %}} block holds several messages; write one around each'
+            )
+        return next(iter(inside), None)
+
+    def _ends_of(self, text: str, i: int) -> set[int]:
+        """Where values of a message end, as far as marking them changes nothing else."""
+        marked = (self._attempt(attempt, i) for attempt in _ORDER)
+        return {one.last[i] for one in marked if one.text == text and i in one.last}
 
     def find_by_rendering(self, text: str, i: int) -> Span:
         """The span of an assistant's message, whether or not the template has `{% generation %}`; see `find`."""
         reasons = []
-        for number in range(len(_ATTEMPTS)):
+        for attempt in _ORDER:
             try:
-                return self._find(text, i, number)
+                return self._find(text, i, attempt)
             except _Unclear as error:
                 reasons.append(str(error))
         raise ChatError(
@@ -152,28 +175,30 @@ class Finder:
             '{% generation %} and {% endgeneration %} around it in the template'
         )
 
-    def _attempt(self, number: int) -> _Marked:
-        if number not in self._attempts:
-            self._attempts[number] = self._mark(self._messages, number, add_generation_prompt=self._is_open)
-        return self._attempts[number]
+    def _attempt(self, attempt: _Attempt, i: int) -> _Marked:
+        """The whole conversation, marked to look for a message."""
+        key = attempt, i if attempt.near else 0
+        if key not in self._attempts:
+            self._attempts[key] = self._mark(self._messages, attempt, i, add_generation_prompt=self._is_open)
+        return self._attempts[key]
 
-    def _find(self, text: str, i: int, number: int) -> Span:
-        marked = self._attempt(number)
+    def _find(self, text: str, i: int, attempt: _Attempt) -> Span:
+        marked = self._attempt(attempt, i)
         if marked.text != text:
             raise _Unclear('the template changes its values')
         if i not in marked.last:
             raise _Unclear('the template does not write it')
-        start = self._start(marked, i, number)
-        end = self._end(marked, i, number, is_whole=i == len(self._messages) - 1 and not self._is_open)
+        start = self._start(marked, i, attempt)
+        end = self._end(marked, i, attempt, is_whole=i == len(self._messages) - 1 and not self._is_open)
         if not start <= marked.last[i] <= end:
             raise _Unclear('what it wrote ends before it begins')
         return Span(start, end, i)
 
-    def _start(self, marked: _Marked, i: int, number: int) -> int:
+    def _start(self, marked: _Marked, i: int, attempt: _Attempt) -> int:
         """One past the prompt that the message answers."""
         text, limit = marked.text, marked.first.get(i, marked.last[i])
         try:
-            prompt = self._mark(self._messages[:i], number, add_generation_prompt=True)
+            prompt = self._mark(self._messages[:i], attempt, i, add_generation_prompt=True)
         except ChatError as error:
             return self._start_by_header(text, limit, error)
         before = next((j for j in reversed(range(i)) if j in prompt.last and j in marked.last), None)
@@ -182,7 +207,7 @@ class Finder:
         if size < len(
             tail
         ):  # the template may end the prompt otherwise where an answer follows, as without its thoughts
-            closed = self._mark(self._messages[:i], number)
+            closed = self._mark(self._messages[:i], attempt, i)
             rest = closed.text if before is None else closed.text[closed.last.get(before, 0) :]
             if (
                 size <= len(rest)
@@ -202,14 +227,14 @@ class Finder:
             raise _Unclear(f'its prompt fails: {error}')
         return at + len(header)
 
-    def _end(self, marked: _Marked, i: int, number: int, *, is_whole: bool) -> int:
+    def _end(self, marked: _Marked, i: int, attempt: _Attempt, *, is_whole: bool) -> int:
         """One past the mark that ends the turn; or past the text that does, of a template without such marks."""
         text, at = marked.text, marked.last[i]
         if is_whole:
             tail = text[at:]
         else:
             try:
-                turn = self._mark(self._messages[: i + 1], number)
+                turn = self._mark(self._messages[: i + 1], attempt, i)
             except ChatError as error:
                 raise _Unclear(f'the conversation up to it fails: {error}') from error
             if i not in turn.last:
@@ -233,9 +258,12 @@ class Finder:
             return at + here.end  # another mark than at the end of a conversation
         return at
 
-    def _mark(self, messages: Messages, number: int, *, add_generation_prompt: bool = False) -> _Marked:
-        fields, both = _ATTEMPTS[number]
-        copies = [_with_marks(m, fields, *self._marks[i], both=both) for i, m in enumerate(messages)]
+    def _mark(self, messages: Messages, attempt: _Attempt, i: int, *, add_generation_prompt: bool = False) -> _Marked:
+        """Renders messages with their values marked; `i` is the message that is looked for."""
+        copies = [
+            m if attempt.near and j not in (i - 1, i) else _with_marks(m, attempt, *self._marks[j])
+            for j, m in enumerate(messages)
+        ]
         rendered = self._template.render(
             copies, self._inputs, add_generation_prompt=add_generation_prompt, kept=self._kept
         )
@@ -243,11 +271,11 @@ class Finder:
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for at, char in places:
-            i, is_end = self._of_mark[char]
+            j, is_end = self._of_mark[char]
             if is_end:
-                last[i] = max(last.get(i, 0), at)
+                last[j] = max(last.get(j, 0), at)
             else:
-                first[i] = min(first.get(i, at), at)
+                first[j] = min(first.get(j, at), at)
         return _Marked(text, first, last)
 
 
@@ -262,16 +290,15 @@ def _take_out(text: str, chars: Container[str]) -> tuple[str, list[tuple[int, st
     return ''.join(kept), places
 
 
-def _with_marks(
-    message: Mapping[str, Any], fields: Sequence[str], before: str, after: str, *, both: bool
-) -> dict[str, Any]:
-    """A copy of a message with marks inside the white space of its values."""
+def _with_marks(message: Mapping[str, Any], attempt: _Attempt, before: str, after: str) -> dict[str, Any]:
+    """A copy of a message with marks at both ends of its values, inside their white space."""
+    fields, before = attempt.fields, before if attempt.both else ''
 
     def mark(text: str) -> str:
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
         if start >= end:
-            return text + (before if both else '') + after
-        return text[:start] + (before if both else '') + text[start:end] + after + text[end:]
+            return text + before + after if attempt.empty else text
+        return text[:start] + before + text[start:end] + after + text[end:]
 
     def mark_all(value: Any) -> Any:
         if isinstance(value, str):
@@ -284,16 +311,14 @@ def _with_marks(
     for field in ('content', *REASONING):
         if field in fields and field in out:
             value = out[field]
-            out[field] = (
-                mark(value) if isinstance(value, str) else [part | {'text': mark(part['text'])} for part in value]
-            )
+            parts = [] if isinstance(value, str) else [part | {'text': mark(part['text'])} for part in value]
+            out[field] = mark(value) if isinstance(value, str) else parts
     if 'tool_calls' in out:
         calls = []
         for call in out['tool_calls']:
             function = call.get('function', call)
-            changed = {
-                name: mark_all(function[name]) for name in ('name', 'arguments') if name in fields and name in function
-            }
+            names = [name for name in ('name', 'arguments') if name in fields and name in function]
+            changed = {name: mark_all(function[name]) for name in names}
             calls.append(call | {'function': function | changed} if 'function' in call else call | changed)
         out['tool_calls'] = calls
     return out
