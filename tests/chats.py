@@ -1,8 +1,9 @@
 """Conversations that templates are tried on, and the tokenizers for them."""
 
 import datetime
+import enum
 import json
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
@@ -93,3 +94,51 @@ def show(tokenizer: JsonTokenizer, ids: list[int]) -> str:
     names = {i: name for name, i in tokenizer.special.items()}
     data = b''.join(f'⟨{names[i]}⟩'.encode() if i in names else tokenizer.decode_token(i) for i in ids)
     return data.decode(errors='replace')
+
+
+class Unit(enum.Enum):
+    CELSIUS = 'celsius'
+    KELVIN = 'kelvin'
+
+
+def weather(place: str, days: int = 3, unit: Unit = Unit.CELSIUS) -> str:
+    """Forecasts the weather.
+
+    Works for towns.
+
+    Args:
+      place: a town, and
+        its country
+      days: how many: at most 9
+      unit: of temperatures
+
+    Returns:
+      a text.
+    """
+
+
+def sort(values: list[float], order: Literal['up', 'down'], key: str | None = None, more: dict[str, int] | None = None):
+    """
+    Sorts numbers.
+
+    Args:
+        values: to sort
+        order: which way
+        key: a name
+        more: counts by name
+    """
+
+
+def convert(value: int | str, pair: tuple[int, str], anything: Any, flags: list, exact: bool = True) -> int:
+    """Converts a value.
+
+    Args:
+        value: a number or text
+        pair: two values
+        anything: whatever there is
+        flags: of any type
+        exact: whether to round
+    """
+
+
+FUNCTIONS = (weather, sort, convert)

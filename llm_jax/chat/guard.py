@@ -60,7 +60,7 @@ class Guard:
         names: of the special tokens.
         literals: texts that the template writes or looks for.
         """
-        whole = re.compile('|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)')
+        self._name = whole = re.compile('|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)')
         # What the template looks for in values, as '</think>', must be found there: what begins it stays whole.
         rest = '\0'.join(whole.sub('\0', literal) for literal in literals)
         heads = {_shortest((name[:k] for k in range(1, len(name))), rest) for name in names} - {None}
@@ -77,6 +77,10 @@ class Guard:
         self._inner = '\0'.join(name[1:] for name in names)
         self._starts = tuple({name[k:] for name in names for k in range(1, len(name))})
         self.single = tuple(name for name in names if len(name) == 1)
+
+    def holds_name(self, text: str) -> bool:
+        """Whether a name is in a text."""
+        return bool(self._name.search(text))
 
     def break_value(self, value: Any, char: str, single: Mapping[str, str], *, in_key: str = '') -> Any:
         """Copies a value with each name in its texts broken.

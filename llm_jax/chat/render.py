@@ -101,20 +101,32 @@ class Chat:
             checked = [m | {'content': text_of(m)} if isinstance(m.get('content'), list) else m for m in checked]
         # A name that is to be a token is written by the template, and so are those that are variables of it.
         tokens = dict(self.tokenizer.token_roles) | {
-            key: value for key, value in given.items() if key.endswith('_token') and value in self.tokenizer.special
+            key: value
+            for key, value in given.items()
+            if key.endswith('_token') and isinstance(value, str) and value in self.tokenizer.special
         }
         values = [checked, schemas, documents, given]
         spare = spare_characters([template.source, *self.tokenizer.special, *strings(values)])
         guard = self._guard(name)
         char, single = next(spare), {one: next(spare) for one in guard.single}
-        safe, schemas, documents, given = (guard.break_value(value, char, single) for value in values)
-        inputs = Inputs(schemas, documents, given | tokens, now or datetime.datetime.now())
-        kept = (char, *single.values())
-        if continue_final_message:
-            field = continue_final_message if isinstance(continue_final_message, str) else 'content'
-            text = template.render_open(safe, inputs, field, next(spare), kept)
-        else:
-            text = template.render(safe, inputs, add_generation_prompt=add_generation_prompt, kept=kept)
+        kept, tag, now = (char, *single.values()), next(spare), now or datetime.datetime.now()
+
+        def write(values: Sequence[Any]) -> tuple[str, Sequence[Mapping[str, Any]], Inputs]:
+            messages, schemas, documents, given = values
+            inputs = Inputs(schemas, documents, given | tokens, now)
+            if continue_final_message:
+                field = continue_final_message if isinstance(continue_final_message, str) else 'content'
+                return template.render_open(messages, inputs, field, tag, kept), messages, inputs
+            text = template.render(messages, inputs, add_generation_prompt=add_generation_prompt, kept=kept)
+            return text, messages, inputs
+
+        broken = [guard.break_value(value, char, single) for value in values]
+        text, safe, inputs = write(broken)
+        if broken != values and not any(map(guard.holds_name, strings(values))):
+            # Where no name is in the values nor comes about, the template sees them as they are.
+            whole = write(values)
+            if self._marks(whole[0]) == self._marks(text):
+                text, safe, inputs = whole
         char_weights = None
         if weights:
             split = self.tokenizer.split_special
@@ -122,6 +134,9 @@ class Chat:
             char_weights = self._weigh(finder, checked, text)
         restore = str.maketrans({char: None} | {stand_in: one for one, stand_in in single.items()})
         return self._encode(template, text, restore, char_weights)
+
+    def _marks(self, text: str) -> list[int]:
+        return [piece.id for piece in self.tokenizer.split_special(text) if piece.id is not None]
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
