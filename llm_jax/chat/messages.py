@@ -206,9 +206,7 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     if isinstance(message, Message):
         message = message.to_dict()
     if not isinstance(message, Mapping):
-        raise ChatError(
-            f'{where} is {_short(message)}; it must be an object such as {{"role": "user", "content": "Hi"}}'
-        )
+        raise ChatError(f'{where} is {_short(message)}; it must be like {{"role": "user", "content": "Hi"}}')
     given = {name: value for name, value in message.items() if value is not None}
     role = given.get('role')
     if role not in ROLES if isinstance(role, str) else True:
@@ -223,9 +221,7 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
             REASONING, 'assistant'
         )
         if role != only.get(name, role):
-            raise ChatError(
-                f'{where}.{name}: only messages of the role {only[name]!r} have it, not {role!r}; remove it'
-            )
+            raise ChatError(f'{where}.{name}: only the role {only[name]!r} has it, not {role!r}; remove it')
     checks = {'content': _check_content, 'tool_calls': _check_calls, 'weight': _check_weight}
     out = {name: checks.get(name, check_text)(value, f'{where}.{name}') for name, value in given.items()}
     if 'name' in out and not out['name']:

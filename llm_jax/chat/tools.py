@@ -188,7 +188,7 @@ class Parser:
         self._step = {'': self._step_text, 'hermes': self._step_hermes, 'llama3': self._step_llama3}[form]
         self._make_id = make_id
         self._held = ''
-        self._called = False
+        self._called = self._is_behind_call = False
 
     def push(self, text: str) -> Parsed:
         """Takes the next piece of the answer."""
@@ -206,7 +206,7 @@ class Parser:
                 texts.append(event)
             else:
                 calls += event
-                self._called = True
+                self._called = self._is_behind_call = True
         return Parsed(''.join(texts), tuple(calls))
 
     def _take(self, count: int) -> str | None:
@@ -246,7 +246,8 @@ class Parser:
         return self._content(body) if body else None
 
     def _content(self, text: str) -> str:
-        return text.lstrip() if self._called else text
+        text, self._is_behind_call = text.lstrip() if self._is_behind_call else text, False
+        return text
 
     def _step_llama3(self, is_end: bool) -> str | list[ToolCall] | None:
         held = self._held

@@ -6,8 +6,7 @@ import importlib.util
 import pathlib
 import re
 
-from chat_templates import TEMPLATES
-from chats import CLOCK, CONVERSATIONS, NOW, SEARCH, byte_tokenizer
+from chats import CLOCK, CONVERSATIONS, NOW, SEARCH, TEMPLATES, byte_tokenizer
 import pytest
 
 from llm_jax import chat
@@ -120,9 +119,8 @@ def test_several_templates_of_one_tokenizer(tmp_path):
 
 
 def test_schemas_of_functions(tmp_path):
-    from transformers.utils import get_json_schema
-
     from chats import FUNCTIONS
+    from transformers.utils import get_json_schema
 
     from llm_jax.chat.tools import schema
 
