@@ -67,16 +67,27 @@ class Guard:
         tails = {_shortest((name[-k:] for k in range(1, len(name))), rest) for name in names} - {None}
         self._heads, self._tails = _anywhere(heads), _anywhere(tails)
         self._whole = _anywhere(name for name in names if len(name) > 1)
-        self._ends = tuple({name[:k] for name in names for k in range(1, len(name))})
-        # A template that writes parts of names may complete them by a value.
-        pieces = {name[i:j] for name in names for i in range(len(name)) for j in range(i + 1, len(name) + 1)
-                  if j - i < len(name)} if len(names) < 64 else None  # fmt: skip
-        self._is_assembled = pieces is None or any(
-            literal in pieces or any(literal.endswith(end) for end in self._ends) for literal in literals if literal
-        )
+        self._longest = max(map(len, names), default=0)
+        self._ends = {name[:k] for name in names for k in range(1, len(name))}
+        self._starts = {name[k:] for name in names for k in range(1, len(name))}
         self._inner = '\0'.join(name[1:] for name in names)
-        self._starts = tuple({name[k:] for name in names for k in range(1, len(name))})
+        # A template that writes a part of a name may complete it by a value.
+        joined = '\0'.join(names)
+        self._is_assembled = any(
+            self._ends_in_name(literal) or (literal in joined and literal not in names)
+            for literal in literals
+            if literal
+        )
         self.single = tuple(name for name in names if len(name) == 1)
+
+    def _ends_in_name(self, text: str) -> bool:
+        """Whether a text ends with the beginning of a name."""
+        return any(text[-k:] in self._ends for k in range(1, min(self._longest, len(text)) + 1))
+
+    def _begins_in_name(self, text: str) -> bool:
+        """Whether a text begins with the end of a name, or is within one."""
+        within = text in self._inner
+        return within or any(text[:k] in self._starts for k in range(1, min(self._longest, len(text)) + 1))
 
     def holds_name(self, text: str) -> bool:
         """Whether a name is in a text."""
@@ -106,11 +117,11 @@ class Guard:
         at |= {match.start() for match in self._tails.finditer(text)}
         at |= {match.start() + 1 for match in self._whole.finditer(text)}
         for stripped in (text, text.rstrip()):
-            if stripped.endswith(self._ends):
+            if self._ends_in_name(stripped):
                 at.add(len(stripped))
         start = len(text) - len(text.lstrip())
         body = text.strip()
-        if not is_key and self._is_assembled and body and (body.startswith(self._starts) or body in self._inner):
+        if not is_key and self._is_assembled and body and self._begins_in_name(body):
             at.add(start)
         if at:
             cuts = [0, *sorted(at), len(text)]

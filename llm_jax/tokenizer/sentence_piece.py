@@ -126,8 +126,9 @@ class SentencePieceTokenizer(Spelled):
         chat_template.write(directory, self.chat_templates)
 
     def _locate(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
-        pieces = self._processor.encode(text, out_type='immutable_proto').pieces
-        return [(piece.begin, piece.end) for piece in pieces]
+        offsets = self._processor.encode(text, return_type='offset_mapping')['offsets']
+        # The first bytes of a character that has no piece stand before it, and are a part of it.
+        return [(start, end if end > start else min(start + 1, len(text))) for start, end in offsets]
 
     def _bytes_of(self, i: int) -> bytes:
         processor = self._processor
