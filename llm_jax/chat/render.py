@@ -193,14 +193,20 @@ class Chat:
             tokens = self.tokenizer.encode_part(plain, first=piece.start == 0)
             ids += tokens
             if char_weights is not None:
-                stays = [restore.get(ord(c), c) is not None for c in part]
-                own = char_weights[piece.start : piece.end][stays]
-                places = self.tokenizer.locate_tokens(plain, tokens)
-                weights += [float(own[start:end].max(initial=0.0)) for start, end in places]
+                weights += self._token_weights(part, plain, tokens, char_weights[piece.start : piece.end], restore)
         bos, roles = self.tokenizer.bos_id, self.tokenizer.token_roles
         if ids[:2] == [bos, bos] and roles.get('bos_token') != roles.get('eos_token'):
             raise ChatError(f'{template.name} begins the conversation with BOS twice; remove one from the template')
         return Rendered(ids, None if char_weights is None else np.array(weights, np.float32), text.translate(restore))
+
+    def _token_weights(
+        self, part: str, plain: str, tokens: list[int], own: np.ndarray, restore: Mapping[int, Any]
+    ) -> list[float]:
+        """Weight of each token of a text: the largest of its characters'."""
+        if own.min() == own.max():
+            return [float(own[0])] * len(tokens)
+        own = own[[restore.get(ord(char), char) is not None for char in part]]
+        return [float(own[start:end].max(initial=0.0)) for start, end in self.tokenizer.locate_tokens(plain, tokens)]
 
 
 def attach_template(tokenizer: Tokenizer, template: str) -> Tokenizer:

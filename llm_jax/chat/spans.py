@@ -5,9 +5,10 @@ marked at their ends by characters that occur nowhere and are taken out again; a
 ends, and ends where the conversation that stops behind it does.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import os
+import re
 from typing import Any
 
 from llm_jax.chat.messages import REASONING, ChatError
@@ -101,6 +102,7 @@ class Finder:
         self._brackets = next(spare), next(spare)
         self._marks = [(next(spare), next(spare)) for _ in messages]
         self._of_mark = {mark: (i, k) for i, pair in enumerate(self._marks) for k, mark in enumerate(pair)}
+        self._any_mark = re.compile(f'[{"".join(self._of_mark)}]')
         self._kept = (*kept, *self._of_mark)
         self._attempts: dict[tuple[_Attempt, int], _Marked] = {}
 
@@ -131,7 +133,7 @@ class Finder:
         rendered = self._template.render(
             self._messages, self._inputs, add_generation_prompt=self._is_open, kept=self._kept, brackets=self._brackets
         )
-        clean, places = _take_out(rendered, before + after)
+        clean, places = _take_out(rendered, re.compile(f'[{before}{after}]'))
         if clean != text:
             raise ChatError(
                 f'{self._template.name} changes what is in its {{% generation %}} blocks; write them around it'
@@ -267,7 +269,7 @@ class Finder:
         rendered = self._template.render(
             copies, self._inputs, add_generation_prompt=add_generation_prompt, kept=self._kept
         )
-        text, places = _take_out(rendered, self._of_mark)
+        text, places = _take_out(rendered, self._any_mark)
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for at, char in places:
@@ -279,15 +281,15 @@ class Finder:
         return _Marked(text, first, last)
 
 
-def _take_out(text: str, chars: Container[str]) -> tuple[str, list[tuple[int, str]]]:
+def _take_out(text: str, chars: re.Pattern[str]) -> tuple[str, list[tuple[int, str]]]:
     """(text without these characters, where in that each of them was)."""
-    kept, places = [], []
-    for char in text:
-        if char in chars:
-            places.append((len(kept), char))
-        else:
-            kept.append(char)
-    return ''.join(kept), places
+    kept, places, at, size = [], [], 0, 0
+    for match in chars.finditer(text):
+        kept.append(text[at : match.start()])
+        size += match.start() - at
+        places.append((size, match[0]))
+        at = match.end()
+    return ''.join([*kept, text[at:]]), places
 
 
 def _with_marks(message: Mapping[str, Any], attempt: _Attempt, before: str, after: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Named templates, and the config that chooses one."""
 
 import json
+import pathlib
 import re
 
 from chats import ANSWER, SYSTEM, USER, byte_tokenizer
@@ -65,3 +66,11 @@ def test_an_unknown_template_is_named():
     ):
         configured(**{'chat.template': 'chatm'})
     assert configured(**{'chat.template': 'files/chatm'}).chat.template == 'files/chatm'
+
+
+def test_the_code_in_the_page():
+    page = (pathlib.Path(__file__).parents[2] / 'docs' / 'chat.md').read_text()
+    names = {}
+    exec(re.search(r'```python\n(.*?)```', page, re.DOTALL)[1], names)
+    assert names['prompt'].text.endswith('<|assistant|>') and names['example'].weights.sum() == len('No.') + 1
+    assert all(f'| `{name}` |' in page for name in FORMATS)
