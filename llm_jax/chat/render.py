@@ -99,8 +99,8 @@ class Chat:
         documents = None if documents is None else check_json(documents, 'documents')
         if not self._knows_parts(name):
             checked = [m | {'content': text_of(m)} if isinstance(m.get('content'), list) else m for m in checked]
-        # A name that is to be a token is written by the template, and so are those that are variables of it.
-        tokens = dict(self.tokenizer.token_roles) | {
+        # Variables such as bos_token that name a token are marks, which the template writes.
+        tokens = {
             key: value
             for key, value in given.items()
             if key.endswith('_token') and isinstance(value, str) and value in self.tokenizer.special
@@ -113,7 +113,7 @@ class Chat:
 
         def write(values: Sequence[Any]) -> tuple[str, Sequence[Mapping[str, Any]], Inputs]:
             messages, schemas, documents, given = values
-            inputs = Inputs(schemas, documents, given | tokens, now)
+            inputs = Inputs(schemas, documents, dict(self.tokenizer.token_roles) | given | tokens, now)
             if continue_final_message:
                 field = continue_final_message if isinstance(continue_final_message, str) else 'content'
                 return template.render_open(messages, inputs, field, tag, kept), messages, inputs

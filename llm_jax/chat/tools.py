@@ -138,7 +138,7 @@ FORMS = ('hermes', 'llama3')
 
 def detect_form(source: str) -> str:
     """The form in which a model of this chat template writes calls; '' if it is none of `FORMS`."""
-    if _OPEN in source:
+    if _OPEN in source and '"arguments"' in source:  # others write arguments as XML
         return 'hermes'
     return 'llama3' if _PYTHON_TAG in source or '"parameters": ' in source else ''
 

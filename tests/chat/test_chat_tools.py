@@ -144,4 +144,5 @@ def test_ids_and_forms():
     assert [call.id for call in got.calls] == ['x', 'y']
     with pytest.raises(ChatError, match="form 'xml', which is unknown"):
         Parser('xml')
-    assert [detect_form(s) for s in ("'<tool_call>\\n'", '"parameters": ', 'x')] == ['hermes', 'llama3', '']
+    sources = '<tool_call>{"arguments": 1}', '"parameters": ', '<tool_call><function=f>', 'x'
+    assert [detect_form(source) for source in sources] == ['hermes', 'llama3', '', '']

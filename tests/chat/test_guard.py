@@ -44,7 +44,7 @@ def conversation(value) -> tuple[list, dict]:
 
 @pytest.mark.parametrize('name', TEMPLATES)
 def test_fuzzed_conversations(name):
-    """Names, whole, in pieces, cut by other marks and by white space, in 10 conversations of each of 21 templates."""
+    """Names, whole, in pieces, cut by other marks and by white space, in 10 conversations of each of 20 templates."""
     one = open_template(name)
     rng = random.Random(name)
     names = sorted(one.tokenizer.special)

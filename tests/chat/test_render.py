@@ -1,6 +1,7 @@
 import json
+import random
 
-from chats import ANSWER, CONVERSATIONS, NOW, SYSTEM, TEMPLATES, USER, byte_tokenizer, show
+from chats import ANSWER, CONVERSATIONS, NOW, SYSTEM, TEMPLATES, USER, byte_tokenizer, call, show
 import numpy as np
 import pytest
 import tokenizers
@@ -266,6 +267,34 @@ def test_answers_that_are_like_prompts_and_marks():
         got = one.render(given, weights=True)
         pieces = ''.join(f'{m["content"]}⟨<|im_end|>⟩' for m in given if m['role'] == 'assistant')
         assert show(one.tokenizer, [i for i, w in zip(got.ids, got.weights, strict=True) if w]) == pieces
+
+
+@pytest.mark.parametrize('name', [name for name in TEMPLATES if name not in ('white_space', 'json', 'loops')])
+def test_fuzzed_weights(name):
+    """Values with whole and cut names, empty ones and calls: each character of answers is weighed, and no other."""
+    one = open_template(name)
+    rng = random.Random(name)
+    names = [*one.tokenizer.special, *PLAIN, 'assistant', 'Assistant:', 'user\n', ' ', '\n']
+
+    def text(letter: str) -> str:
+        marks = [rng.choice(names) for _ in range(rng.randrange(4))]
+        return letter + ''.join(mark[: rng.randrange(1, len(mark) + 1)] for mark in marks) + letter
+
+    for _ in range(6):
+        messages = [{'role': 'system', 'content': text('Ǝ')}] if rng.random() < 0.4 else []
+        for _ in range(rng.randrange(1, 4)):
+            messages.append({'role': 'user', 'content': text('Ʉ')})
+            if rng.random() < 0.3 and name in ('thinker', 'channels', 'llm_jax', 'chatml', 'late_system', 'wide_marks'):
+                calls = [call('f', {'k': text('Ⱥ')}, id='123456789')]
+                messages.append({'role': 'assistant', 'content': rng.choice(['', text('Ⱥ')]), 'tool_calls': calls})
+                messages.append({'role': 'tool', 'name': 'f', 'content': text('Ʉ'), 'tool_call_id': '123456789'})
+            messages.append({'role': 'assistant', 'content': rng.choice(['', text('Ⱥ'), text('Ⱥ')])})
+        got = one.render(messages, weights=True, now=NOW)
+        weighed, rest = (
+            one.tokenizer.decode([i for i, w in zip(got.ids, got.weights, strict=True) if bool(w) == is_weighed])
+            for is_weighed in (True, False)
+        )
+        assert not {'Ǝ', 'Ʉ'} & set(weighed) and 'Ⱥ' not in rest, (messages, weighed)
 
 
 @pytest.mark.parametrize(
