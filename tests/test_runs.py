@@ -135,10 +135,17 @@ def test_a_run_with_the_tokenizer_of_another_model(experiment, tmp_path):
     write_pair(tmp_path / 'gpt2', 'gpt2_encoder.json', 'gpt2_vocab.bpe')
     config = config_lib.load_experiment(experiment)
     config.data.tokenizer.path = str(tmp_path / 'gpt2')
-    config.chat.template = str(tmp_path / 'mine.jinja')
     (tmp_path / 'mine.jinja').write_text('{{ messages }}')
     config.model.vocab_size = 0
     config.train.duration = 1
+    for template, mistake in (
+        ('chatml', 'needs the special token'),
+        (str(tmp_path / 'no.jinja'), 'there is no such file'),
+    ):
+        config.chat.template = template
+        with pytest.raises(ConfigError, match=mistake):
+            train(config_lib.validate(config), tmp_path / 'run')
+    config.chat.template = str(tmp_path / 'mine.jinja')
     assert train(config_lib.validate(config), tmp_path / 'run').status == 'finished'
     given = tokenizer.load(tmp_path / 'gpt2')
     for file in ('gpt2/gpt2_vocab.bpe', 'mine.jinja'):  # the run directory has all it needs

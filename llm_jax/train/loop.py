@@ -21,6 +21,7 @@ from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
+from llm_jax.tokenizer import load as load_tokenizer
 from llm_jax.train import reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt, Stopped
@@ -104,6 +105,11 @@ def _train_locked(
     mesh = mesh_lib.make_mesh(config.mesh)
     # Before minutes of data preparation: everything that does not depend on it.
     setup.plan(config, mesh, rows=10**9, vocab_size=model_vocab_size(config), bos_id=0)
+
+    if config.chat.template and config.data.tokenizer.path:
+        chat.attach_template(load_tokenizer(config.data.tokenizer.path), config.chat.template)
+    elif config.chat.template:  # a tokenizer that is trained gets its marks
+        chat.formats.source_of(config.chat.template)
 
     with console:
         prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
