@@ -23,8 +23,9 @@ _MODEL = re.compile(f'{_NAME}{_REVISION}')
 _DATA_SET = re.compile(rf'{_NAME}(/(?P<config>[^\s/@:]+))?{_REVISION}(:(?P<split>\w+(\.\w+)*))?')
 # Files of a repository's root that a tokenizer or a config may be made of.
 _SMALL = ('*.json', '*.model', '*.tiktoken', '*.txt', '*.bpe', '*.jinja', 'tok*.bin')
-# What is left alone: directories (other formats, older copies), and Mistral's second set of weights.
-_LEFT = ('*/*', 'consolidated*')
+# What is left alone: directories (other formats, older copies) but additional_chat_templates/, whose first letters
+# these patterns let pass, and Mistral's second set of weights.
+_LEFT = ('[!a]*/*', 'a[!d]*/*', 'ad[!d]*/*', 'consolidated*')
 # Bytes that a stream asks for at once, at least.
 _BLOCK_BYTES = 1 << 20
 # Downloads that begin again from nothing, of a server that ignores ranges.

@@ -30,7 +30,7 @@ from llm_jax.tokenizer import Tokenizer, find
 # decide which rows a step reads: with others, some rows would be read again and some never.
 _FIXED = (
     'model', 'data.seq_len', 'data.tokenizer', 'train.objective', 'train.trainable', 'train.batch_size', 'seed',
-    'data.mixture',
+    'data.mixture', 'chat.template',
 )  # fmt: skip
 # Fields of `model` that change how it is computed, not what it is.
 _FREE = ('model.scan', 'model.scan_unroll', 'model.remat', 'model.dtype', 'model.matmul', 'model.dropout')

@@ -69,6 +69,17 @@ def test_a_tokenizer_comes_without_the_weights(hub, weights):
     assert not [request for request in hub.requests if 'safetensors' in request]
 
 
+def test_chat_templates_come_with_it(hub, weights):
+    files = files_of(weights) | {
+        'chat_template.jinja': b'a',
+        'additional_chat_templates/rag.jinja': b'b',
+        'old/x.jinja': b'',
+    }
+    hub.repos['models/some/tiny'] = {'main': files}
+    assert tokenizer.load('hf:some/tiny').chat_templates == {'default': 'a', 'rag': 'b'}
+    assert not [request for request in hub.requests if 'old/' in request]
+
+
 def test_a_directory_is_itself(hub, weights, monkeypatch):
     assert hub_lib.fetch_model(f'hf:{weights}') == str(weights)
     assert hub_lib.fetch_model('runs/quickstart') == 'runs/quickstart'

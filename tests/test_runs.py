@@ -135,13 +135,24 @@ def test_a_run_with_the_tokenizer_of_another_model(experiment, tmp_path):
     write_pair(tmp_path / 'gpt2', 'gpt2_encoder.json', 'gpt2_vocab.bpe')
     config = config_lib.load_experiment(experiment)
     config.data.tokenizer.path = str(tmp_path / 'gpt2')
+    (tmp_path / 'mine.jinja').write_text('{{ messages }}')
     config.model.vocab_size = 0
     config.train.duration = 1
+    for template, mistake in (
+        ('chatml', 'needs the special token'),
+        (str(tmp_path / 'no.jinja'), 'there is no such file'),
+    ):
+        config.chat.template = template
+        with pytest.raises(ConfigError, match=mistake):
+            train(config_lib.validate(config), tmp_path / 'run')
+    config.chat.template = str(tmp_path / 'mine.jinja')
     assert train(config_lib.validate(config), tmp_path / 'run').status == 'finished'
     given = tokenizer.load(tmp_path / 'gpt2')
-    (tmp_path / 'gpt2' / 'gpt2_vocab.bpe').unlink()  # the run directory has all it needs
+    for file in ('gpt2/gpt2_vocab.bpe', 'mine.jinja'):  # the run directory has all it needs
+        (tmp_path / file).unlink()
     run = llm_jax.load(tmp_path / 'run')
     assert run.tokenizer.fingerprint == given.fingerprint and run.tokenizer.bos_id == 500
+    assert run.tokenizer.chat_templates == {'default': '{{ messages }}'}
     assert run.params['embed']['embedding'].shape == (501, 32)
 
 

@@ -120,9 +120,30 @@ def validate(config: ml_collections.ConfigDict) -> Config:
         'rules': freeze_rules(built.mesh.rules),
         'pipeline': (built.mesh.pipeline_microbatches, built.mesh.pipeline_repeats),
     }
-    built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled))
+    built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled), data=_with_marks(built))
     _check(built)
     return built
+
+
+def _with_marks(config: Config) -> Data:
+    """`config.data`, where a tokenizer that is to be trained also gets the marks of the chat template.
+
+    Raises:
+      ConfigError: the template is neither a known one nor the name of a file.
+    """
+    template = config.chat.template
+    if not template:
+        return config.data
+    known = parts.names(config.chat, 'template')
+    is_file = '/' in template or template.endswith('.jinja')
+    require(template in known or is_file, 'chat.template', template,
+            f'it is no known template{parts.nearest(template, known)} Known: {", ".join(known)}; '
+            'or name a file NAME.jinja')  # fmt: skip
+    tokenizer = config.data.tokenizer
+    if tokenizer.path or is_file:
+        return config.data
+    reserved = (*tokenizer.reserved, *known[template].lacking(tokenizer.reserved))
+    return dataclasses.replace(config.data, tokenizer=dataclasses.replace(tokenizer, reserved=reserved))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -102,8 +102,12 @@ def named(config: Any, name: str, section: str = 'model') -> Callable:
     Raises:
       ConfigError: an unknown name, with what exists and the nearest match.
     """
-    table = _table(type(config).__dataclass_fields__[name].metadata['parts'])
-    return resolve_part(f'{section}.{name}', getattr(config, name), table)
+    return resolve_part(f'{section}.{name}', getattr(config, name), names(config, name))
+
+
+def names(config: Any, name: str) -> Mapping[str, Any]:
+    """What the library offers for a field of a config section, by name; see `named`."""
+    return _table(type(config).__dataclass_fields__[name].metadata['parts'])
 
 
 @functools.cache

@@ -300,6 +300,16 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Chat:
+    template: str = field(
+        '',
+        'how conversations are written: chatml, llama3, gemma, plain, llm_jax, or a file such as mine.jinja; empty '
+        "takes the tokenizer's own template. A new tokenizer gets the marks of a named one",
+        parts='llm_jax.chat.formats:FORMATS',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     objective: Part = field('next_token', 'what is trained on and minimised: next_token, or a callable')
     trainable: Part = field(
@@ -436,6 +446,7 @@ class Config:
     )
     model: Model = section(Model, 'the Transformer and its parts')
     data: Data = section(Data, 'text, tokenizer and rows')
+    chat: Chat = section(Chat, 'conversations')
     train: Train = section(Train, 'how long, how much, how often')
     optimizer: Optimizer = section(Optimizer, 'how gradients become updates')
     schedule: Schedule = section(Schedule, 'the learning rate over time')

@@ -1,13 +1,15 @@
 """What every tokenizer offers, and what they share once the bytes of each token are known."""
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import copy
 import os
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
 from llm_jax.config.schema import ConfigError
+from llm_jax.tokenizer.special import Piece, Special, Splitter
 
 # Text that a tokenizer changes if it normalises, folds or drops anything.
 _PROBE = ' \tA  \u00c5\u0041\u030a\ufb01\u2581\r\n\n<0x41>\0\ufeff\U0001f642 a '
@@ -31,6 +33,9 @@ class Tokenizer(Protocol):
         `token_bytes` summed over `encode(text)` is `len(text.encode())`. Tokenizers that
         normalise, or put a space before the text, are not.
       fingerprint: a hash; tokenizers with the same one encode alike.
+      special: name -> id of the tokens that no text becomes, such as the marks of a chat.
+      token_roles: 'bos_token', 'eos_token' and the like -> name of the token: variables of chat templates.
+      chat_templates: name -> Jinja source of the chat templates that it comes with; the usual one is 'default'.
     """
 
     vocab_size: int
@@ -39,6 +44,9 @@ class Tokenizer(Protocol):
     token_bytes: np.ndarray
     prefix: bytes
     lossless: bool
+    special: Mapping[str, int]
+    token_roles: Mapping[str, str]
+    chat_templates: Mapping[str, str]
 
     @property
     def fingerprint(self) -> str: ...
@@ -49,6 +57,27 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """Tokens of each text, without BOS; `num_threads` is a hint."""
+        ...
+
+    def split_special(self, text: str) -> list[Piece]:
+        """Cuts a text at the names of special tokens, where `encode` would take them for text, too."""
+        ...
+
+    def encode_part(self, text: str, *, first: bool) -> list[int]:
+        """Tokens of a text between special tokens.
+
+        Args:
+          text: without names that are meant as special tokens.
+          first: whether nothing comes before it; some tokenizers put a space there alone.
+        """
+        ...
+
+    def locate_tokens(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """(start, end) of each token of `encode_part(text)`: the characters of `text` of which it has a byte."""
+        ...
+
+    def with_chat_templates(self, templates: Mapping[str, str]) -> 'Tokenizer':
+        """This tokenizer with other chat templates; see `chat_templates`."""
         ...
 
     def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
@@ -90,12 +119,23 @@ class Tokenizer(Protocol):
 class Spelled:
     """The half of a `Tokenizer` that follows from the bytes of each token."""
 
-    def __init__(self, spelling: Iterable[bytes], bos_id: int, eos_ids: Iterable[int], literals: Iterable[str] = ()):
+    def __init__(
+        self,
+        spelling: Iterable[bytes],
+        bos_id: int,
+        eos_ids: Iterable[int],
+        literals: Iterable[str] = (),
+        *,
+        special: Mapping[str, Special],
+        token_roles: Mapping[str, str],
+    ):
         """Args:
           spelling: bytes of token 0, 1, ...; `encode` has to work by now.
           bos_id: see `Tokenizer`.
           eos_ids: see `Tokenizer`.
           literals: texts that are cut out of a text before anything else, each a token, tried for what they lose.
+          special: name -> how it is found in a text.
+          token_roles: see `Tokenizer`.
 
         Raises:
           ConfigError: some byte has no token, so that there is text without tokens.
@@ -105,6 +145,10 @@ class Spelled:
         self.bos_id = bos_id
         self.eos_ids = tuple(i for i in dict.fromkeys(eos_ids) if i != bos_id)
         self.token_bytes = np.array([len(b) for b in self._bytes], np.int32)
+        self.special = {name: one.id for name, one in special.items()}
+        self.token_roles = dict(token_roles)
+        self.chat_templates: dict[str, str] = {}
+        self._splitter = Splitter(special)
         missing = 256 - len({b for b in self._bytes if len(b) == 1})
         if missing:
             raise ConfigError(
@@ -121,6 +165,36 @@ class Spelled:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         raise NotImplementedError
+
+    def split_special(self, text: str) -> list[Piece]:
+        return list(self._splitter.split(text))
+
+    def encode_part(self, text: str, *, first: bool) -> list[int]:
+        del first
+        return self.encode(text)
+
+    def locate_tokens(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        data, spelt = text.encode(), self._joined(ids)
+        if spelt not in (data, self.prefix + data):
+            return self._locate(text, ids)
+        sizes = [len(char.encode()) for char in text]
+        char_of_byte = np.repeat(np.arange(len(text)), sizes)
+        stops = np.cumsum(self.token_bytes[list(ids)]) - (len(spelt) - len(data))
+        starts = np.concatenate([[0], stops[:-1]])
+        return [
+            (int(char_of_byte[max(start, 0)]), int(char_of_byte[stop - 1]) + 1) if stop > 0 else (0, 0)
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+
+    def _locate(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """The same for tokens that do not spell the text, as of tokenizers that normalise."""
+        raise NotImplementedError
+
+    def with_chat_templates(self, templates: Mapping[str, str]) -> Self:
+        """See `Tokenizer.with_chat_templates`."""
+        changed = copy.copy(self)
+        changed.chat_templates = dict(templates)
+        return changed
 
     def decode(self, ids: Iterable[int], *, continues: bool = False) -> str:
         data = self._joined(ids)

@@ -10,7 +10,7 @@ import tokenizers
 
 from llm_jax import hub
 from llm_jax.config.schema import ConfigError
-from llm_jax.tokenizer import llama2c, tiktoken_file
+from llm_jax.tokenizer import chat_template, llama2c, tiktoken_file
 from llm_jax.tokenizer.interface import Tokenizer
 from llm_jax.tokenizer.sentence_piece import FILE_NAME, SentencePieceTokenizer
 from llm_jax.tokenizer.tokenizer_json import JsonTokenizer, parse, vocabulary
@@ -38,7 +38,8 @@ def load(path: str | os.PathLike) -> Tokenizer:
 
     Args:
       path: tokenizer.json, with tokenizer_config.json, special_tokens_map.json,
-        generation_config.json and config.json beside it read for BOS and EOS; a
+        generation_config.json and config.json beside it read for BOS and EOS, and any
+        kind with the chat templates beside it (`tokenizer/chat_template.py`); a
         SentencePiece model; ranks of tiktoken, such as cl100k_base.tiktoken or Llama 3's
         tokenizer.model; one of vocab.json and merges.txt, or encoder.json and
         vocab.bpe, of GPT-2, also with a prefix such as 'gpt2_'; llama2.c's tok*.bin;
@@ -54,7 +55,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     if file.is_dir():
         file = _in_directory(file)
     try:
-        return _read(file)
+        return _with_templates(_read(file), file.parent)
     except ConfigError as error:
         raise ConfigError(f'tokenizer {str(file)!r}: {error}') from error
 
@@ -80,6 +81,12 @@ def _in_directory(directory: epath.Path) -> epath.Path:
         if found:
             return found[0]
     raise ConfigError(f'tokenizer {str(directory)!r}: there is no such file in it; it needs {_KINDS}')
+
+
+def _with_templates(tokenizer: Tokenizer, directory: epath.Path) -> Tokenizer:
+    config_file = directory / 'tokenizer_config.json'
+    config = _json_object(config_file) if config_file.exists() else {}
+    return tokenizer.with_chat_templates(chat_template.read(directory, config))
 
 
 def _read(file: epath.Path) -> Tokenizer:

@@ -19,9 +19,10 @@ from etils import epath
 import sentencepiece
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.tokenizer import export
+from llm_jax.tokenizer import chat_template, export
 from llm_jax.tokenizer.export import SPACE
 from llm_jax.tokenizer.interface import Spelled
+from llm_jax.tokenizer.special import Special
 from llm_jax.tokenizer.words import Words
 
 FILE_NAME = 'tokenizer.model'
@@ -58,7 +59,16 @@ class SentencePieceTokenizer(Spelled):
                 'the SentencePiece model has no byte fallback or neither BOS nor EOS; '
                 'train it with byte_fallback=true and a bos_id, or leave data.tokenizer.path empty'
             )
-        super().__init__(map(self._bytes_of, ids), bos_id, [eos_id] if eos_id >= 0 else [])
+        roles = {'unk': processor.unk_id(), 'bos': processor.bos_id(), 'eos': eos_id, 'pad': processor.pad_id()}
+        super().__init__(
+            map(self._bytes_of, ids),
+            bos_id,
+            [eos_id] if eos_id >= 0 else [],
+            special={
+                processor.id_to_piece(i): Special(i) for i in ids if processor.is_control(i) or processor.is_unknown(i)
+            },
+            token_roles={f'{role}_token': processor.id_to_piece(i) for role, i in roles.items() if i >= 0},
+        )
         if self._joined(self.encode('a')) == b'a ':
             raise ConfigError('the SentencePiece model puts spaces behind words; use one that puts them before')
 
@@ -109,9 +119,16 @@ class SentencePieceTokenizer(Spelled):
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / FILE_NAME).write_bytes(self._model)
+        chat_template.write(directory, self.chat_templates)
 
     def export(self, directory: str | os.PathLike) -> None:
         export.write(directory, export.from_sentencepiece(self._model, literal_mark=self._is_own))
+        chat_template.write(directory, self.chat_templates)
+
+    def _locate(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        offsets = self._processor.encode(text, return_type='offset_mapping')['offsets']
+        # The first bytes of a character that has no piece stand before it, and are a part of it.
+        return [(start, end if end > start else min(start + 1, len(text))) for start, end in offsets]
 
     def _bytes_of(self, i: int) -> bytes:
         processor = self._processor

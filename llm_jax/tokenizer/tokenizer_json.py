@@ -10,11 +10,14 @@ from typing import Any
 import tokenizers
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.tokenizer import export
+from llm_jax.tokenizer import chat_template, export
 from llm_jax.tokenizer.interface import Spelled
+from llm_jax.tokenizer.special import Special, from_added_token, names_of_roles
 
 # What a tokenizer.json may undo when it joins pieces with byte fallback.
 _PIECE_DECODERS = {'ByteFallback', 'Fuse', 'Metaspace', 'Replace', 'Strip'}
+# Put before a text that is not the first; a private use of characters that no text has.
+_ANCHOR = '\U0010fffe\U0010fffd'
 
 
 class JsonTokenizer(Spelled):
@@ -25,7 +28,7 @@ class JsonTokenizer(Spelled):
           model: the content of tokenizer.json.
           bos_id: see `Tokenizer`.
           eos_ids: see `Tokenizer`.
-          config: the content of tokenizer_config.json, kept for `save`.
+          config: the content of tokenizer_config.json, kept for `save`; its chat template is its own.
 
         Raises:
           ConfigError: not such a file, or one whose tokens have no certain bytes, or that makes
@@ -53,13 +56,26 @@ class JsonTokenizer(Spelled):
                 f'not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}; get another copy of it'
             ) from error
         self._tokenizer.encode_special_tokens = True
-        self._spec, self._names, self._config = spec, names, dict(config or {})
+        self._spec, self._names = spec, names
+        self._config = {name: value for name, value in (config or {}).items() if name != chat_template.FIELD}
         spell = _speller(spec)
         literal = {token['id'] for token in added}
         spelled = (
             b'' if i in control or i not in names else spell(names[i], i in literal) for i in range(max(names) + 1)
         )
-        super().__init__(spelled, bos_id, eos_ids, [t['content'] for t in added if not t['special']])
+        special = {names[i]: Special(i) for i in (bos_id, *eos_ids)}
+        special |= {token['content']: from_added_token(token) for token in added if token['special']}
+        ends = tuple(i for i in eos_ids if i != bos_id)
+        self._roles = {'bos_token': names[bos_id], 'eos_token': names[(*ends, bos_id)[0]]}
+        super().__init__(
+            spelled,
+            bos_id,
+            eos_ids,
+            [t['content'] for t in added if not t['special']],
+            special=special,
+            token_roles=names_of_roles(self._roles | self._config),
+        )
+        self.chat_templates = chat_template.from_config(config or {})
         written = [names[i] for i in sorted(control)]
         for name, ids in zip(written, self.encode_batch(written), strict=True):
             if control & set(ids):
@@ -74,7 +90,8 @@ class JsonTokenizer(Spelled):
             return self
         kept = [token for token in self._spec['added_tokens'] if token['id'] not in past]
         spec = json.dumps(self._spec | {'added_tokens': kept})
-        return JsonTokenizer(spec, bos_id=self.bos_id, eos_ids=self.eos_ids, config=self._config)
+        limited = JsonTokenizer(spec, bos_id=self.bos_id, eos_ids=self.eos_ids, config=self._config)
+        return limited.with_chat_templates(self.chat_templates)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -89,19 +106,41 @@ class JsonTokenizer(Spelled):
             raise
         return [encoding.ids for encoding in encoded]
 
+    def encode_part(self, text: str, *, first: bool) -> list[int]:
+        if first or self._inner is None or _ANCHOR in text:  # a text of those characters may get a space before it
+            return self.encode(text)
+        return self._inner.encode(_ANCHOR + text, add_special_tokens=False).ids[1:]
+
+    @functools.cached_property
+    def _inner(self) -> tokenizers.Tokenizer | None:
+        """Encodes texts that are not the first ones; None where those are encoded as the first.
+
+        It has one token more, which no text is cut at but those that it is put before: what follows a token
+        of the vocabulary is not the beginning.
+        """
+        if '"prepend_scheme": "first"' not in json.dumps(self._spec):
+            return None
+        inner = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        inner.add_tokens([tokenizers.AddedToken(_ANCHOR, normalized=False, special=False)])
+        inner.encode_special_tokens = True
+        return inner
+
+    def _locate(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if encoding.ids == list(ids):
+            return encoding.offsets
+        encoding = self._inner.encode(_ANCHOR + text, add_special_tokens=False)
+        return [(max(start - len(_ANCHOR), 0), max(end - len(_ANCHOR), 0)) for start, end in encoding.offsets[1:]]
+
     def save(self, directory: str | os.PathLike) -> None:
         self.export(directory)
         ids = {'bos_token_id': self.bos_id, 'eos_token_id': list(self.eos_ids)}
         export.write(directory, {'generation_config.json': ids})
 
     def export(self, directory: str | os.PathLike) -> None:
-        config = {
-            'tokenizer_class': 'PreTrainedTokenizerFast',
-            'bos_token': self._names[self.bos_id],
-            'eos_token': self._names[(*self.eos_ids, self.bos_id)[0]],
-            **self._config,
-        }
+        config = {'tokenizer_class': 'PreTrainedTokenizerFast', **self._roles, **self._config}
         export.write(directory, {'tokenizer.json': self._spec, 'tokenizer_config.json': config})
+        chat_template.write(directory, self.chat_templates)
 
 
 def parse(model: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import runs
+from llm_jax import chat, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
@@ -21,6 +21,7 @@ from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
+from llm_jax.tokenizer import load as load_tokenizer
 from llm_jax.train import reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.footprint import explain_exhaustion
@@ -106,10 +107,17 @@ def _train_locked(
     # Before minutes of data preparation: everything that does not depend on it.
     setup.plan(config, mesh, rows=10**9, vocab_size=model_vocab_size(config), bos_id=0)
 
+    if config.chat.template and config.data.tokenizer.path:
+        chat.attach_template(load_tokenizer(config.data.tokenizer.path), config.chat.template)
+    elif config.chat.template:  # a tokenizer that is trained gets its marks
+        chat.formats.source_of(config.chat.template)
+
     with console:
         prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
     # Special tokens past the embedding are no part of it; no text becomes one of them.
     tokenizer = prepared.tokenizer.limit(config.model.vocab_size)
+    if config.chat.template:  # kept beside the tokenizer, from where chat, server and `convert` read it
+        tokenizer = chat.attach_template(tokenizer, config.chat.template)
     prepared = dataclasses.replace(prepared, tokenizer=tokenizer)
     vocab = {'vocab_size': tokenizer.vocab_size, 'bos_id': tokenizer.bos_id}
     plan = setup.plan(config, mesh, rows=prepared.count('train'), **vocab)

@@ -92,7 +92,7 @@ def test_rules_reach_the_model_hashable():
     [
         ({'model__n_layer': '3'}, "there is no field 'model.n_layer' in the config; did you mean 'n_layers'?"),
         ({'modle__n_layers': '3'}, "there is no field 'modle' in the config; did you mean 'model'?"),
-        ({'zzz': '3'}, "there is no field 'zzz' in the config. config has: checkpoint, data, init_from, mesh"),
+        ({'zzz': '3'}, "there is no field 'zzz' in the config. config has: chat, checkpoint, data, init_from, mesh"),
         ({'model__n_layers__x': '3'}, "'model.n_layers.x' in the config: model.n_layers is a value, not a section"),
         ({'model': 'three'}, "model = 'three' is a section; set its fields"),
         ({'model__n_layers': 'three'}, "model.n_layers = 'three' is str; it must be int"),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 
+from chats import byte_tokenizer
 from etils import epath
 from families import CASES, write_weights
 import jax
@@ -271,6 +272,22 @@ def test_convert_there_and_back(tmp_path, capsys):
     assert before.keys() == after.keys()
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, name)
+
+
+def test_a_chat_template_goes_along(tmp_path):
+    path = directory(tmp_path / 'hf', {**LLAMA, 'vocab_size': 320})
+    tok = byte_tokenizer(['<s>', '<|im_end|>'], bos_token='<s>', eos_token='<|im_end|>')
+    tok = tok.with_chat_templates({'default': '{{ messages }}', 'tool_use': '{{ tools }}'})
+    tok.save(path)
+    convert.from_hf(path, tmp_path / 'run')
+    convert.to_hf(tmp_path / 'run', tmp_path / 'again')
+    for place in (tmp_path / 'run', tmp_path / 'again'):
+        found = llm_jax.load(place).tokenizer
+        assert (found.chat_templates, found.special, found.token_roles) == (
+            tok.chat_templates,
+            tok.special,
+            tok.token_roles,
+        )
 
 
 def test_convert_says_what_is_wrong(tmp_path, capsys):
