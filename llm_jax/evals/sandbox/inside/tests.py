@@ -25,7 +25,13 @@ class SolutionError(Exception):
 
 
 class Ended(BaseException):
-    """The process of the solution has ended; no test can catch it as an Exception."""
+    """The process of the solution has ended, or does not answer as it should: nothing that a test does can pass now."""
+
+    reasons = []
+
+    def __init__(self, reason):
+        super().__init__(reason)
+        self.reasons.append(reason)
 
 
 def ask(requests, answers, request):
@@ -97,7 +103,7 @@ def main():
                 line = tests.splitlines()[trace.tb_lineno - 1].strip()
             trace = trace.tb_next
         report(False, f'{type(e).__name__}: {e}' + (f' in: {line}' if line else ''))
-    report(True, '')
+    report(not Ended.reasons, ''.join(Ended.reasons[:1]))
 
 
 if __name__ == '__main__':

@@ -61,13 +61,13 @@ def _encode(value, put, keep, depth):
     elif kind is bool:
         put(b'B%d:' % value)
     elif isinstance(value, int):
-        put(_counted(b'i', b'%x' % int(value)))
+        put(_counted(b'i', b'%x' % int.__index__(value)))
     elif isinstance(value, float):
         put(_counted(b'f', float.hex(value).encode()))
     elif isinstance(value, complex):
         put(_counted(b'c', f'{float.hex(value.real)} {float.hex(value.imag)}'.encode()))
     elif isinstance(value, str):
-        put(_counted(b's', str(value).encode('utf-8', 'surrogatepass')))
+        put(_counted(b's', str.encode(value, 'utf-8', 'surrogatepass')))
     elif isinstance(value, (bytes, bytearray)):
         put(_counted(b'b' if isinstance(value, bytes) else b'a', bytes(value)))
     elif isinstance(value, (list, tuple, set, frozenset)):
