@@ -163,11 +163,12 @@ class Box:
     def exceeds_memory(self) -> bool:
         """Whether its processes and files together take more than they may; asked for now and then.
 
-        With a control group the kernel sees to it at once; without, this is what bounds the sum.
+        With a control group the kernel has then killed one of them at once; without, this is what bounds the sum.
         """
         if self._group:
-            return False
-        self._memory_exceeded |= self._used_bytes() > self._limits.memory << 20
+            self._memory_exceeded |= self._group.out_of_memory()
+        else:
+            self._memory_exceeded |= self._used_bytes() > self._limits.memory << 20
         return self._memory_exceeded
 
     def _used_bytes(self) -> int:

@@ -30,7 +30,7 @@ class Host:
       python: the interpreter that programs get.
       prefix: its directory where that is not below /usr, else ''.
       uids: first and number of the user ids that a sandbox of root may take; (0, 0) for an ordinary user, whose
-        sandboxes have a user namespace instead.
+        sandboxes have a user namespace instead, and for root where there are no others.
       groups: where control groups can be made.
     """
 
@@ -55,20 +55,13 @@ def _find_program(name: str, package: str) -> str:
 
 
 def _free_uids() -> tuple[int, int]:
-    """User ids that nobody has, out of those that this process's user namespace maps.
-
-    Raises:
-      SandboxError: root of a namespace that maps no other user.
-    """
+    """User ids that nobody has, out of those that this process's user namespace maps; (0, 0) where it maps none."""
     spans = [tuple(map(int, line.split())) for line in pathlib.Path('/proc/self/uid_map').read_text().splitlines()]
     first, _, count = max(spans)
     end = first + count
     low = 1 << 30 if end > 1 << 31 else 60_000
     if end - low < 1000:
-        raise SandboxError(
-            'the sandbox cannot drop root here: this user namespace maps no other users; run as an ordinary user, or '
-            'give the container more user ids (docker without --userns, podman with --uidmap)'
-        )
+        return 0, 0  # root of a namespace with a few users is an ordinary user outside
     return low, min(end, (1 << 31) - 1, 65_534 if low == 60_000 else 1 << 31) - low
 
 
@@ -98,15 +91,15 @@ def find_host() -> Host:
         )
     if not seccomp.supported(platform.machine()):
         raise SandboxError(f'the sandbox has no filter of system calls for {platform.machine()}: x86_64 or aarch64')
-    root = os.geteuid() == 0
+    uids = _free_uids() if os.geteuid() == 0 else (0, 0)
     python, prefix = _find_python()
     return Host(
         bwrap=_find_program('bwrap', 'bubblewrap'),
         prlimit=_find_program('prlimit', 'util-linux'),
-        setpriv=_find_program('setpriv', 'util-linux') if root else '',
+        setpriv=_find_program('setpriv', 'util-linux') if uids[1] else '',
         python=python,
         prefix=prefix,
-        uids=_free_uids() if root else (0, 0),
+        uids=uids,
         groups=cgroup.find_parents(),
     )
 
@@ -132,15 +125,17 @@ def _mounts(host: Host) -> list[str]:
 def _identity(host: Host) -> tuple[list[str], list[str]]:
     """Options of bubblewrap, and the command in front of the program, that leave it without any privilege.
 
-    Root sets up the sandbox with the capabilities it needs for it, keeps two of them, and gives these up with its uid. An
+    Root sets up the sandbox with the capabilities it needs for it, keeps three of them, and gives these up with its uid. An
     ordinary user's program has a user namespace of its own and no capabilities there.
     """
     if not host.is_root:
         return ['--unshare-user', '--uid', str(_NOBODY), '--gid', str(_NOBODY), '--cap-drop', 'ALL'], []
     uid = str(host.uids[0] + secrets.randbelow(host.uids[1]))
-    keep = ['--cap-drop', 'ALL', '--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
-    drop = [host.setpriv, '--reuid', uid, '--regid', uid, '--clear-groups', '--no-new-privs', '--']
-    return keep, drop
+    keep = ['--cap-drop', 'ALL']
+    for capability in ('CAP_SETUID', 'CAP_SETGID', 'CAP_SETPCAP'):
+        keep += ['--cap-add', capability]
+    drop = [host.setpriv, '--reuid', uid, '--regid', uid, '--clear-groups', '--no-new-privs']
+    return keep, [*drop, '--inh-caps=-all', '--bounding-set=-all', '--']
 
 
 def _resources(host: Host, limits: Limits) -> list[str]:

@@ -7,7 +7,7 @@ import time
 
 from . import bwrap
 from .box import Box, memory_file
-from .limits import Limits, Result
+from .limits import Limits, Result, SandboxError
 
 _TICK = 0.02  # seconds between two looks at memory
 _CHUNK = 1 << 16
@@ -64,6 +64,9 @@ def run_program(
             return _collect(box, out, err, limits)
         finally:
             box.end()
+    except SandboxError as e:
+        said = err.read().decode(errors='replace').strip()
+        raise SandboxError(f'{e}: {said}' if said else str(e)) from None
     finally:
         for fd in (inside, out.reader, err.reader, out.writer, err.writer):
             if fd >= 0:
