@@ -115,14 +115,18 @@ def _mounts(host: Host) -> list[str]:
     for path in _READABLE:
         if os.path.exists(path):
             out += ['--ro-bind', os.path.realpath(path), path]
-    if host.prefix:
-        for parent in reversed(pathlib.Path(host.prefix).parents[:-1]):  # else open to root alone
-            out += ['--perms', '0755', '--dir', str(parent)]
-        out += ['--ro-bind', host.prefix, host.prefix]
-    return out
+    return out + show_prefix(host)
 
 
-def _identity(host: Host) -> tuple[list[str], list[str]]:
+def show_prefix(host: Host) -> list[str]:
+    """Options that show the directory of the interpreter, read-only, where it is outside /usr."""
+    out = []
+    for parent in reversed(pathlib.Path(host.prefix).parents[:-1]):  # else open to root alone
+        out += ['--perms', '0755', '--dir', str(parent)]
+    return [*out, '--ro-bind', host.prefix, host.prefix] if host.prefix else []
+
+
+def identity(host: Host) -> tuple[list[str], list[str]]:
     """Options of bubblewrap, and the command in front of the program, that leave it without any privilege.
 
     Root sets up the sandbox with the capabilities it needs for it, keeps three of them, and gives these up with its uid. An
@@ -168,7 +172,7 @@ def build_command(
       arguments: of the interpreter, after its options.
       seccomp_fd, status_fd, block_fd: the filter, bubblewrap's reports, and what it waits for.
     """
-    options, drop = _identity(host)
+    options, drop = identity(host)
     out = [host.bwrap, '--unshare-pid', '--unshare-net', '--unshare-ipc', '--unshare-uts', '--unshare-cgroup-try']
     out += [*options, '--hostname', 'sandbox', '--new-session', '--die-with-parent', '--clearenv']
     for name, value in (('PATH', '/usr/bin:/bin'), ('HOME', WORK), ('TMPDIR', '/tmp'), ('LANG', 'C.UTF-8')):
