@@ -184,9 +184,10 @@ class Box:
                 used += next(int(line.split()[1]) for line in lines if line.startswith('Pss:')) << 10
         with contextlib.suppress(OSError):  # as above
             files = os.statvfs(f'/proc/{self._init}/root/tmp')
-            if files.f_files - files.f_ffree > _FILES:
-                return self._limits.memory + 1 << 20
-            used += (files.f_blocks - files.f_bfree) * files.f_frsize
+            if files.f_blocks * files.f_frsize == self._limits.files << 20:  # not the machine's, as before the start
+                if files.f_files - files.f_ffree > _FILES:
+                    return self._limits.memory + 1 << 20
+                used += (files.f_blocks - files.f_bfree) * files.f_frsize
         return used
 
     def out_of_memory(self) -> bool:

@@ -20,7 +20,7 @@ from .box import memory_file
 from .limits import Limits, Result, SandboxError
 
 _PACKAGE = pathlib.Path(__file__).parent
-_LONGEST = 30.0  # seconds of the throwaway machine, over the limit of a program
+_LONGEST = 60.0  # seconds of the throwaway machine, over the limit of a program
 
 
 def _command(host: bwrap.Host) -> list[str]:
@@ -86,7 +86,7 @@ def execute_open(attack: dict, program: str, limits: Limits, task: dict) -> Outc
     )
     output, status = b'', ''
     try:
-        output, _ = child.communicate(timeout=limits.timeout + 4)
+        output, _ = child.communicate(timeout=limits.timeout + 15)
         status = 'error' if child.returncode else 'ok'
     except subprocess.TimeoutExpired as e:
         output, status = e.stdout or b'', 'running'
