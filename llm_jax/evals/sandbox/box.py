@@ -18,7 +18,7 @@ from . import bwrap, cgroup, seccomp
 from .limits import Limits, SandboxError
 
 _START = 20.0  # seconds that bubblewrap may need under load
-_FILES = 50_000  # files at once in a sandbox without a control group: each takes 1 KiB of the kernel
+_FILES = 50_000  # files at once in a sandbox: each takes 1 KiB of the kernel, and time to remove
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 
@@ -165,14 +165,24 @@ class Box:
 
         With a control group the kernel has then killed one of them at once; without, this is what bounds the sum.
         """
+        file_bytes, file_count = self._count_files()
         if self._group:
             self._memory_exceeded |= self._group.out_of_memory()
         else:
-            self._memory_exceeded |= self._used_bytes() > self._limits.memory << 20
+            self._memory_exceeded |= self._process_bytes() + file_bytes > self._limits.memory << 20
+        self._memory_exceeded |= file_count > _FILES
         return self._memory_exceeded
 
-    def _used_bytes(self) -> int:
-        """Memory of all processes inside, pages that several share counted once, and of the files of /tmp."""
+    def _count_files(self) -> tuple[int, int]:
+        """Bytes and number of the files in /tmp inside."""
+        with contextlib.suppress(OSError):  # the sandbox has ended
+            files = os.statvfs(f'/proc/{self._init}/root/tmp')
+            if files.f_blocks * files.f_frsize == self._limits.files << 20:  # not the machine's, as before the start
+                return (files.f_blocks - files.f_bfree) * files.f_frsize, files.f_files - files.f_ffree
+        return 0, 0
+
+    def _process_bytes(self) -> int:
+        """Memory of all processes inside, pages that several share counted once."""
         pids, used = [self._init], 0
         for pid in pids:  # grows while it is read
             for children in pathlib.Path(f'/proc/{pid}/task').glob('*/children'):
@@ -182,12 +192,6 @@ class Box:
             with contextlib.suppress(OSError, StopIteration):  # as above
                 lines = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
                 used += next(int(line.split()[1]) for line in lines if line.startswith('Pss:')) << 10
-        with contextlib.suppress(OSError):  # as above
-            files = os.statvfs(f'/proc/{self._init}/root/tmp')
-            if files.f_blocks * files.f_frsize == self._limits.files << 20:  # not the machine's, as before the start
-                if files.f_files - files.f_ffree > _FILES:
-                    return self._limits.memory + 1 << 20
-                used += (files.f_blocks - files.f_bfree) * files.f_frsize
         return used
 
     def out_of_memory(self) -> bool:
