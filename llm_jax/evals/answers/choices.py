@@ -24,7 +24,8 @@ def find_choice(text: str, letters: str = 'ABCD') -> str | None:
     ):
         if found := re.findall(pattern, text):
             return found[-1]
-    if found := re.match(rf'{dressed}[)\].:,\s*_]*(?:$|[).:\n]|\s+(?:because|since|is|-|–)\b)', text.strip() + '\n'):
+    ends = r'[*_]*(?:[)\]]++[*_]*(?!\s+(?:or|and)\b)|\s*$|\s*[.:,\n]|\s+(?:because|since|is|[-–])\b)'
+    if found := re.match(rf'{dressed}{ends}', text.strip()):
         return found[1]
     for pattern in (rf'\(({one})\)', rf'^[\s*]*({one})[\s.*)]*$'):
         if len(found := set(re.findall(pattern, text, re.MULTILINE))) == 1:

@@ -59,11 +59,8 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         if not found:
             break
         number, command, word, sign = found.groups()
-        gap = text[at : found.start() + len(found[0]) - len(found[0].lstrip())] != ''
         at = found.end()
         if number:
-            if gap and out and out[-1][0] == 'number':
-                raise NotRead('two numbers beside each other')
             out.append(('number', number))
         elif command:
             out.append(('command', command))
@@ -141,9 +138,9 @@ class _Parser:
         r"""Whether an integer and a proper fraction of integers follow each other: 1\frac{3}{4} is 7/4."""
         if self.peek() != ('command', 'frac') or self.tokens[self.at - 1][0] != 'number':
             return False
-        start, depth = self.at, self.depth
+        start, tokens, depth = self.at, list(self.tokens), self.depth
         fraction = self.power()
-        self.at, self.depth = start, depth
+        self.at, self.tokens, self.depth = start, tokens, depth
         numbers = [child.value for child in fraction.children if child.kind == 'number']
         whole = parts[-1].value if parts[-1].kind == 'number' else None
         return (

@@ -23,6 +23,8 @@ _THOUSANDS = re.compile(r'(?<![\d.,])(\d{1,3})((?:(?:\{,\}|,\\!|\\,|,)\d{3})+)(?
 _DEGREES = re.compile(r'\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|°')
 _NUMBER_WORDS = {'hundred', 'thousand', 'million', 'billion', 'trillion', 'dozen', 'half', 'third', 'quarter', 'pi', 'or', 'and'}
 _UNIT = re.compile(r'(?<=[\d)}\s])\s*((?:(?:[a-zA-Z]{2,}|[a-zA-Z](?=\s*(?:/|\^)\s*))\.?(?:\s*\^\s*\{?[23]\}?)?[\s/]*)+)$')
+_TEXT_UNIT = re.compile(r'\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*[a-zA-Z][^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\.?\s*$')
+_MIXED = re.compile(r'(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d/])')
 _REPLACED = (
     ('\\dfrac', '\\frac'), ('\\tfrac', '\\frac'), ('\\cfrac', '\\frac'), ('\\leq', '\\le'), ('\\geq', '\\ge'),
     ('\\le ', '≤'), ('\\ge ', '≥'), ('\\le', '≤'), ('\\ge', '≥'), ('<=', '≤'), ('>=', '≥'), ('\\lt', '<'), ('\\gt', '>'),
@@ -69,20 +71,25 @@ def _clean(text: str) -> tuple[str, str]:
     for opening, closing in (('\\(', '\\)'), ('\\[', '\\]')):
         if text.startswith(opening) and text.endswith(closing):
             text = text[2:-2].strip()
+    text = text.replace('\\\\', '⏎')
     text = _THOUSANDS.sub(lambda found: found[1] + re.sub(r'\D', '', found[2]), text)
     for old, new in _REPLACED:
         text = re.sub(re.escape(old) + r'(?![a-zA-Z])', lambda _, new=new: new, text) if old[-1:].isalpha() else text.replace(old, new)
     text = text.replace('\\$', '').replace('$', '').replace('\\%', '').replace('%', '')
     text = _FONTS.sub('', _DROPPED.sub('', _SPACES.sub(' ', _DEGREES.sub('', text))))
-    text = text.replace('\\\\', '⏎')
-    words = _TEXT.sub(r' \1 ', text).strip()
-    text = re.sub(r'\s+', ' ', words).strip().rstrip('.').rstrip()
-    found = _UNIT.search(text)
-    if found and found.start() > 0 and not set(re.findall('[a-z]+', found[1].lower())) & _NUMBER_WORDS:
-        rest = text[: found.start()].rstrip()
-        if rest and _is_read(rest):
-            return rest, re.sub(r'[\s.{}]', '', found[1]).lower()
-    return text, ''
+    plain = _unwrap(text)
+    for found in (_TEXT_UNIT.search(text), _UNIT.search(plain)):
+        if found and not set(re.findall('[a-z]+', found[1].lower())) & _NUMBER_WORDS:
+            rest = _unwrap(found.string[: found.start()])
+            if rest and _is_read(rest):
+                return rest, re.sub(r'[\s.{}]', '', found[1]).lower()
+    return plain, ''
+
+
+def _unwrap(text: str) -> str:
+    """Without the marks of text, doubled spaces and the final full stop; 1 3/4 as a sum."""
+    text = re.sub(r'\s+', ' ', _TEXT.sub(r' \1 ', text)).strip().rstrip('.').rstrip()
+    return _MIXED.sub(r'(\1+\2/\3)', text)
 
 
 def _is_read(text: str) -> bool:
@@ -106,7 +113,9 @@ def _split(text: str, separators: str) -> list[str]:
 
 def _plain(text: str) -> str:
     """A text as it is compared when it is no mathematics."""
-    text = re.sub(r'[{}\s]', '', text.replace('\\', '')).lower()
+    text = re.sub(r'(?<=\d)\s+(?=\d)', '_', text.replace('\\', ''))
+    text = re.sub('[a-zA-Z]{3,}', lambda word: word[0] if word[0].isupper() else word[0].lower(), text)
+    text = re.sub(r'[{}\s]', '', text)
     return re.sub(r'^\((.)\)$', r'\1', text)
 
 
@@ -177,9 +186,9 @@ def _kind(text: str) -> str:
 
 def _value_of(equation: str) -> str | None:
     """The value that an equation gives a name, or that follows from values: x = 5, f(x) = 5, 2 + 3 = 5; else None."""
-    if len(_split(equation, ',')) > 1:
-        parts = [_strip_name(part) for part in _split(equation, ',')]
-        return ','.join(parts)
+    parts = [part for half in re.split(r'\s(?:and|or)\s', equation) for part in _split(half, ',;')]
+    if len(parts) > 1:
+        return ','.join(map(_strip_name, parts))
     sides = _split(equation, '=')
     if _strip_name(equation) != equation and len(sides) == 2:
         return sides[1]
