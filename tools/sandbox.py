@@ -15,7 +15,10 @@ def check(as_json: bool) -> int:
         print(json.dumps([vars(finding) for finding in findings], indent=1))
     else:
         for finding in findings:
-            print(f'{"holds" if finding.holds else "FAILS":6} {finding.promise}' + f'  ({finding.seen})' * bool(finding.seen))
+            print(
+                f'{"holds" if finding.holds else "FAILS":6} {finding.promise}'
+                + f'  ({finding.seen})' * bool(finding.seen)
+            )
     return 0 if all(finding.holds for finding in findings) else 1
 
 

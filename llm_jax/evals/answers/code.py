@@ -14,7 +14,7 @@ import os
 import re
 import sys
 
-from llm_jax.evals.sandbox import Limits, Sandbox, Tests, Verdict
+from llm_jax.evals.sandbox import Limits, Sandbox, Suite, Verdict
 
 Problem = Mapping[str, object]  # a line of HumanEval.jsonl or mbpp.jsonl
 
@@ -22,6 +22,7 @@ Problem = Mapping[str, object]  # a line of HumanEval.jsonl or mbpp.jsonl
 STOPS = ('\ndef ', '\nclass ', '\nif ', '\nprint', '\n#', '\n@', '\nassert', '\nasync def ', '\n```', '<|endoftext|>')
 _FENCE = re.compile(r'^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.MULTILINE | re.DOTALL)
 _MAX_CHARS = 200_000
+BENCHMARK_LIMITS = Limits(timeout=15)  # one of MBPP's own programs computes for seconds
 
 
 def cut_at_stops(text: str, stops: Sequence[str] = STOPS) -> str:
@@ -31,9 +32,7 @@ def cut_at_stops(text: str, stops: Sequence[str] = STOPS) -> str:
 
 def find_fenced(text: str, name: str = '') -> str | None:
     """The block of code between ``` marks that defines `name`, else the first one in Python; None without one."""
-    blocks = [
-        block for language, block in _FENCE.findall(text) if language.lower() in ('', 'python', 'py', 'python3')
-    ]
+    blocks = [block for language, block in _FENCE.findall(text) if language.lower() in ('', 'python', 'py', 'python3')]
     return next((block for block in blocks if name and _defines(block, name)), blocks[0] if blocks else None)
 
 
@@ -73,10 +72,10 @@ def _stub(prompt: str) -> str:
     return prompt
 
 
-def humaneval_tests(problem: Problem) -> Tests:
+def humaneval_tests(problem: Problem) -> Suite:
     """The tests of a problem; helpers that the prompt defines are run from there, not from the completion."""
     name = str(problem['entry_point'])
-    return Tests([name], _stub(str(problem['prompt'])), f'{problem["test"]}\ncheck({name})\n')
+    return Suite([name], _stub(str(problem['prompt'])), f'{problem["test"]}\ncheck({name})\n')
 
 
 def mbpp_program(problem: Problem, completion: str) -> str:
@@ -85,7 +84,7 @@ def mbpp_program(problem: Problem, completion: str) -> str:
     return completion[:_MAX_CHARS].removeprefix('[BEGIN]').split('[DONE]')[0] if code is None else code
 
 
-def mbpp_tests(problem: Problem) -> Tests:
+def mbpp_tests(problem: Problem) -> Suite:
     """The asserts of a problem. Names in them that the reference program defines are the program's; modules are imported."""
     tests = '\n'.join(problem['test_list'])  # type: ignore[arg-type]
     setup = str(problem.get('test_setup_code') or '')
@@ -96,7 +95,7 @@ def mbpp_tests(problem: Problem) -> Tests:
         name for name in dict.fromkeys(used) if not hasattr(builtins, name) and name not in sys.stdlib_module_names
     ]
     modules = [name for name in dict.fromkeys(used) if name in sys.stdlib_module_names and name not in names]
-    return Tests(names, '\n'.join([*(f'import {name}' for name in modules), setup]), tests)
+    return Suite(names, '\n'.join([*(f'import {name}' for name in modules), setup]), tests)
 
 
 def check(
@@ -122,7 +121,7 @@ def check_all(
 
     Args:
       items: (problem, completions); a problem with 'entry_point' is HumanEval's, one with 'test_list' MBPP's.
-      limits: of each program; by default those of the sandbox.
+      limits: of each program; by default BENCHMARK_LIMITS.
       workers: programs at a time; by default one for each CPU.
 
     Raises:
@@ -136,5 +135,5 @@ def check_all(
         tests = humaneval_tests(problem) if is_humaneval else mbpp_tests(problem)
         jobs += [(program(problem, completion), tests) for completion in completions]
     with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        verdicts = iter(list(pool.map(lambda job: sandbox.judge(*job, limits or Limits()), jobs)))
+        verdicts = iter(list(pool.map(lambda job: sandbox.judge(*job, limits or BENCHMARK_LIMITS), jobs)))
     return [[next(verdicts) for _ in completions] for _, completions in items]

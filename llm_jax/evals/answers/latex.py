@@ -21,9 +21,26 @@ _FONTS = re.compile(r'\\(?:mathrm|mathbf|mathit|mathbb|mathcal|boldsymbol|bold|b
 _TEXT = re.compile(r'\\(?:text|textbf|textit|textrm|mbox|hbox|emph)\s*\{([^{}]*)\}')
 _THOUSANDS = re.compile(r'(?<![\d.,])(\d{1,3})((?:(?:\{,\}|,\\!|\\,|,)\d{3})+)(?![\d]|,\d)')
 _DEGREES = re.compile(r'\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|°')
-_NUMBER_WORDS = {'hundred', 'thousand', 'million', 'billion', 'trillion', 'dozen', 'half', 'third', 'quarter', 'pi', 'or', 'and'}
-_UNIT = re.compile(r'(?<=[\d)}\s])\s*((?:(?:[a-zA-Z]{2,}|[a-zA-Z](?=\s*(?:/|\^)\s*))\.?(?:\s*\^\s*\{?[23]\}?)?[\s/]*)+)$')
-_TEXT_UNIT = re.compile(r'\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*[a-zA-Z][^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\.?\s*$')
+_NUMBER_WORDS = {
+    'hundred',
+    'thousand',
+    'million',
+    'billion',
+    'trillion',
+    'dozen',
+    'half',
+    'third',
+    'quarter',
+    'pi',
+    'or',
+    'and',
+}
+_UNIT = re.compile(
+    r'(?<=[\d)}\s])\s*((?:(?:[a-zA-Z]{2,}|[a-zA-Z](?=\s*(?:/|\^)\s*))\.?(?:\s*\^\s*\{?[23]\}?)?[\s/]*)+)$'
+)
+_TEXT_UNIT = re.compile(
+    r'\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*[a-zA-Z][^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\.?\s*$'
+)
 _MIXED = re.compile(r'(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d/])')
 _REPLACED = (
     ('\\dfrac', '\\frac'), ('\\tfrac', '\\frac'), ('\\cfrac', '\\frac'), ('\\leq', '\\le'), ('\\geq', '\\ge'),
@@ -74,7 +91,11 @@ def _clean(text: str) -> tuple[str, str]:
     text = text.replace('\\\\', '⏎')
     text = _THOUSANDS.sub(lambda found: found[1] + re.sub(r'\D', '', found[2]), text)
     for old, new in _REPLACED:
-        text = re.sub(re.escape(old) + r'(?![a-zA-Z])', lambda _, new=new: new, text) if old[-1:].isalpha() else text.replace(old, new)
+        text = (
+            re.sub(re.escape(old) + r'(?![a-zA-Z])', lambda _, new=new: new, text)
+            if old[-1:].isalpha()
+            else text.replace(old, new)
+        )
     text = text.replace('\\$', '').replace('$', '').replace('\\%', '').replace('%', '')
     text = _FONTS.sub('', _DROPPED.sub('', _SPACES.sub(' ', _DEGREES.sub('', text))))
     plain = _unwrap(text)
@@ -142,7 +163,9 @@ def normal_form(answer: str) -> Hashable:
 
 def _strip_name(text: str) -> str:
     r"""Without 'x =' or 'x \in' before a value."""
-    found = re.match(r'^\s*(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?)\s*(?:=|\\in(?![a-zA-Z]))\s*(.+)$', text, re.DOTALL)
+    found = re.match(
+        r'^\s*(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?)\s*(?:=|\\in(?![a-zA-Z]))\s*(.+)$', text, re.DOTALL
+    )
     return found[1] if found else text
 
 
@@ -201,7 +224,9 @@ def _value_of(equation: str) -> str | None:
 def _shape(text: str) -> tuple[str, list[str]] | None:
     """The kind and the parts of what is no single expression: lists, sets, tuples, intervals, matrices; else None."""
     text = text.strip()
-    if matrix := re.fullmatch(r'\\begin\s*\{([bpBvV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}', text, re.DOTALL):
+    if matrix := re.fullmatch(
+        r'\\begin\s*\{([bpBvV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}', text, re.DOTALL
+    ):
         rows = [row for row in matrix[2].strip().strip('⏎').split('⏎') if row.strip()]
         kind = 'determinant' if matrix[1][:1] in 'vV' else 'matrix'
         return f'{kind} of {len(rows)} rows', [cell.strip() for row in rows for cell in row.split('&')]
@@ -293,9 +318,7 @@ def _equal_equations(a: str, b: str) -> bool:
     if any(len(pair) != 2 for pair in sides):
         return False
     try:
-        trees = tuple(
-            Node('sum', (parse(left), Node('negative', (parse(right),)))) for left, right in sides
-        )
+        trees = tuple(Node('sum', (parse(left), Node('negative', (parse(right),)))) for left, right in sides)
     except NotRead:
         return False
     names = variables(trees[0])
@@ -306,9 +329,6 @@ def _equal_equations(a: str, b: str) -> bool:
         return False
     (x0, y0) = pairs[0]
     try:
-        return all(
-            equal_values(multiply(x, y0), multiply(y, x0)) for x, y in itertools.islice(pairs, 1, None)
-        )
+        return all(equal_values(multiply(x, y0), multiply(y, x0)) for x, y in itertools.islice(pairs, 1, None))
     except ArithmeticError:
         return False
-

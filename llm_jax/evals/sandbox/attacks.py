@@ -10,7 +10,7 @@ import json
 import pathlib
 import time
 
-from . import Limits, Sandbox, SandboxError, Tests
+from . import Limits, Sandbox, SandboxError, Suite
 from .bait import Bait, Outcome, lay_bait, remove_planted
 
 Execute = Callable[[dict, str, Limits, dict], Outcome]  # (attack, program, limits, task of the checker) -> outcome
@@ -26,9 +26,7 @@ def read_manifest(directory: pathlib.Path) -> tuple[dict, Limits]:
     try:
         manifest = json.loads(path.read_text())
         said = manifest['limits used']
-        limits = Limits(
-            said['timeout_s'], said['memory_MiB'], said['processes'], said['files_MiB'], said['output_MiB']
-        )
+        limits = Limits(said['timeout_s'], said['memory_MiB'], said['processes'], said['files_MiB'], said['output_MiB'])
         for attack in manifest['attacks']:
             attack['program'] = (directory / attack['file']).read_text()
             _ = attack['id'], attack['kind'], attack['escape']
@@ -41,10 +39,10 @@ def read_manifest(directory: pathlib.Path) -> tuple[dict, Limits]:
     return manifest, limits
 
 
-def checker_tests(task: dict) -> Tests:
+def checker_tests(task: dict) -> Suite:
     """The tests of the manifest's task, which has the fields of a problem of HumanEval."""
     name = task['entry_point']
-    return Tests([name], task['prompt'], f'{task["test"]}\ncheck({name})\n')
+    return Suite([name], task['prompt'], f'{task["test"]}\ncheck({name})\n')
 
 
 def execute_closed(sandbox: Sandbox) -> Execute:
@@ -154,7 +152,10 @@ def run_command(directory: pathlib.Path, *, is_open: bool, only: str, as_json: b
             print(line + f'  ({"; ".join(record["details"])})' * bool(record['details']), flush=True)
     if as_json:
         print(json.dumps(records, indent=1))
-    counts = {verdict: sum(r['verdict'] == verdict for r in records) for verdict in dict.fromkeys(r['verdict'] for r in records)}
+    counts = {
+        verdict: sum(r['verdict'] == verdict for r in records)
+        for verdict in dict.fromkeys(r['verdict'] for r in records)
+    }
     if not as_json:
         print(', '.join(f'{verdict}: {count}' for verdict, count in counts.items()))
     bad = [r for r in records if r['verdict'] in ('ESCAPED', 'BROKEN') and 'hardening' not in r['category']]

@@ -154,7 +154,9 @@ class Bait:
             'exit': lambda: result is not None and result.exit_code == int(rest),
             'path_exists': lambda: os.path.lexists(rest),
             'path_missing': lambda: not os.path.lexists(rest),
-            'path_changed': lambda: pathlib.Path(rest) != outside / 'victim' or _describe(outside / 'victim') != self._before,
+            'path_changed': lambda: (
+                pathlib.Path(rest) != outside / 'victim' or _describe(outside / 'victim') != self._before
+            ),
             'secret_changed': lambda: not self._secret.exists() or self._secret.read_text() != self._secret_value,
             'path_exists_in_python': lambda: _exists_in_python(rest),
             'listener_hit': lambda: bool(self._hits),

@@ -18,7 +18,7 @@ from . import bwrap, cgroup, seccomp
 from .limits import Limits, SandboxError
 
 _START = 20.0  # seconds that bubblewrap may need under load
-_FILES = 50_000  # files at once in a sandbox: each takes 1 KiB of the kernel, and time to remove
+_FILES = 20_000  # files at once in a sandbox: each takes 1 KiB of the kernel, and time to remove
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 

@@ -18,7 +18,7 @@ _TICK = 0.02  # seconds between two looks at memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Tests:
+class Suite:
     """Tests of a program, which come from a benchmark and are trusted.
 
     Attributes:
@@ -57,7 +57,7 @@ def _program(name: str) -> bytes:
     return (_INSIDE / 'wire.py').read_bytes() + b'\n\n' + (_INSIDE / f'{name}.py').read_bytes()
 
 
-def judge_program(host: bwrap.Host, program: str, tests: Tests, limits: Limits) -> Verdict:
+def judge_program(host: bwrap.Host, program: str, tests: Suite, limits: Limits) -> Verdict:
     """Runs the tests on a program, each in a sandbox of its own.
 
     Raises:

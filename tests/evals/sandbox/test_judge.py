@@ -2,9 +2,9 @@
 
 import pytest
 
-from llm_jax.evals.sandbox import Limits, Sandbox, Tests
+from llm_jax.evals.sandbox import Limits, Sandbox, Suite
 
-TESTS = Tests(['add'], '', 'assert add(2, 3) == 5\nassert add([1], [2]) == [1, 2]\nassert add(4, -4) == 0\n')
+TESTS = Suite(['add'], '', 'assert add(2, 3) == 5\nassert add([1], [2]) == [1, 2]\nassert add(4, -4) == 0\n')
 RIGHT = 'def add(a, b):\n    return a + b\n'
 
 
@@ -53,26 +53,28 @@ def test_a_pass_cannot_be_forged(sandbox: Sandbox, name: str) -> None:
 
 
 def test_exceptions_that_end_a_loop_do_not_end_a_test(sandbox: Sandbox) -> None:
-    tests = Tests(['f'], '', 'assert all(map(f, [1, 2]))\nassert [*map(f, [1])] == [1]')
+    tests = Suite(['f'], '', 'assert all(map(f, [1, 2]))\nassert [*map(f, [1])] == [1]')
     assert not sandbox.judge('def f(x): raise StopIteration', tests).passed
     assert not sandbox.judge('class StopIteration(Exception): pass\ndef f(x): raise StopIteration', tests).passed
-    expected = Tests(['f'], '', 'try:\n    f(1)\nexcept ValueError:\n    pass\nelse:\n    assert False')
+    expected = Suite(['f'], '', 'try:\n    f(1)\nexcept ValueError:\n    pass\nelse:\n    assert False')
     assert sandbox.judge('def f(x): raise ValueError(x)', expected).passed
 
 
 def test_a_test_that_catches_everything_does_not_pass_a_solution_that_ended(sandbox: Sandbox) -> None:
-    tests = Tests(['f'], '', 'try:\n    f(1)\nexcept:\n    pass\n')
+    tests = Suite(['f'], '', 'try:\n    f(1)\nexcept:\n    pass\n')
     assert not sandbox.judge('import os\ndef f(x): os._exit(0)', tests).passed
 
 
 def test_objects_of_the_program_can_be_handed_back(sandbox: Sandbox) -> None:
     program = 'class Pair:\n    def __init__(self, a): self.a = a\n    __eq__ = lambda s, o: True\ndef total(ps): return sum(p.a for p in ps)'
-    assert sandbox.judge(program, Tests(['Pair', 'total'], '', 'assert total([Pair(2), Pair(3)]) == 5')).passed
-    assert not sandbox.judge(program, Tests(['Pair'], '', 'assert Pair(1) == 1')).passed
+    assert sandbox.judge(program, Suite(['Pair', 'total'], '', 'assert total([Pair(2), Pair(3)]) == 5')).passed
+    assert not sandbox.judge(program, Suite(['Pair'], '', 'assert Pair(1) == 1')).passed
 
 
 def test_setup_runs_without_the_program(sandbox: Sandbox) -> None:
-    tests = Tests(['decode'], 'def encode(s): return s[::-1]\ndef decode(s): pass', "assert decode(encode('ab')) == 'ab'")
+    tests = Suite(
+        ['decode'], 'def encode(s): return s[::-1]\ndef decode(s): pass', "assert decode(encode('ab')) == 'ab'"
+    )
     assert sandbox.judge('def encode(s): return s\ndef decode(s): return s[::-1]', tests).passed
     assert not sandbox.judge('def encode(s): return s\ndef decode(s): return s', tests).passed
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax.evals.sandbox import Limits, Sandbox
 
-FEW = Limits(timeout=10, memory=128, processes=16, files=8, output=0.05)
+FEW = Limits(timeout=20, memory=128, processes=16, files=8, output=0.05)
 
 
 def test_output_exit_code_and_status(sandbox: Sandbox) -> None:
@@ -28,7 +28,9 @@ def test_input_is_at_its_end_unless_given(sandbox: Sandbox) -> None:
 
 
 def test_files_of_its_own(sandbox: Sandbox) -> None:
-    program = "import tempfile, os\nopen('a', 'w').write('x')\nprint(os.listdir(), tempfile.TemporaryFile().write(b'ab'))"
+    program = (
+        "import tempfile, os\nopen('a', 'w').write('x')\nprint(os.listdir(), tempfile.TemporaryFile().write(b'ab'))"
+    )
     assert sandbox.run(program).stdout == b"['a'] 2\n"
     assert sandbox.run('import os; print(os.listdir())').stdout == b'[]\n'  # nothing is left for the next
 
@@ -45,7 +47,9 @@ def test_processes_and_threads(sandbox: Sandbox) -> None:
     assert sandbox.run(program).stdout.split() == [b'7', b'0', b'1', b'2', b'3', b'8', b'[9]']
 
 
-def test_nothing_of_the_caller_is_there(sandbox: Sandbox, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_caller_is_there(
+    sandbox: Sandbox, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv('SECRET_TOKEN', 'hush')
     file = tmp_path / 'file'
     file.write_text('hush')
@@ -100,7 +104,7 @@ def test_limits_end_a_program(sandbox: Sandbox, program: str, status: str) -> No
         'import os; os.chroot("/tmp")',
         'import os; os.kill(1, 9); os.kill(1, 0); import sys; sys.exit(os.path.exists("/proc/1"))',
         'import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))',
-        'import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()',
+        'x = []\nfor _ in range(200000): x = [x]\nrepr(x)',
     ],
 )
 def test_what_a_program_may_not(sandbox: Sandbox, program: str) -> None:

@@ -106,7 +106,9 @@ def main():
             )
             if reaches(connect, family, kind, address)
         ],
-        'interfaces': [name for _, name in socket.if_nameindex() if name != 'lo'] if reaches(socket.if_nameindex) else [],
+        'interfaces': [name for _, name in socket.if_nameindex() if name != 'lo']
+        if reaches(socket.if_nameindex)
+        else [],
         'processes': [pid for pid in filter(str.isdigit, os.listdir('/proc')) if int(pid) > 2],
         'signalled': reaches(os.kill, outside['pid'], 0),
         'uid': int(status['Uid'].split()[0]),

@@ -31,7 +31,9 @@ class Handle:
     def _refuse(self, *_):
         raise Unsendable('the solution returned an object that is no literal')
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __iter__ = __len__ = __getitem__ = __call__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __iter__ = __len__ = __getitem__ = __call__ = (
+        _refuse
+    )
     __contains__ = __getattr__ = __setattr__ = __hash__ = __str__ = __repr__ = __add__ = __radd__ = __float__ = _refuse
     __int__ = __index__ = __sub__ = __rsub__ = __abs__ = __round__ = __format__ = _refuse
 
