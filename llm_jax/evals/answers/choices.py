@@ -11,15 +11,16 @@ _MAX_CHARS = 100_000
 def find_choice(text: str, letters: str = 'ABCD') -> str | None:
     """The letter that a text gives as its answer, or None.
 
-    The last of the statements that are plainest: '\\boxed{B}', 'the answer is (B)', 'Answer: B'; else a letter at the start
-    ('B.', '(B) because', '**B**'); else the only letter that stands in parentheses, or on a line of its own.
+    The last of the statements that are plainest: '\\boxed{B}', 'the answer is (B)', 'Answer: B'; else a letter at the
+    start ('B.', '(B) because', '**B**'); else the only letter that stands in parentheses, or on a line of its own.
     """
     text = text[:_MAX_CHARS]
     one = f'[{re.escape(letters)}]'
     dressed = rf'[\s*_$]*(?:\\(?:text|mathrm|mathbf|textbf)\{{)?[\s*_$]*\(?\[?({one})(?![\w\'’])'
     for pattern in (
         rf'\\boxed\{{{dressed}',
-        rf'(?i:\banswer)(?i:\s+(?:is|would be|should be|choice|option)|\s*[:=])+(?i:\s+(?:option|choice))?[\s:]*{dressed}',
+        r'(?i:\banswer)(?i:\s+(?:is|would be|should be|choice|option)|\s*[:=])+(?i:\s+(?:option|choice))?[\s:]*'
+        + dressed,
         rf'(?i:\b(?:correct|right|best) (?:option|choice)(?: is|:))[\s:]*{dressed}',
     ):
         if found := re.findall(pattern, text):

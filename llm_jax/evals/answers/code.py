@@ -1,9 +1,10 @@
 """HumanEval and MBPP: the program in a completion, and its verdict by the sandbox.
 
-The tests of a benchmark run in a process of their own, and ask that of the program for each call. So arguments and results
+The tests of a benchmark run in a process of their own, and ask that of the program for each call. So arguments and
+results
 must be literals (numbers, text, bytes, None, containers of them; of collections deque, Counter, OrderedDict; Decimal,
-Fraction, range), a change that a function makes to its arguments is not seen by the tests, and an object of a class of the
-program's own can only be handed back to it. What a program prints is lost.
+Fraction, range), a change that a function makes to its arguments is not seen by the tests, and an object of a class of
+the program's own can only be handed back to it. What a program prints is lost.
 """
 
 import ast
@@ -43,7 +44,8 @@ def _defines(text: str, name: str) -> bool:
 def humaneval_program(problem: Problem, completion: str) -> str:
     """The program of a completion of HumanEval's prompt.
 
-    A completion goes on after the prompt, and is cut where another definition begins; or it is, or has between ``` marks,
+    A completion goes on after the prompt, and is cut where another definition begins; or it is, or has between ```
+    marks,
     the whole function again (as chat models answer), which then replaces the prompt's, whose imports and helpers stay.
     """
     prompt, name = str(problem['prompt']), str(problem['entry_point'])
@@ -85,7 +87,7 @@ def mbpp_program(problem: Problem, completion: str) -> str:
 
 
 def mbpp_tests(problem: Problem) -> Suite:
-    """The asserts of a problem. Names in them that the reference program defines are the program's; modules are imported."""
+    """The asserts of a problem, where names that the reference defines are the program's; modules are imported."""
     tests = '\n'.join(problem['test_list'])  # type: ignore[arg-type]
     setup = str(problem.get('test_setup_code') or '')
     used = [node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)]

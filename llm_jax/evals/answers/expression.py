@@ -1,10 +1,10 @@
 """Mathematical expressions in LaTeX: read into a tree, and evaluated exactly where they are rational.
 
-Bounded in time and memory: by the length and depth of a text, by the bits of a number, and by the work in all. An expression
-that goes beyond is `TooLarge`, never rounded until it equals another.
+Bounded in time and memory: by the length and depth of a text, by the bits of a number, and by the work in all. An
+expression that goes beyond is `TooLarge`, never rounded until it equals another.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import decimal
 from decimal import Decimal
@@ -12,22 +12,17 @@ from fractions import Fraction
 import math
 import re
 
-Number = Fraction | Decimal
+from .functions import DIGITS, PI, E, Number, TooLarge, apply_function, to_decimal
 
-_DIGITS = 60
 _MAX_BITS, _MAX_WORK, _MAX_FACTORIAL = 30_000, 10_000_000, 3000
 _MAX_DEPTH, _MAX_TOKENS = 60, 400
-_CONTEXT = decimal.Context(prec=_DIGITS, Emax=99_999, Emin=-99_999, traps=[
+_CONTEXT = decimal.Context(prec=DIGITS, Emax=99_999, Emin=-99_999, traps=[
     decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow, decimal.Underflow,
 ])  # fmt: skip
 
 
 class NotRead(ValueError):
     """A text that is no expression."""
-
-
-class TooLarge(ArithmeticError):
-    """A number that would take too long, or too many digits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +39,11 @@ _FUNCTIONS = {
 }  # fmt: skip
 _WORDS = {'sqrt', 'pi', 'frac', 'theta', 'alpha', 'beta', 'gamma', 'infty', 'cdot', 'times', *_FUNCTIONS}
 _TOKEN = re.compile(r'\s*(?:(\d+\.?\d*|\.\d+)|\\([a-zA-Z]+)|([a-zA-Z]+)|(.))', re.DOTALL)
-_GREEK = set(
-    'alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon '
-    'phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega infty ell'.split()
-)
+_GREEK = {
+    'alpha', 'beta', 'gamma', 'delta', 'epsilon', 'varepsilon', 'zeta', 'eta', 'theta', 'vartheta', 'iota',
+    'kappa', 'lambda', 'mu', 'nu', 'xi', 'rho', 'sigma', 'tau', 'upsilon', 'phi', 'varphi', 'chi', 'psi',
+    'omega', 'Gamma', 'Delta', 'Theta', 'Lambda', 'Xi', 'Pi', 'Sigma', 'Phi', 'Psi', 'Omega', 'infty', 'ell',
+}  # fmt: skip
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -340,7 +336,7 @@ class Evaluator:
         if node.kind == 'variable':
             return values[str(node.value)]
         if node.kind == 'constant':
-            return _E if node.value == 'e' else _PI
+            return E if node.value == 'e' else PI
         arguments = [self._evaluate(child, values) for child in node.children]
         return self._bounded(self._apply(node, arguments))
 
@@ -376,7 +372,7 @@ class Evaluator:
             return Fraction(math.factorial(_integer(first, 0, _MAX_FACTORIAL)))
         if node.kind == 'binomial':
             return Fraction(math.comb(*(_integer(value, 0, _MAX_FACTORIAL) for value in arguments)))
-        return _apply_function(str(node.value), arguments)
+        return apply_function(str(node.value), arguments)
 
     def _power(self, base: Number, exponent: Number) -> Number:
         if isinstance(exponent, Fraction) and exponent.denominator == 1:
@@ -392,7 +388,7 @@ class Evaluator:
             raise decimal.InvalidOperation
         if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator < 1000:
             return self._power(self._root(base, exponent.denominator), Fraction(exponent.numerator))
-        return _decimal(base) ** _decimal(exponent)
+        return to_decimal(base) ** to_decimal(exponent)
 
     def _root(self, value: Number, n: int) -> Number:
         if value < 0:
@@ -403,7 +399,7 @@ class Evaluator:
             exact = [_integer_root(part, n) for part in (value.numerator, value.denominator)]
             if None not in exact:
                 return Fraction(*exact)
-        return _decimal(value).sqrt() if n == 2 else _decimal(value) ** (Decimal(1) / n)
+        return to_decimal(value).sqrt() if n == 2 else to_decimal(value) ** (Decimal(1) / n)
 
 
 def _fold(operation: Callable[[Number, Number], Number], values: list[Number]) -> Number:
@@ -411,13 +407,9 @@ def _fold(operation: Callable[[Number, Number], Number], values: list[Number]) -
     result = values[0]
     for value in values[1:]:
         if isinstance(result, Fraction) != isinstance(value, Fraction):
-            result, value = _decimal(result), _decimal(value)
+            result, value = to_decimal(result), to_decimal(value)
         result = operation(result, value)
     return result
-
-
-def _decimal(value: Number) -> Decimal:
-    return Decimal(value.numerator) / Decimal(value.denominator) if isinstance(value, Fraction) else value
 
 
 def _integer(value: Number, least: int, most: int) -> int:
@@ -444,86 +436,12 @@ def _integer_root(value: int, n: int) -> int | None:
     return low if low**n == value else None
 
 
-def _apply_function(name: str, arguments: list[Number]) -> Number:
-    first = arguments[0]
-    if name == 'abs':
-        return abs(first)
-    if name in ('floor', 'ceil'):
-        if abs(first) > 10**50:
-            raise TooLarge
-        return Fraction(math.floor(first) if name == 'floor' else math.ceil(first))
-    x = _decimal(first)
-    if name == 'exp':
-        return x.exp()
-    if name == 'ln':
-        return x.ln()
-    if name == 'log':
-        if len(arguments) == 2:
-            return x.ln() / _decimal(arguments[1]).ln()
-        return x.log10()
-    if name in ('sinh', 'cosh', 'tanh'):
-        up, down = x.exp(), (-x).exp()
-        return {'sinh': (up - down) / 2, 'cosh': (up + down) / 2, 'tanh': (up - down) / (up + down)}[name]
-    if name in ('arcsin', 'arccos', 'arctan'):
-        return _inverse_trigonometric(name, x)
-    sine, cosine = _sine_cosine(x)
-    if name in ('sin', 'cos'):
-        return sine if name == 'sin' else cosine
-    above, below = {
-        'tan': (sine, cosine), 'cot': (cosine, sine), 'sec': (Decimal(1), cosine), 'csc': (Decimal(1), sine)
-    }[name]  # fmt: skip
-    if abs(below) < Decimal(10) ** (5 - _DIGITS):
-        raise decimal.DivisionByZero
-    return above / below
-
-
-def _terms(x: Decimal) -> Iterator[Decimal]:
-    """x^n / n! from n = 0, as long as they count."""
-    term, n = Decimal(1), 0
-    while abs(term) > Decimal(10) ** (-_DIGITS - 5):
-        yield term
-        n += 1
-        term = term * x / n
-
-
-def _sine_cosine(x: Decimal) -> tuple[Decimal, Decimal]:
-    if abs(x) > 10**6:
-        raise TooLarge
-    x %= 2 * _PI
-    terms = list(_terms(x))
-    signed = [term if n % 4 < 2 else -term for n, term in enumerate(terms)]
-    return sum(signed[1::2], Decimal(0)), sum(signed[::2], Decimal(0))
-
-
-def _inverse_trigonometric(name: str, x: Decimal) -> Decimal:
-    if name == 'arctan':
-        turns = 0
-        while abs(x) > Decimal('0.05'):  # arctan x = 2 arctan(x / (1 + sqrt(1 + x^2)))
-            x, turns = x / (1 + (1 + x * x).sqrt()), turns + 1
-        total, power, n = Decimal(0), x, 1
-        while abs(power) > Decimal(10) ** (-_DIGITS - 5):
-            total += power / n if n % 4 == 1 else -power / n
-            power, n = power * x * x, n + 2
-        return total * 2**turns
-    if abs(x) > 1:
-        raise decimal.InvalidOperation
-    if abs(x) == 1:
-        sine = x * _PI / 2
-    else:
-        sine = _inverse_trigonometric('arctan', x / (1 - x * x).sqrt())
-    return sine if name == 'arcsin' else _PI / 2 - sine
-
-
-_PI = Decimal('3.14159265358979323846264338327950288419716939937510582097494459230781640628620899')
-_E = Decimal('2.71828182845904523536028747135266249775724709369995957496696762772407663035354759')
-
-
 def equal_values(a: Number, b: Number) -> bool:
     """Whether two values are the same: fractions exactly, others in 40 digits."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
     with decimal.localcontext(_CONTEXT):
-        a, b = _decimal(a), _decimal(b)
+        a, b = to_decimal(a), to_decimal(b)
         return abs(a - b) <= max(abs(a), abs(b)).scaleb(-40)
 
 

@@ -1,7 +1,9 @@
 r"""Answers in LaTeX, as in MATH: found in generated text, and compared by meaning.
 
-\frac{1}{2} = 0.5, 2\sqrt{3} = \sqrt{12}, (x+1)^2 = x^2+2x+1, \{1,2\} = \{2,1\}, x=5 = 5, 5\text{ cm} = 5, (3, 4) = (3,4).
-Values are compared exactly (1/2004! is not 1/2006!); what is too large to be, or is no mathematics, is compared as text.
+\frac{1}{2} = 0.5, 2\sqrt{3} = \sqrt{12}, (x+1)^2 = x^2+2x+1, \{1,2\} = \{2,1\}, x=5 = 5, 5\text{ cm} = 5, (3, 4) =
+(3,4).
+Values are compared exactly (1/2004! is not 1/2006!); what is too large to be, or is no mathematics, is compared as
+text.
 """
 
 from collections.abc import Hashable
@@ -44,9 +46,11 @@ _TEXT_UNIT = re.compile(
 _MIXED = re.compile(r'(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d/])')
 _REPLACED = (
     ('\\dfrac', '\\frac'), ('\\tfrac', '\\frac'), ('\\cfrac', '\\frac'), ('\\leq', '\\le'), ('\\geq', '\\ge'),
-    ('\\le ', '≤'), ('\\ge ', '≥'), ('\\le', '≤'), ('\\ge', '≥'), ('<=', '≤'), ('>=', '≥'), ('\\lt', '<'), ('\\gt', '>'),
+    ('\\le ', '≤'), ('\\ge ', '≥'), ('\\le', '≤'), ('\\ge', '≥'), ('<=', '≤'),
+    ('>=', '≥'), ('\\lt', '<'), ('\\gt', '>'),
     ('\\neq', '≠'), ('\\ne ', '≠'), ('−', '-'), ('–', '-'), ('\\lbrace', '\\{'), ('\\rbrace', '\\}'), ('\\colon', ':'),
-    ('\\lvert', '|'), ('\\rvert', '|'), ('\\vert', '|'), ('π', '\\pi '), ('∞', '\\infty '), ('√', '\\sqrt '), ('×', '\\times '),
+    ('\\lvert', '|'), ('\\rvert', '|'), ('\\vert', '|'), ('π', '\\pi '), ('∞', '\\infty '),
+    ('√', '\\sqrt '), ('×', '\\times '),
     ('\\cup', '∪'), ('\\infin ', '\\infty '), ('·', '\\cdot '), ('**', '^'), ('\\{', '⦃'), ('\\}', '⦄'),
 )  # fmt: skip
 
@@ -68,7 +72,7 @@ def find_boxed(text: str) -> str | None:
 
 
 def find_answer(text: str) -> str | None:
-    r"""The answer that a text gives: in its last \boxed{}, else after 'the answer is', else its last formula; or None."""
+    r"""The answer that a text gives: its last \boxed{}, what follows 'the answer is', or its last formula."""
     text = text[-100_000:]
     if (boxed := find_boxed(text)) is not None:
         return boxed

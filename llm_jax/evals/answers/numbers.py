@@ -32,10 +32,8 @@ def extract_strict(text: str) -> str:
 
 def extract_flexible(text: str) -> str:
     """The answer that lm-eval's flexible-extract finds: the last number."""
-    last = None
-    for last in _FLEXIBLE.finditer(text[-_MAX_CHARS:]):
-        pass
-    return next(group for group in last.groups() if group).strip() if last else INVALID
+    found = [match[0] for match in _FLEXIBLE.finditer(text[-_MAX_CHARS:])]
+    return found[-1] if found else INVALID
 
 
 def is_same_text(answer: str, gold: str) -> bool:
@@ -44,7 +42,7 @@ def is_same_text(answer: str, gold: str) -> bool:
 
 
 def _without_ignored(text: str) -> str:
-    """Without what lm-eval's patterns ',', '\\$', '(?s).*#### ' and '\\.$' match, of which the third is slow as a pattern."""
+    """Without what lm-eval's patterns ',', '\\$', '(?s).*#### ' and '\\.$' match (the third is slow as a pattern)."""
     return re.sub(r'\.$', '', text.replace(',', '').replace('$', '').rpartition('#### ')[2])
 
 
@@ -89,10 +87,8 @@ def final_number(text: str) -> Decimal | tuple[Decimal, Decimal] | None:
             line = text[place.end() : place.end() + _LINE].split('\n')[0]
             if (number := read_number(line)) is not None:
                 return number
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    return read_number(last[0]) if last else None
+    found = [match[0] for match in _NUMBER.finditer(text)]
+    return read_number(found[-1]) if found else None
 
 
 def equal_numbers(a: Decimal | tuple[Decimal, Decimal], b: Decimal | tuple[Decimal, Decimal]) -> bool:

@@ -11,7 +11,9 @@ It needs nothing but Python, bubblewrap and util-linux, and imports nothing else
 
 from collections.abc import Sequence
 
-from . import judge as _judge, probe as _probe, run as _run
+from . import judge as _judge
+from . import probe as _probe
+from . import run as _run
 from .judge import Suite, Verdict
 from .limits import Limits, Result, SandboxError
 from .probe import Finding, check_sandbox

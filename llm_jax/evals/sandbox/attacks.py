@@ -1,7 +1,7 @@
 """Attack programs tried on the sandbox: `sandbox --attacks DIR`, and with --open where nothing holds them.
 
-DIR has programs and a manifest.json: for each attack its file, its kind ('program' is run, 'checker' is a solution that is
-judged), and the words of which any one that comes true is an escape; programs that must work; and the limits.
+DIR has programs and a manifest.json: for each attack its file, its kind ('program' is run, 'checker' is a solution
+that is judged), and the words of which any one that comes true is an escape; programs that must work; and the limits.
 """
 
 from collections.abc import Callable, Iterator

@@ -129,8 +129,8 @@ def show_prefix(host: Host) -> list[str]:
 def identity(host: Host) -> tuple[list[str], list[str]]:
     """Options of bubblewrap, and the command in front of the program, that leave it without any privilege.
 
-    Root sets up the sandbox with the capabilities it needs for it, keeps three of them, and gives these up with its uid. An
-    ordinary user's program has a user namespace of its own and no capabilities there.
+    Root sets up the sandbox with the capabilities it needs for it, keeps three of them, and gives these up with its
+    uid. An ordinary user's program has a user namespace of its own and no capabilities there.
     """
     if not host.is_root:
         return ['--unshare-user', '--uid', str(_NOBODY), '--gid', str(_NOBODY), '--cap-drop', 'ALL'], []

@@ -52,9 +52,9 @@ class Verdict:
 
 
 @functools.cache
-def _program(name: str) -> bytes:
-    """The text of a program for a sandbox: the literals' reader and writer, and what uses them."""
-    return (_INSIDE / 'wire.py').read_bytes() + b'\n\n' + (_INSIDE / f'{name}.py').read_bytes()
+def _program(name: str) -> dict[str, bytes]:
+    """The files of a program for a sandbox: itself, and the literals' reader and writer."""
+    return {'main.py': (_INSIDE / f'{name}.py').read_bytes(), 'wire.py': (_INSIDE / 'wire.py').read_bytes()}
 
 
 def judge_program(host: bwrap.Host, program: str, tests: Suite, limits: Limits) -> Verdict:
@@ -64,9 +64,9 @@ def judge_program(host: bwrap.Host, program: str, tests: Suite, limits: Limits) 
       SandboxError: a sandbox could not start.
     """
     main = [f'{bwrap.PROGRAM}/main.py']
-    solution_files = {'main.py': _program('solution'), 'solution.py': program.encode('utf-8', 'surrogatepass')}
+    solution_files = _program('solution') | {'solution.py': program.encode('utf-8', 'surrogatepass')}
     data = wire.encode((list(tests.names), tests.setup, tests.tests))
-    test_files = {'main.py': _program('tests'), 'tests.bin': data}
+    test_files = _program('tests') | {'tests.bin': data}
     started = time.monotonic()
     boxes: list[Box] = []
     descriptors: list[int] = []

@@ -1,8 +1,8 @@
 """Attack programs where nothing holds them, in a throwaway machine, to show that they bite.
 
-The throwaway machine has its own processes, network, home, temporary files and site-packages; the rest is read-only. In it
-whoever tries the attack runs it as a plain child with its environment, as scripts that score a model usually do: nothing
-stands between the two. What it reaches is gone with the machine.
+The throwaway machine has its own processes, network, home, temporary files and site-packages; the rest is read-only.
+In it whoever tries the attack runs it as a plain child with its environment, as scripts that score a model usually do:
+nothing stands between the two. What it reaches is gone with the machine.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def try_in_throwaway(attack: dict, task: dict, limits: Limits) -> list[str]:
 
 
 def execute_open(attack: dict, program: str, limits: Limits, task: dict) -> Outcome:
-    """Runs a program as a plain child; a solution passes where it ends with exit code 0 after the tests appended to it."""
+    """Runs a program as a plain child; a solution passes where, with the tests appended, it exits with code 0."""
     is_checker = attack['kind'] == 'checker'
     if is_checker:
         program = f'{program}\n{task["test"]}\ncheck({task["entry_point"]})\n'

@@ -33,7 +33,7 @@ class Finding:
 
 @contextlib.contextmanager
 def _outside() -> Iterator[dict]:
-    """What a program should not reach: files, listeners, a process and a word in the environment, made for the trial."""
+    """What a program should not reach: files, listeners, a process, a word in the environment; made for the trial."""
     secret = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
         directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='llm_jax-sandbox-')))
@@ -133,7 +133,8 @@ def check_sandbox() -> list[Finding]:
             raise SandboxError(f'{e}; {_hint(host)}') from None
         if result.status != 'ok':
             last = result.output.decode(errors='replace').strip().splitlines()[-1:]
-            raise SandboxError(f'a trial program did not run in the sandbox: {" ".join(last)}; {_hint(host)}')
+            said = f'{result.status}: {" ".join(last)}'
+            raise SandboxError(f'a trial program did not run in the sandbox ({said}); {_hint(host)}')
         left = _daemons(outside['terces'])
         findings = _judge_trial(json.loads(result.stdout), host)
         findings.append(Finding('nothing lives on after its end', not left, f'{len(left)} processes' if left else ''))
@@ -163,7 +164,8 @@ def _hint(host: bwrap.Host) -> str:
     for name, (off, on) in switches.items():
         path = pathlib.Path('/proc/sys', name)
         if not host.is_root and path.exists() and path.read_text().strip() == off:
-            return f'user namespaces of ordinary users are off here: sysctl -w {name.replace("/", ".")}={on}, or run as root'
+            name = name.replace('/', '.')
+            return f'user namespaces of ordinary users are off here: sysctl -w {name}={on}, or run as root'
     return (
         'namespaces cannot be made here: in a container start it with --privileged, or with --security-opt '
         'seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined'

@@ -1,7 +1,8 @@
 """The filter of system calls, as BPF bytes of the kernel's own format, for x86_64 and aarch64; no library is needed.
 
 Programs keep what a program needs. Refused are calls that make or change namespaces, mounts, kernel modules, clocks and
-swap, that reach into other processes, that hold memory that belongs to no file and no process (memfd, System V), sockets
+swap, that reach into other processes, that hold memory that belongs to no file and no process (memfd, System V),
+sockets
 other than Unix ones, and every call that is newer than the tables below. The namespaces and the missing capabilities
 refuse most of it already: the filter keeps the program from code in the kernel that it has no business in.
 """

@@ -12,10 +12,12 @@ from llm_jax.evals.sandbox import Limits, Sandbox
 
 PROBLEM = {
     'task_id': 'own/1',
-    'prompt': 'from typing import List\n\ndef double(x: int) -> int:\n    return 2 * x\n\ndef both(xs: List[int]) -> List[int]:\n'
+    'prompt': 'from typing import List\n\ndef double(x: int) -> int:\n    return 2 * x\n\n'
+    'def both(xs: List[int]) -> List[int]:\n'
     '    """ Doubles each.\n    """\n',
     'entry_point': 'both',
-    'test': 'def check(candidate):\n    assert candidate([1, 2]) == [double(1), double(2)]\n    assert both([]) == []\n',
+    'test': 'def check(candidate):\n    assert candidate([1, 2]) == [double(1), double(2)]\n'
+    '    assert both([]) == []\n',
 }
 MBPP = {
     'task_id': 1,

@@ -1,4 +1,5 @@
 """Verdicts: solutions pass by what they return alone."""
+# ruff: noqa: E501 (programs on one line)
 
 import pytest
 

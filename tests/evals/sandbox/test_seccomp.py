@@ -12,9 +12,11 @@ DENIED, MISSING = 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 ARCH = {'x86_64': 0xC000003E, 'aarch64': 0xC00000B7}
 NUMBERS = {
     'x86_64': {'read': 0, 'mount': 165, 'clone': 56, 'clone3': 435, 'socket': 41, 'socketpair': 53, 'ioctl': 16,
-               'ptrace': 101, 'bpf': 321, 'unshare': 272, 'memfd_create': 319, 'execve': 59, 'setns': 308, 'shmget': 29},
+               'ptrace': 101, 'bpf': 321, 'unshare': 272, 'memfd_create': 319, 'execve': 59,
+               'setns': 308, 'shmget': 29},
     'aarch64': {'read': 63, 'mount': 40, 'clone': 220, 'clone3': 435, 'socket': 198, 'socketpair': 199, 'ioctl': 29,
-                'ptrace': 117, 'bpf': 280, 'unshare': 97, 'memfd_create': 279, 'execve': 221, 'setns': 268, 'shmget': 194},
+                'ptrace': 117, 'bpf': 280, 'unshare': 97, 'memfd_create': 279, 'execve': 221,
+                'setns': 268, 'shmget': 194},
 }  # fmt: skip
 
 

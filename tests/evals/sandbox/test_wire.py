@@ -12,11 +12,40 @@ import pytest
 from llm_jax.evals.sandbox.inside import wire
 
 VALUES = [
-    None, True, False, 0, -1, 1 << 4000, -(1 << 70), 0.1, -0.0, math.inf, 1 + 2j, '', 'héllo 🙂', '\ud800', b'\x00\xff',
-    [], [1, [2, (3,)]], (), (1, 'a'), {1, 2}, frozenset('ab'), {}, {'a': {'b': [1]}, (1, 2): None}, range(2, 9, 3),
-    collections.deque([1, 2]), collections.Counter('aab'), collections.OrderedDict(a=1), Decimal('1.50'), Fraction(1, 3),
-    int, type(None), bytearray(b'x'), {(1, frozenset({2})): {3}},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1 << 4000,
+    -(1 << 70),
+    0.1,
+    -0.0,
+    math.inf,
+    1 + 2j,
+    '',
+    'héllo 🙂',
+    '\ud800',
+    b'\x00\xff',
+    [],
+    [1, [2, (3,)]],
+    (),
+    (1, 'a'),
+    {1, 2},
+    frozenset('ab'),
+    {},
+    {'a': {'b': [1]}, (1, 2): None},
+    range(2, 9, 3),
+    collections.deque([1, 2]),
+    collections.Counter('aab'),
+    collections.OrderedDict(a=1),
+    Decimal('1.50'),
+    Fraction(1, 3),
+    int,
+    type(None),
+    bytearray(b'x'),
+    {(1, frozenset({2})): {3}},
+]
 
 
 @pytest.mark.parametrize('value', VALUES, ids=repr)
@@ -36,7 +65,7 @@ def test_nan_and_subclasses_become_plain() -> None:
     class Colour(enum.IntEnum):
         RED = 3
 
-    class Name(str, enum.Enum):
+    class Name(str, enum.Enum):  # noqa: UP042
         A = 'a'
 
     assert math.isnan(wire.decode(wire.encode(math.nan)))
@@ -73,8 +102,18 @@ def test_objects_stay_where_they_are_and_answer_nothing() -> None:
 
     thing = object()
     handle = wire.decode(wire.encode([thing], keep))[0]
-    for use in (lambda: handle == 1, lambda: handle != 1, lambda: bool(handle), lambda: handle.real, lambda: handle + 1,
-                lambda: [*handle], lambda: handle < 1, lambda: handle(), lambda: hash(handle), lambda: str(handle)):  # fmt: skip
+    for use in (
+        lambda: handle == 1,
+        lambda: handle != 1,
+        lambda: bool(handle),
+        lambda: handle.real,
+        lambda: handle + 1,
+        lambda: [*handle],
+        lambda: handle < 1,
+        lambda: handle(),
+        lambda: hash(handle),
+        lambda: str(handle),
+    ):
         with pytest.raises(wire.Unsendable):
             use()
     assert wire.decode(wire.encode((handle,)), kept) == (thing,)
@@ -84,9 +123,30 @@ def test_objects_stay_where_they_are_and_answer_nothing() -> None:
 
 @pytest.mark.parametrize(
     'data',
-    [b'', b'i', b'i1:', b'i1:g', b's5:abc', b'l9999999999:', b'l2:i1:1', b'd1:l0:i1:1', b'x0:', b'i1:1i1:1', b'i-1:1', b't2:os',
-     b'f3:xyz', b'e1:l0:', b'h1:z', b'i' + b'9' * 50 + b':1', b'l1:' * 5000 + b'N0:', b'D3:foo', b'F3:1/0', b'\xff0:', b's1:\xff'],
-)  # fmt: skip
+    [
+        b'',
+        b'i',
+        b'i1:',
+        b'i1:g',
+        b's5:abc',
+        b'l9999999999:',
+        b'l2:i1:1',
+        b'd1:l0:i1:1',
+        b'x0:',
+        b'i1:1i1:1',
+        b'i-1:1',
+        b't2:os',
+        b'f3:xyz',
+        b'e1:l0:',
+        b'h1:z',
+        b'i' + b'9' * 50 + b':1',
+        b'l1:' * 5000 + b'N0:',
+        b'D3:foo',
+        b'F3:1/0',
+        b'\xff0:',
+        b's1:\xff',
+    ],
+)
 def test_bytes_that_are_no_value(data: bytes) -> None:
     with pytest.raises(wire.Malformed):
         wire.decode(data, [])
