@@ -57,7 +57,7 @@ def _filter() -> bytes:
 
 def memory_file(data: bytes) -> int:
     """A descriptor that reads these bytes; nobody who inherits it can change or enlarge them."""
-    import fcntl
+    import fcntl  # not there on Windows, which find_host refuses
 
     descriptor = os.memfd_create('program', os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(descriptor, 'wb', closefd=False) as file:

@@ -16,6 +16,8 @@ PROGRAM = '/program'  # read-only directory of the program's files
 WORK = '/tmp/work'  # the program's own directory: empty, in memory, as large as Limits.files
 _NOBODY = 65534
 _SHM = 16  # MiB of /dev/shm
+# An arena of malloc for each thread would reserve 64 MiB of the address space, which is bounded.
+_ENVIRONMENT = {'PATH': '/usr/bin:/bin', 'HOME': WORK, 'TMPDIR': '/tmp', 'LANG': 'C.UTF-8', 'MALLOC_ARENA_MAX': '1'}
 _SYSTEM = ('/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32')
 # Also where a C library outside the loader's own directories is found.
 _READABLE = ('/etc/ld.so.cache', '/etc/localtime', '/etc/alternatives')
@@ -175,7 +177,7 @@ def build_command(
     options, drop = identity(host)
     out = [host.bwrap, '--unshare-pid', '--unshare-net', '--unshare-ipc', '--unshare-uts', '--unshare-cgroup-try']
     out += [*options, '--hostname', 'sandbox', '--new-session', '--die-with-parent', '--clearenv']
-    for name, value in (('PATH', '/usr/bin:/bin'), ('HOME', WORK), ('TMPDIR', '/tmp'), ('LANG', 'C.UTF-8')):
+    for name, value in _ENVIRONMENT.items():
         out += ['--setenv', name, value]
     out += [*_mounts(host), '--proc', '/proc', '--dev', '/dev']
     # Otherwise the root and /dev may fill half of the machine's memory.

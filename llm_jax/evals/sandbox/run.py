@@ -19,6 +19,7 @@ class _Pipe:
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
+        os.fchmod(self.writer, 0o222)  # another user opens /dev/stdout
         self.ended = False
 
     def read(self) -> bytes:

@@ -27,6 +27,12 @@ def test_input_is_at_its_end_unless_given(sandbox: Sandbox) -> None:
     assert sandbox.run('print(input()[::-1])', stdin=b'abc\n').stdout == b'cba\n'
 
 
+def test_output_by_the_names_of_its_files(sandbox: Sandbox) -> None:
+    program = "open('/dev/stdout', 'w').write('out')\nopen('/dev/stderr', 'w').write('err')\nopen('/proc/self/fd/1', 'w')"
+    result = sandbox.run(program)
+    assert (result.stdout, result.stderr) == (b'out', b'err')
+
+
 def test_files_of_its_own(sandbox: Sandbox) -> None:
     program = (
         "import tempfile, os\nopen('a', 'w').write('x')\nprint(os.listdir(), tempfile.TemporaryFile().write(b'ab'))"
@@ -45,6 +51,14 @@ def test_processes_and_threads(sandbox: Sandbox) -> None:
         "with multiprocessing.get_context('fork').Pool(2) as pool: print(pool.map(abs, [-9]))\n"
     )
     assert sandbox.run(program).stdout.split() == [b'7', b'0', b'1', b'2', b'3', b'8', b'[9]']
+
+
+def test_many_threads(sandbox: Sandbox) -> None:
+    program = (
+        'from concurrent.futures import ThreadPoolExecutor\nimport time\n'
+        'with ThreadPoolExecutor(40) as pool: print(sum(pool.map(lambda i: time.sleep(0.01) or i, range(100))))'
+    )
+    assert sandbox.run(program).stdout == b'4950\n'
 
 
 def test_nothing_of_the_caller_is_there(
