@@ -73,6 +73,7 @@ class Box:
 
     Attributes:
       returncode: bubblewrap's, which is the program's, after `end`.
+      failed: whether, after `end`, bubblewrap turns out to have ended by itself without having run the program.
       started_at: time.monotonic() at the program's start.
     """
 
@@ -100,6 +101,7 @@ class Box:
           SandboxError: it did not start; says what bubblewrap said.
         """
         self.returncode: int | None = None
+        self.failed = False
         self._limits, self._group, self._pidfd, self._init = limits, None, -1, 0
         self._memory_exceeded = self._ended = False
         self._process: subprocess.Popen | None = None
@@ -150,6 +152,20 @@ class Box:
             elif self._process.poll() is not None or time.monotonic() > deadline:
                 raise SandboxError(f'bubblewrap did not start (exit code {self._process.returncode})')
         return json.loads(text.split(b'\n')[0])['child-pid']
+
+    def _has_ended(self) -> bool:
+        """Whether bubblewrap, or the first process inside, has ended by itself."""
+        if self._pidfd >= 0 and select.select([self._pidfd], [], [], 0)[0]:
+            return True
+        return self._process.poll() is not None
+
+    def _has_reported_exit(self) -> bool:
+        """Whether bubblewrap has reported the program's exit code, as it does once the program has begun."""
+        os.set_blocking(self._status, False)
+        try:
+            return b'exit-code' in os.read(self._status, 4096)
+        except BlockingIOError:
+            return False
 
     @property
     def exit_fd(self) -> int:
@@ -204,6 +220,7 @@ class Box:
             return
         self._ended = True
         process = self._process
+        has_exited = process is not None and self._has_ended()
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -226,5 +243,6 @@ class Box:
             self._memory_exceeded = self.out_of_memory()
             self._group.remove()
             self._group = None
+        self.failed = has_exited and not self._memory_exceeded and not self._has_reported_exit()
         os.close(self._status)
         _subreaper.__exit__()

@@ -11,7 +11,7 @@ import time
 from . import bwrap
 from .box import Box
 from .inside import wire
-from .limits import Limits
+from .limits import Limits, SandboxError
 
 _INSIDE = pathlib.Path(__file__).parent / 'inside'
 _TICK = 0.02  # seconds between two looks at memory
@@ -89,6 +89,8 @@ def judge_program(host: bwrap.Host, program: str, tests: Suite, limits: Limits) 
             box.end()
         for fd in descriptors:
             os.close(fd)
+    if status == 'failed' and any(box.failed for box in boxes):
+        raise SandboxError('bubblewrap did not start a program: too little memory, or too many processes, for it')
     if status == 'failed' and boxes[0].out_of_memory():
         status = 'memory'
     return Verdict(status, reason, time.monotonic() - started)

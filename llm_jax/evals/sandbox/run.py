@@ -106,6 +106,9 @@ def _collect(box: Box, out: _Pipe, err: _Pipe, limits: Limits) -> Result:
     for pipe in open_pipes.values():  # nobody writes any more
         while left >= 0 and (taken := _take(pipe, pieces, left)):
             left -= taken
+    if box.failed and not status:
+        said = b''.join(data for pipe, data in pieces if pipe is err).decode(errors='replace').strip()
+        raise SandboxError(f'bubblewrap did not start the program: {said}')
     if not status and left < 0:
         status = 'output'
     if not status and box.returncode and box.out_of_memory():

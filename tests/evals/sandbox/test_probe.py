@@ -66,7 +66,8 @@ def test_a_bubblewrap_that_holds_nothing_is_found_out(
         'text = os.read(files[script], 1 << 20).decode()\n'
         "child = subprocess.Popen([sys.executable, '-c', text, *rest])\n"
         'os.write(status, b\'{"child-pid": %d}\\n\' % child.pid)\n'
-        'sys.exit(child.wait())\n'
+        'child.wait()\n'
+        "os.write(status, b'{\"exit-code\": 0}\\n')\n"
     )
     fake.chmod(0o755)
     done = tool(path=f'{fake.parent}:{os.environ["PATH"]}')
