@@ -22,6 +22,13 @@ Problem = Mapping[str, object]  # a line of HumanEval.jsonl or mbpp.jsonl
 # What begins the next definition, or leaves the function, at the start of a line.
 STOPS = ('\ndef ', '\nclass ', '\nif ', '\nprint', '\n#', '\n@', '\nassert', '\nasync def ', '\n```', '<|endoftext|>')
 _FENCE = re.compile(r'^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)', re.MULTILINE | re.DOTALL)
+_STATEMENT = re.compile(r'(?:def|class|async def|import|from|@\w+)\b|@|#|[A-Za-z_]\w*(?:, \w+)* *= *\S')
+_CODE = re.compile(
+    r'\s|$|[)\]}\'"#@(\[]'
+    r'|(?:async )?(?:def|class|import|from|if|elif|else|for|while|try|except|finally|with|assert|raise|return|pass)\b'
+    r'(?! the\b| you\b| example\b)'
+    r'|[A-Za-z_]\w*(?:, \w+)*(?:\.\w+)* *(?:[-+*/%|&^]?=|[(\[]|: *\w+ *=)'
+)
 _MAX_CHARS = 200_000
 BENCHMARK_LIMITS = Limits(timeout=15)  # one of MBPP's own programs computes for seconds
 
@@ -35,6 +42,17 @@ def find_fenced(text: str, name: str = '') -> str | None:
     """The block of code between ``` marks that defines `name`, else the first one in Python; None without one."""
     blocks = [block for language, block in _FENCE.findall(text) if language.lower() in ('', 'python', 'py', 'python3')]
     return next((block for block in blocks if name and _defines(block, name)), blocks[0] if blocks else None)
+
+
+def keep_code(text: str) -> str:
+    """The lines of a text from the first that begins a statement to the first that is no code; by their looks alone.
+
+    Text of a model is not parsed in this process: deep nesting can crash the interpreter that parses it.
+    """
+    lines = text.splitlines(keepends=True)
+    start = next((i for i, line in enumerate(lines) if _STATEMENT.match(line)), 0)
+    end = next((i for i in range(start, len(lines)) if not _CODE.match(lines[i])), len(lines))
+    return ''.join(lines[start:end])
 
 
 def _defines(text: str, name: str) -> bool:
@@ -53,7 +71,7 @@ def humaneval_program(problem: Problem, completion: str) -> str:
     code = find_fenced(completion, name)
     if code is None:
         first = next((line for line in completion.splitlines() if line.strip()), '')
-        code = completion if first[:1].strip() and _defines(completion, name) else None
+        code = keep_code(completion) if first[:1].strip() and _defines(completion, name) else None
     elif not _defines(code, name):
         return prompt + code if code[:1].isspace() else prompt + _indent(code)
     if code is not None:
@@ -83,7 +101,9 @@ def humaneval_tests(problem: Problem) -> Suite:
 def mbpp_program(problem: Problem, completion: str) -> str:
     """The program of a completion of MBPP's prompt: between ``` marks, or up to [DONE]."""
     code = find_fenced(completion[:_MAX_CHARS])
-    return completion[:_MAX_CHARS].removeprefix('[BEGIN]').split('[DONE]')[0] if code is None else code
+    if code is None:
+        code = keep_code(completion[:_MAX_CHARS].removeprefix('[BEGIN]').split('[DONE]')[0])
+    return code
 
 
 def mbpp_tests(problem: Problem) -> Suite:

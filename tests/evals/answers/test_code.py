@@ -55,6 +55,8 @@ COMPLETIONS = {
     WHOLE: True,
     'def double(x): return 0\n' + WHOLE: True,
     'from typing import List\n' + WHOLE: True,
+    WHOLE + '\nThis function doubles each of them, for example 1 and 2.\n': True,
+    WHOLE + '\n# Examples\nassert both([1]) == [2]\n': True,
     '    return [1]\n': False,
     '    return None\n': False,
     '': False,
@@ -74,13 +76,33 @@ def test_verdicts_on_completions_of_mbpp(sandbox: Sandbox) -> None:
     completions = [
         MBPP['code'],
         right,
+        f'Here you are:\n{right}\nIt squares r.',
         f'```python\n{right}\n```',
         f'[BEGIN]\n{right}\n[DONE]\nmore words',
         'def area(r): pass',
     ]
     verdicts = code.check(MBPP, completions, sandbox=sandbox)
-    assert [verdict.passed for verdict in verdicts] == [True, True, True, True, False]
+    assert [verdict.passed for verdict in verdicts] == [True, True, True, True, True, False]
     assert 'math.isclose' in verdicts[-1].reason
+
+
+@pytest.mark.parametrize(
+    ('text', 'kept'),
+    [
+        (
+            'Sure.\n\nimport math\nX = 3\ndef f(a,\n):\n    return a\n\nHope it helps',
+            'import math\nX = 3\ndef f(a,\n):\n    return a\n\n',
+        ),
+        (
+            'def f():\n  return 1\nf.cache = {}\nprint(f())\nNote: fine',
+            'def f():\n  return 1\nf.cache = {}\nprint(f())\n',
+        ),
+        ('a, b = 1, 2\nfor i in a:\n    pass\nFor all a', 'a, b = 1, 2\nfor i in a:\n    pass\n'),
+        ('', ''),
+    ],
+)
+def test_code_is_told_from_prose(text: str, kept: str) -> None:
+    assert code.keep_code(text) == kept
 
 
 def test_names_of_mbpp_are_those_that_the_reference_defines() -> None:

@@ -67,7 +67,7 @@ def test_a_bubblewrap_that_holds_nothing_is_found_out(
         "child = subprocess.Popen([sys.executable, '-c', text, *rest])\n"
         'os.write(status, b\'{"child-pid": %d}\\n\' % child.pid)\n'
         'child.wait()\n'
-        "os.write(status, b'{\"exit-code\": 0}\\n')\n"
+        'os.write(status, b\'{"exit-code": 0}\\n\')\n'
     )
     fake.chmod(0o755)
     done = tool(path=f'{fake.parent}:{os.environ["PATH"]}')

@@ -28,7 +28,9 @@ def test_input_is_at_its_end_unless_given(sandbox: Sandbox) -> None:
 
 
 def test_output_by_the_names_of_its_files(sandbox: Sandbox) -> None:
-    program = "open('/dev/stdout', 'w').write('out')\nopen('/dev/stderr', 'w').write('err')\nopen('/proc/self/fd/1', 'w')"
+    program = (
+        "open('/dev/stdout', 'w').write('out')\nopen('/dev/stderr', 'w').write('err')\nopen('/proc/self/fd/1', 'w')"
+    )
     result = sandbox.run(program)
     assert (result.stdout, result.stderr) == (b'out', b'err')
 
