@@ -15,7 +15,8 @@ import re
 from .expression import Evaluator, Node, NotRead, equal_values, multiply, parse, variables
 
 _MAX_CHARS = 2000
-_POINTS, _LEAST = 6, 3  # at which expressions with variables are compared; at how many of them both must have a value
+_POINTS, _LEAST = 8, 3  # at which expressions with variables are compared; at how many of them both must have a value
+_MAX_PARTS = 30  # of a list whose order does not matter
 
 _SPACES = re.compile(r'\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\(?:hspace|vspace|phantom)\{[^{}]*\}|~|&nbsp;')
 _DROPPED = re.compile(r'\\(?:left|right|bigg?|Bigg?|displaystyle|textstyle|limits|mathstrut)(?![a-zA-Z])')
@@ -49,6 +50,7 @@ _REPLACED = (
     ('\\le ', '≤'), ('\\ge ', '≥'), ('\\le', '≤'), ('\\ge', '≥'), ('<=', '≤'),
     ('>=', '≥'), ('\\lt', '<'), ('\\gt', '>'),
     ('\\neq', '≠'), ('\\ne ', '≠'), ('−', '-'), ('–', '-'), ('\\lbrace', '\\{'), ('\\rbrace', '\\}'), ('\\colon', ':'),
+    ('\\bar', '\\overline'),
     ('\\lvert', '|'), ('\\rvert', '|'), ('\\vert', '|'), ('π', '\\pi '), ('∞', '\\infty '),
     ('√', '\\sqrt '), ('×', '\\times '),
     ('\\cup', '∪'), ('\\infin ', '\\infty '), ('·', '\\cdot '), ('**', '^'), ('\\{', '⦃'), ('\\}', '⦄'),
@@ -101,6 +103,8 @@ def _clean(text: str) -> tuple[str, str]:
             else text.replace(old, new)
         )
     text = text.replace('\\$', '').replace('$', '').replace('\\%', '').replace('%', '')
+    if re.search(r'(?:sin|cos|tan|cot|sec|csc)(?![a-z])', text):
+        text = re.sub(rf'(\d+(?:\.\d+)?)\s*(?:{_DEGREES.pattern})', r'{\1\\pi/180}', text)
     text = _FONTS.sub('', _DROPPED.sub('', _SPACES.sub(' ', _DEGREES.sub('', text))))
     plain = _unwrap(text)
     for found in (_TEXT_UNIT.search(text), _UNIT.search(plain)):
@@ -151,7 +155,7 @@ def is_equal(answer: str, gold: str) -> bool:
     (a, unit_a), (b, unit_b) = _clean(answer), _clean(gold)
     if unit_a and unit_b and unit_a != unit_b:
         return False
-    return _equal(a, b)
+    return _equal(a, b, Evaluator())
 
 
 def normal_form(answer: str) -> Hashable:
@@ -173,34 +177,34 @@ def _strip_name(text: str) -> str:
     return found[1] if found else text
 
 
-def _equal(a: str, b: str, depth: int = 0) -> bool:
+def _equal(a: str, b: str, evaluator: Evaluator, depth: int = 0) -> bool:
     if _plain(a) == _plain(b):
         return True
     if depth > 5:
         return False
     kinds = [_kind(text) for text in (a, b)]
     if kinds[0] == kinds[1] == 'equation':
-        return _equal_equations(a, b)
+        return _equal_equations(a, b, evaluator)
     if 'equation' in kinds:
         stripped = [_value_of(text) if kind == 'equation' else text for text, kind in zip((a, b), kinds, strict=True)]
-        return None not in stripped and _equal(*stripped, depth + 1)
+        return None not in stripped and _equal(*stripped, evaluator, depth + 1)
     shapes = [_shape(text) for text in (a, b)]
     if shapes[0] and shapes[1]:
         (kind_a, parts_a), (kind_b, parts_b) = shapes
-        if kind_a != kind_b or len(parts_a) != len(parts_b) or len(parts_a) > 50:
+        if kind_a != kind_b or len(parts_a) != len(parts_b) or len(parts_a) > _MAX_PARTS:
             return False
         if kind_a in ('list', 'union'):
-            return _equal_unordered(parts_a, parts_b, depth)
-        return all(_equal(*pair, depth + 1) for pair in zip(parts_a, parts_b, strict=True))
+            return _equal_unordered(parts_a, parts_b, evaluator, depth)
+        return all(_equal(*pair, evaluator, depth + 1) for pair in zip(parts_a, parts_b, strict=True))
     if shapes[0] or shapes[1]:
         return False
-    return _equal_expressions(a, b)
+    return _equal_expressions(a, b, evaluator)
 
 
-def _equal_unordered(a: list[str], b: list[str], depth: int) -> bool:
+def _equal_unordered(a: list[str], b: list[str], evaluator: Evaluator, depth: int) -> bool:
     left = list(b)
     for part in a:
-        match = next((i for i, other in enumerate(left) if _equal(part, other, depth + 1)), None)
+        match = next((i for i, other in enumerate(left) if _equal(part, other, evaluator, depth + 1)), None)
         if match is None:
             return False
         left.pop(match)
@@ -284,24 +288,28 @@ def _as_interval(text: str) -> tuple[str, list[str]] | None:
 
 
 def _points(names: set[str]) -> list[dict[str, Fraction]]:
-    """Values of the variables, always the same, none of them special."""
+    """Values of the variables, always the same, none of them special; in half of the points some are negative."""
     rng = random.Random(20)
-    return [{name: Fraction(rng.randrange(300, 3000), 997) for name in sorted(names)} for _ in range(_POINTS)]
+    points = [{name: Fraction(rng.randrange(300, 3000), 997) for name in sorted(names)} for _ in range(_POINTS)]
+    for point in points[_POINTS // 2 :]:
+        for name in rng.sample(sorted(names), rng.randrange(1, len(names) + 1)):
+            point[name] = -point[name]
+    return points
 
 
-def _equal_expressions(a: str, b: str) -> bool:
+def _equal_expressions(a: str, b: str, evaluator: Evaluator) -> bool:
     try:
         trees = parse(a), parse(b)
     except NotRead:
         return False
     names = variables(trees[0]) | variables(trees[1])
-    pairs = list(_values(trees, names))
+    pairs = list(_values(trees, names, evaluator))
     return len(pairs) >= (_LEAST if names else 1) and all(equal_values(*pair) for pair in pairs)
 
 
-def _values(trees: tuple[Node, Node], names: set[str]) -> list[tuple]:
+def _values(trees: tuple[Node, Node], names: set[str], evaluator: Evaluator) -> list[tuple]:
     """The values of both at some points; none where one has a value and the other has not."""
-    evaluator, pairs = Evaluator(), []
+    pairs = []
     for point in _points(names) if names else [{}]:
         values = []
         for tree in trees:
@@ -316,7 +324,7 @@ def _values(trees: tuple[Node, Node], names: set[str]) -> list[tuple]:
     return pairs
 
 
-def _equal_equations(a: str, b: str) -> bool:
+def _equal_equations(a: str, b: str, evaluator: Evaluator) -> bool:
     """Whether two equations are multiples of each other: 2x + 4y - 3 = 0 and y = -x/2 + 3/4."""
     sides = [_split(text, '=') for text in (a, b)]
     if any(len(pair) != 2 for pair in sides):
@@ -328,7 +336,7 @@ def _equal_equations(a: str, b: str) -> bool:
     names = variables(trees[0])
     if not names or names != variables(trees[1]):
         return False
-    pairs = _values(trees, names)
+    pairs = _values(trees, names, evaluator)
     if len(pairs) < _LEAST or any(not x or not y for x, y in pairs):
         return False
     (x0, y0) = pairs[0]
