@@ -24,6 +24,8 @@ _FONTS = re.compile(r'\\(?:mathrm|mathbf|mathit|mathbb|mathcal|boldsymbol|bold|b
 _TEXT = re.compile(r'\\(?:text|textbf|textit|textrm|mbox|hbox|emph)\s*\{([^{}]*)\}')
 _THOUSANDS = re.compile(r'(?<![\d.,])(\d{1,3})((?:(?:\{,\}|,\\!|\\,|,)\d{3})+)(?![\d]|,\d)')
 _DEGREES = re.compile(r'\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|°')
+_SIGNS = {'$': re.compile('＄'), '%': re.compile(r'\\?%'), '°': _DEGREES}
+_UNIT_SIGNS = {'percent': '%', 'degrees': '°', 'degree': '°', 'dollars': '$', 'dollar': '$'}
 _NUMBER_WORDS = {
     'hundred',
     'thousand',
@@ -90,7 +92,7 @@ def find_answer(text: str) -> str | None:
 
 def _clean(text: str) -> tuple[str, str]:
     """A text in fewer forms, and the unit at its end."""
-    text = text.strip()[:_MAX_CHARS].strip('$').strip()
+    text = text.strip()[:_MAX_CHARS].replace('\\$', '＄').strip('$').strip()
     for opening, closing in (('\\(', '\\)'), ('\\[', '\\]')):
         if text.startswith(opening) and text.endswith(closing):
             text = text[2:-2].strip()
@@ -102,17 +104,25 @@ def _clean(text: str) -> tuple[str, str]:
             if old[-1:].isalpha()
             else text.replace(old, new)
         )
-    text = text.replace('\\$', '').replace('$', '').replace('\\%', '').replace('%', '')
     if re.search(r'(?:sin|cos|tan|cot|sec|csc)(?![a-z])', text):
         text = re.sub(rf'(\d+(?:\.\d+)?)\s*(?:{_DEGREES.pattern})', r'{\1\\pi/180}', text)
-    text = _FONTS.sub('', _DROPPED.sub('', _SPACES.sub(' ', _DEGREES.sub('', text))))
+    sign = next((unit for unit, pattern in _SIGNS.items() if pattern.search(text)), '')
+    for pattern in (*_SIGNS.values(), re.compile(r'\$')):
+        text = pattern.sub('', text)
+    text = _FONTS.sub('', _DROPPED.sub('', _SPACES.sub(' ', text)))
     plain = _unwrap(text)
     for found in (_TEXT_UNIT.search(text), _UNIT.search(plain)):
         if found and not set(re.findall('[a-z]+', found[1].lower())) & _NUMBER_WORDS:
             rest = _unwrap(found.string[: found.start()])
             if rest and _is_read(rest):
-                return rest, re.sub(r'[\s.{}]', '', found[1]).lower()
-    return plain, ''
+                unit = re.sub(r'[\s.{}]', '', found[1]).lower()
+                return rest, _UNIT_SIGNS.get(unit, unit)
+    return plain, sign
+
+
+def _differ(unit: str, other: str) -> bool:
+    """Whether two units are given and are not the same, in the singular or the plural."""
+    return bool(unit and other) and not any(a in (b, f'{b}s', f'{b}es') for a, b in ((unit, other), (other, unit)))
 
 
 def _unwrap(text: str) -> str:
@@ -153,7 +163,7 @@ def is_equal(answer: str, gold: str) -> bool:
     if not answer.strip() or not gold.strip():
         return answer.strip() == gold.strip()
     (a, unit_a), (b, unit_b) = _clean(answer), _clean(gold)
-    if unit_a and unit_b and unit_a != unit_b:
+    if _differ(unit_a, unit_b):
         return False
     return _equal(a, b, Evaluator())
 
