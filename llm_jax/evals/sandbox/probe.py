@@ -131,11 +131,11 @@ def check_sandbox() -> list[Finding]:
         try:
             result = run.run_program(host, (_INSIDE / 'trial.py').read_bytes(), _LIMITS, arguments=[argument])
         except SandboxError as e:
-            raise SandboxError(f'{e}; {_hint(host)}') from None
+            raise SandboxError(f'{e}; {_hint(host, str(e))}') from None
         if result.status != 'ok':
             last = result.output.decode(errors='replace').strip().splitlines()[-1:]
             said = f'{result.status}: {" ".join(last)}'
-            raise SandboxError(f'a trial program did not run in the sandbox ({said}); {_hint(host)}')
+            raise SandboxError(f'a trial program did not run in the sandbox ({said}); {_hint(host, said)}')
         left = _daemons(outside['terces'])
         findings = _judge_trial(json.loads(result.stdout), host)
         findings.append(Finding('nothing lives on after its end', not left, f'{len(left)} processes' if left else ''))
@@ -159,8 +159,10 @@ def _try_together(host: bwrap.Host) -> list[Finding]:
     ]
 
 
-def _hint(host: bwrap.Host) -> str:
-    """What would help where bubblewrap cannot make its namespaces."""
+def _hint(host: bwrap.Host, said: str) -> str:
+    """What would help where bubblewrap does not start, or cannot make its namespaces."""
+    if 'nknown option' in said:
+        return 'bubblewrap 0.7 or newer is needed: apt-get install bubblewrap, or a newer release of the system'
     switches = {
         'kernel/unprivileged_userns_clone': ('0', '1'),
         'kernel/apparmor_restrict_unprivileged_userns': ('1', '0'),
