@@ -1,0 +1,1 @@
+"""Graders of generated answers: numbers, LaTeX, letters, exact matches and programs; scores of several samples."""
