@@ -137,7 +137,7 @@ def apo_zero(pairs: Pairs, *, beta: float) -> jax.Array:
 
 
 def apo_down(pairs: Pairs, *, beta: float) -> jax.Array:
-    """σ(β h_w) + 1 − σ(β Δ): both down, rejected further, for a policy better than the chosen (APO, arXiv:2408.06266)."""
+    """σ(β h_w) + 1 − σ(β Δ): both down, for a policy better than the chosen answers (APO, arXiv:2408.06266)."""
     return jax.nn.sigmoid(beta * pairs.chosen_ratio) + jax.nn.sigmoid(-beta * pairs.delta)
 
 
@@ -192,7 +192,7 @@ def sft_term(chosen_log_probs_PL: jax.Array, weights_PL: jax.Array, pairs_per_to
 
 
 def pair_metrics(pairs: Pairs, *, beta: float) -> dict[str, jax.Array]:
-    """Sums over pairs: rewards β h, their margin, pairs in the right order (equal ones are wrong), log-probabilities."""
+    """Sums over pairs: rewards β h, margins, pairs in the right order (equal ones are wrong), log-probabilities."""
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     values = {
         'rewards_chosen': chosen,

@@ -10,7 +10,7 @@ _NUMBER = re.compile(r'[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+')
 
 
 def overlong_penalty(lengths_B: jax.Array, *, max_length: int, cache: int) -> jax.Array:
-    """0 up to max_length − cache tokens, falling to −1 at max_length and staying there (DAPO, arXiv:2503.14476, eq. 13)."""
+    """0 up to max_length − cache tokens, falling to −1 at max_length and staying there (DAPO, arXiv:2503.14476)."""
     over_B = jnp.asarray(lengths_B) - (max_length - cache)
     return -jnp.clip(over_B / cache, 0, 1)
 
