@@ -86,7 +86,8 @@ def T06(close, given, right, wrong):
     np.testing.assert_array_equal(weights[ends], right['weight_at_boundary'])
     np.testing.assert_array_equal(targets.target_weights(jnp.ones_like(segments))[0, ends], wrong['weight_at_boundary'])
     starts = [i + 1 for i in ends if segments[0, i + 1] > 0]
-    assert not np.any(targets.segment_positions(segments)[0, np.array(starts)]) == right['positions_restart']
+    restarts = not np.any(targets.segment_positions(segments)[0, np.array(starts)])
+    assert restarts == right['positions_restart']
 
 
 @trap
@@ -233,7 +234,7 @@ def T19(close, given, right, wrong):
 
 @trap
 def T20(close, given, right, wrong):
-    cool = one_log_prob(close, given['logits'], given['token'], temperature=given['T'])
+    cool = one_log_prob(close, given['logits'], given['token'], temperature=given['temperature'])
     close(cool, right['logp'], terms=given['logits'])
     mask = jnp.ones((1, 1))
     sampled = close.array([[right['logp']]])
@@ -269,11 +270,12 @@ def T23(close, given, right, wrong):
 @trap
 def T25(close, given, right, wrong):
     exact = one_log_prob(close, given['logits'], given['token'])
-    close(exact, right['logp'], terms=given['logits'])
+    # The file has what float32 gives.
+    close(exact, right['logp'], from_float32=True, terms=given['logits'])
     coarse = jnp.asarray(jnp.asarray(given['logits'], jnp.bfloat16), close.dtype)
     rounded = one_log_prob(close, coarse, given['token'])
-    close(rounded, wrong['logp_bf16_logits'], terms=given['logits'])
-    close(jnp.exp(rounded - exact), wrong['ratio'], terms=given['logits'])
+    close(rounded, wrong['logp_bf16_logits'], from_float32=True, terms=given['logits'])
+    close(jnp.exp(rounded - exact), wrong['ratio'], from_float32=True, terms=given['logits'])
 
 
 @trap

@@ -1,0 +1,123 @@
+"""Products with a frozen kernel and a trained low-rank change of it.
+
+  LoRA    y = x W + s (x A) B                                (arXiv:2106.09685, §4.1)
+  DoRA    y = m / ‖W + s A B‖ · (x W + s (x A) B)            (arXiv:2402.09353, eq. 5 and §4.3)
+
+with s = α / r, or α / √r in rsLoRA (arXiv:2312.03732). Norms are of all inputs of each output; no gradient flows
+through them. An adapter is a dict beside the kernel: a [*in, r], b [r, *out] and, in DoRA, magnitude [*out]. A is
+sharded as the inputs of the kernel, B as its outputs.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.config.schema import Model
+from llm_jax.dist import mesh
+from llm_jax.ops.product import activation_axes, product
+from llm_jax.ops.quantised import Quantised
+
+# The logical axis of the rank, which is whole on every device.
+RANK = 'latent'
+Adapter = Mapping[str, jax.Array]
+
+
+def multiply(
+    x: jax.Array,
+    kernel: jax.Array | Quantised,
+    adapter: Adapter | None,
+    dropout_key: jax.Array | None,
+    axes: tuple[str, ...],
+    n_in: int,
+    config: Model,
+    *,
+    factor: float = 1.0,
+    out_dtype: str = '',
+) -> jax.Array:
+    """`product` with a kernel that may be quantised, and with its adapter, if there is one.
+
+    Args:
+      x: activations.
+      kernel: [*in, *out].
+      adapter: as above; None multiplies by the kernel alone.
+      dropout_key: decides which entries of x the adapter does not see; None means that it sees all.
+      axes: logical axes of the kernel.
+      n_in: how many of its dimensions are inputs.
+      config: provides dtype, rules, matmul, and the adapter's numbers.
+      factor: of the kernel.
+      out_dtype: as of `product`.
+    """
+    x = x.astype(config.dtype)
+    run = lambda x, kernel: product(x, kernel.astype(config.dtype), axes, n_in, config, out_dtype=out_dtype)
+    if isinstance(kernel, Quantised):
+        # The backward pass dequantises again: it would otherwise keep all kernels in the dtype of the computation.
+        run = jax.checkpoint(run, prevent_cse=not config.scan)
+    y = run(x, kernel)
+    if factor != 1:
+        y *= factor
+    if adapter is None:
+        return y
+    plain = dataclasses.replace(config, matmul='default')
+    a, b = adapter['a'].astype(config.dtype), adapter['b'].astype(config.dtype)
+    if dropout_key is not None:
+        x = _drop(x, config.adapter.dropout, dropout_key)
+    narrow = product(x, a, (*axes[:n_in], RANK), n_in, plain)
+    y += config.adapter.scale * product(narrow, b, (RANK, *axes[n_in:]), 1, plain, out_dtype=out_dtype)
+    if 'magnitude' not in adapter:
+        return y
+    norms = jax.lax.stop_gradient(output_norms(changed_kernel(kernel, adapter, axes, n_in, config, factor), n_in))
+    norms = mesh.shard(norms, config.rules, activation_axes(axes[n_in:]))
+    return y * (adapter['magnitude'] / norms).astype(y.dtype)
+
+
+def look_up(ids_BL: jax.Array, adapter: Adapter, axis: str, config: Model) -> jax.Array:
+    """What an adapter of a table adds to the rows of these ids, dtype[B, L, D]."""
+    a_VR, b_RD = adapter['a'].astype(config.dtype), adapter['b'].astype(config.dtype)
+    rows_BLR = a_VR.at[ids_BL].get(out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, None)))
+    plain = dataclasses.replace(config, matmul='default')
+    return config.adapter.scale * product(rows_BLR, b_RD, (RANK, 'd_model'), 1, plain)
+
+
+def changed_kernel(
+    kernel: jax.Array | Quantised,
+    adapter: Adapter,
+    axes: tuple[str, ...],
+    n_in: int,
+    config: Model,
+    factor: float = 1.0,
+) -> jax.Array:
+    """W + s A B in float32, without the magnitude; W is multiplied by `factor`."""
+    contract = (((adapter['a'].ndim - 1,), (0,)), ((), ()))
+    options = {'precision': 'highest', 'out_sharding': mesh.spec(config.rules, axes)}
+    change = jax.lax.dot_general(adapter['a'], adapter['b'], contract, **options)
+    return factor * kernel.astype(change.dtype) + config.adapter.scale * change
+
+
+def output_norms(kernel: jax.Array, n_in: int) -> jax.Array:
+    """Norm of all inputs of each output, [*out]."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), tuple(range(n_in))))
+
+
+def merge(
+    kernel: jax.Array | Quantised,
+    adapter: Adapter,
+    axes: tuple[str, ...],
+    n_in: int,
+    config: Model,
+    factor: float = 1.0,
+) -> jax.Array:
+    """The kernel that multiplies as this one does with its adapter, float32."""
+    merged = changed_kernel(kernel, adapter, axes, n_in, config, factor)
+    if 'magnitude' in adapter:
+        scale = mesh.shard(adapter['magnitude'], config.rules, axes[n_in:])
+        merged *= scale / output_norms(merged, n_in)
+    return merged / factor
+
+
+def _drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    if not jax.sharding.get_abstract_mesh().empty:
+        keep = jax.sharding.reshard(keep, jax.typeof(x).sharding.spec)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
