@@ -20,10 +20,8 @@ from llm_jax.nn.transformer import Transformer, init_params, weights_of
 from llm_jax.ops import adapter as adapter_ops
 from llm_jax.ops.product import activation_axes
 from llm_jax.ops.quantised import Quantised
-from llm_jax.train.trainable import merge_params, split_params
 
 NAME = 'lora'
-_ADAPTERS = rf'(.*/)?{NAME}/[^/]+'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +89,15 @@ def find_targets(model: Transformer) -> dict[str, Target]:
     tied = config.tie_embeddings and ('embed/embedding' in found or (not found and regex.fullmatch('unembed/kernel')))
     if tied:
         raise ConfigError(
-            f'{said} names a matrix that is the embedding and the output head (model.tie_embeddings = True): an adapter '
+            f'{said} names the embedding, which is the output head as well (model.tie_embeddings = True): an adapter '
             'of one would change the other; leave it out, or untie the two first (adapt.lora.untie)'
         )
     if not found:
         raise ConfigError(f'{said} matches no matrix that can have an adapter; there are {", ".join(known)}')
     if config.adapter.kind == 'dora' and (tables := [path for path, target in found.items() if target.weight.lookup]):
         raise ConfigError(
-            f'{said} names {", ".join(tables)}, whose rows are looked up: "dora" has no norm of outputs there; leave it '
-            'out, or set model.adapter.kind = "lora"'
+            f'{said} names {", ".join(tables)}, whose rows are looked up: "dora" has no norm of outputs there; leave '
+            'it out, or set model.adapter.kind = "lora"'
         )
     return found
 
@@ -134,7 +132,7 @@ def init_adapters(model: Transformer, params: Any, key: jax.Array) -> dict[str, 
         }
         if config.adapter.kind == 'dora':
             stored = _get(leaves, path)
-            norms = _over_stack(target, lambda w, t=target: _norms(w, t, config), stored)
+            norms = _over_stack(config.rules, target, lambda w, t=target: _norms(w, t, config), stored)
             made['magnitude'] = mesh.shard(norms, config.rules, (*lead_axes, *activation_axes(axes_out)))
         out.update({f'{target.place}/{name}': value for name, value in made.items()})
     return _nested(out)
@@ -142,22 +140,19 @@ def init_adapters(model: Transformer, params: Any, key: jax.Array) -> dict[str, 
 
 def attach(params: Any, adapters: Any) -> Any:
     """The parameters with adapters beside their kernels."""
-    return merge_params(adapters, params)
+    return _nested(_flat(params) | _flat(adapters))
 
 
 def detach(params: Any) -> tuple[Any, Any]:
-    """(base, adapters) of parameters that have some.
-
-    Raises:
-      ConfigError: there are none.
-    """
-    adapters, base = split_params(params, _ADAPTERS)
-    return base, adapters
+    """(base, adapters) of parameters, the inverse of `attach`; adapters are {} where there are none."""
+    base = _flat(params)
+    adapters = {path: base.pop(path) for path in list(base) if is_adapter(path)}
+    return _nested(base), _nested(adapters)
 
 
-def has_adapters(params: Any) -> bool:
-    """Whether a tree of parameters holds adapters."""
-    return any(re.fullmatch(_ADAPTERS, path) for path in _flat(params))
+def is_adapter(path: str) -> bool:
+    """Whether a parameter is of an adapter, by its path; for `train.trainable`."""
+    return path.rpartition('/')[0].endswith(f'/{NAME}')
 
 
 def merge(model: Transformer, params: Any) -> tuple[Transformer, Any]:
@@ -167,7 +162,7 @@ def merge(model: Transformer, params: Any) -> tuple[Transformer, Any]:
     """
     config, known = model.config, adaptable(model)
     base = traverse_util.flatten_dict(params, sep='/', is_leaf=lambda _, node: 'codes' in node)
-    adapters = {path: base.pop(path) for path in list(base) if re.fullmatch(_ADAPTERS, path)}
+    adapters = {path: base.pop(path) for path in list(base) if is_adapter(path)}
     for path, stored in base.items():
         if isinstance(stored, dict):
             base[path] = dequantise(stored, path, model)
@@ -180,7 +175,7 @@ def merge(model: Transformer, params: Any) -> tuple[Transformer, Any]:
             factor = 1.0 if target.weight.lookup else target.weight.forward
             return adapter_ops.merge(kernel, adapter, target.axes, target.n_in, config, factor)
 
-        base[target.path] = _over_stack(target, merged, base[target.path], adapter)
+        base[target.path] = _over_stack(config.rules, target, merged, base[target.path], adapter)
     base = {path: leaf.astype(jnp.float32) for path, leaf in base.items()}
     return Transformer(dataclasses.replace(config, adapter=Adapter())), _nested(base)
 
@@ -203,10 +198,10 @@ def dequantise(stored: dict[str, jax.Array], path: str, model: Transformer) -> j
     """A kernel that is held in few bits, in float32, with the layers of its stack."""
     weight = _flat(weights_of(model))[path]
     shape = _flat(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))[path].shape
-    axes = ('layers',) * path.startswith('layers/') + ('experts',) * (
-        len(shape) - len(_axes(weight)) - path.startswith('layers/')
-    )
-    return Quantised(stored, shape, axes + _axes(weight), model.config.rules).astype(jnp.float32)
+    is_stacked = path.startswith('layers/')
+    n_experts = len(shape) - len(_axes(weight)) - is_stacked
+    axes = ('layers',) * is_stacked + ('experts',) * n_experts + _axes(weight)
+    return Quantised(stored, shape, axes, model.config.rules).astype(jnp.float32)
 
 
 def _axes(weight: Weight) -> tuple[str, ...]:
@@ -220,11 +215,15 @@ def _norms(kernel: Any, target: Target, config: Model) -> jax.Array:
     return adapter_ops.output_norms(target.weight.forward * kernel.astype(jnp.float32), target.n_in)
 
 
-def _over_stack(target: Target, function: Any, *trees: Any) -> jax.Array:
+def _over_stack(rules: tuple, target: Target, function: Any, *trees: Any) -> jax.Array:
     """The function of each layer's arrays, one after the other, where they are stacked."""
     if not target.stack:
         return function(*trees)
-    return jax.lax.map(lambda layer: function(*layer), trees)
+    if not mesh.stage_axis(rules):
+        return jax.lax.map(lambda layer: function(*layer), trees)
+    # A loop would gather a stack whose layers are split over stages.
+    take = lambda i: jax.tree.map(lambda leaf: mesh.take_layer(leaf, i), trees)
+    return mesh.split_stack(jnp.stack([function(*take(i)) for i in range(target.stack)]), rules)
 
 
 def _get(tree: Any, path: str) -> Any:

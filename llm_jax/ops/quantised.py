@@ -30,7 +30,7 @@ Kind = Literal['int8', 'nf4']
 @functools.cache
 def nf4_levels() -> tuple[float, ...]:
     """The 16 levels of NF4, ascending: 7 quantiles below 0, 0, and 8 above."""
-    outermost = 1 - (1 / 30 + 1 / 32) / 2
+    outermost = 0.9677083  # 1 − (1/30 + 1/32) / 2, with the digits that files made elsewhere were quantised with
     quantile = statistics.NormalDist().inv_cdf
     above = [quantile(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]
     below = [-quantile(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]
