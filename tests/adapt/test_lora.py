@@ -1,0 +1,112 @@
+"""Adapters on whole models: nothing at the start, the same merged, on every mesh, in loops and in decoding."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import (
+    LLAMA,
+    VARIANTS,
+    packed_tokens,
+    random_params,
+    tiny_config,
+    tiny_model,
+)
+
+from llm_jax.adapt import lora
+from llm_jax.data.batch import unpack_rows
+from llm_jax.generate import decode
+
+BOS = 1
+
+
+def make(kind='lora', **fields):
+    """(model, parameters of the base, adapters with B drawn at random)."""
+    names = {name: fields.pop(name) for name in list(fields) if name in ('rank', 'alpha', 'targets', 'dropout', 'base')}
+    adapter = {f'model__adapter__{name}': value for name, value in ({'rank': 3} | names).items()}
+    model = tiny_model(tiny_config(**LLAMA | fields, **adapter, model__adapter__kind=kind))
+    params = random_params(model)
+    return model, params, draw(lora.init_adapters(model, params, jax.random.key(0)))
+
+
+def draw(adapters, seed=1):
+    rng = np.random.default_rng(seed)
+    noise = lambda leaf: leaf + (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+    return jax.tree.map(noise, adapters)
+
+
+def logits_of(model, params, rows=4):
+    batch = unpack_rows(jnp.asarray(packed_tokens(rows)), BOS)
+    return jax.jit(lambda params: model.apply({'params': params}, batch.tokens, batch.positions, batch.segments))(
+        params
+    )
+
+
+@pytest.mark.parametrize('kind', ['lora', 'dora'])
+def test_fresh_adapters_are_the_base_and_merged_ones_are_what_they_were(kind):
+    fields = LLAMA | VARIANTS['local and global'] | {'bias': True}
+    model, params, adapters = make(kind, **fields)
+    fresh = lora.init_adapters(model, params, jax.random.key(0))
+    base = logits_of(model, params)
+    np.testing.assert_allclose(logits_of(model, lora.attach(params, fresh)), base, rtol=2e-5, atol=2e-5)
+    both = lora.attach(params, adapters)
+    changed = logits_of(model, both)
+    assert np.abs(changed - base).max() > 0.1
+    plain, merged = lora.merge(model, both)
+    assert plain.config.adapter.kind == 'none'
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    np.testing.assert_allclose(logits_of(plain, merged), changed, rtol=1e-4, atol=1e-4)
+    back, again = lora.detach(both)
+    jax.tree.map(np.testing.assert_array_equal, (back, again), (params, adapters))
+
+
+def test_an_adapter_of_b_zero_is_the_base_to_the_bit():
+    model, params, _ = make()
+    fresh = lora.init_adapters(model, params, jax.random.key(0))
+    np.testing.assert_array_equal(logits_of(model, lora.attach(params, fresh)), logits_of(model, params))
+
+
+@pytest.mark.parametrize(
+    ('variant', 'targets'),
+    [
+        ('mla', '.*'),
+        ('moe, groups, shared', '.*'),
+        ('parallel, two norms', '(layers/.*/(up|down)|unembed|embed)/.*'),
+        ('sandwich', 'layers/attention/(q|out)/kernel'),
+    ],
+)
+def test_any_matrix_of_any_part(variant, targets):
+    """Which matrices get one; merging gives the same in a whole pass, and decoding with a cache as well."""
+    model, params, adapters = make(**LLAMA | VARIANTS[variant], targets=targets)
+    paths = lora.find_targets(model)
+    assert all(re.fullmatch(targets, path) for path in paths)
+    assert {path.rpartition('/')[0] for path in lora._flat(adapters)} == {t.place for t in paths.values()}
+    assert not any('router' in path or 'experts' in path for path in paths)
+    both = lora.attach(params, adapters)
+    plain, merged = lora.merge(model, both)
+    wanted = logits_of(plain, merged)
+    np.testing.assert_allclose(logits_of(model, both), wanted, rtol=2e-4, atol=2e-4)
+    tokens = np.random.default_rng(0).integers(2, 60, (2, 5))
+    positions, last = np.broadcast_to(np.arange(5), (2, 5)), np.full(2, 4)
+
+    def decoded(model, params):
+        weights = decode.unstack(params, model.config)
+        return decode.forward(model, weights, tokens, positions, decode.empty_caches(model.config, 2, 8), last)[0]
+
+    run = lambda model, params: jax.jit(lambda params: decoded(model, params))(params)
+    np.testing.assert_allclose(run(model, both), run(plain, merged), rtol=2e-4, atol=2e-4)
+
+
+def test_unrolled_layers_and_muP_are_no_others():
+    model, params, adapters = make(
+        'dora', targets='(layers|unembed).*', model__mup__base_width=16, scan=True, dtype='float32', n_layers=3
+    )
+    both = lora.attach(params, adapters)
+    wanted = logits_of(model, both)
+    unrolled = type(model)(dataclasses.replace(model.config, scan=False))
+    np.testing.assert_allclose(logits_of(unrolled, both), wanted, rtol=2e-5, atol=2e-5)
+    plain, merged = lora.merge(model, both)
+    np.testing.assert_allclose(logits_of(plain, merged), wanted, rtol=2e-4, atol=2e-4)
