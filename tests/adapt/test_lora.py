@@ -7,18 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import (
-    LLAMA,
-    VARIANTS,
-    packed_tokens,
-    random_params,
-    tiny_config,
-    tiny_model,
-)
+from tiny import LLAMA, VARIANTS, on_mesh, packed_tokens, place, place_params, random_params, tiny_config, tiny_model
 
 from llm_jax.adapt import lora
-from llm_jax.data.batch import unpack_rows
+from llm_jax.data.batch import split_length, unpack_rows
 from llm_jax.generate import decode
+from llm_jax.train.forward import per_token_nll
 
 BOS = 1
 
@@ -110,3 +104,52 @@ def test_unrolled_layers_and_muP_are_no_others():
     np.testing.assert_allclose(logits_of(unrolled, both), wanted, rtol=2e-5, atol=2e-5)
     plain, merged = lora.merge(model, both)
     np.testing.assert_allclose(logits_of(plain, merged), wanted, rtol=2e-4, atol=2e-4)
+
+
+SEQUENCE = {'mesh__rules__residual_length': ('context', 'tensor')}
+MESHES = {
+    'fsdp, tensor': ('dora', {'fsdp': 2, 'tensor': 2}, {}),
+    'context, tensor': ('dora', {'fsdp': 2, 'context': 2, 'tensor': 2}, SEQUENCE),
+    'stages': ('lora', {'stage': 2, 'fsdp': 2}, {'mesh__stage': 2, 'mesh__pipeline_microbatches': 2}),
+}
+
+
+@pytest.mark.parametrize('name', MESHES)
+def test_every_mesh_gives_the_same(name):
+    """Adapters, the loss, and its gradients, each sharded as its kernel's sides."""
+    kind, sizes, fields = MESHES[name]
+    model, params, adapters = make(kind, **fields, targets='.*' if kind == 'lora' else '(layers|unembed)/.*')
+    rows = packed_tokens(8)
+
+    def init(params):
+        return lora.init_adapters(model, params, jax.random.key(0))
+
+    def run(adapters, params, rows):
+        batch = split_length(unpack_rows(rows, BOS), model.config.rules)
+
+        def loss(adapters):
+            both = lora.attach(params, adapters)
+            return jnp.sum(per_token_nll(model, both, batch) * batch.loss_weights) / 50
+
+        return jax.value_and_grad(loss)(adapters)
+
+    def merge(params, adapters):
+        return lora.merge(model, lora.attach(params, adapters))[1]
+
+    wanted = jax.jit(init)(params), jax.jit(run)(adapters, params, rows), jax.jit(merge)(params, adapters)
+    with on_mesh(sizes):
+        base = place_params(model, params)
+        fresh = jax.jit(init)(base)
+        side = lambda x, index: tuple(jax.typeof(x).sharding.spec)[index]
+        for matrix, inputs in (('q', 1), ('out', 2)):
+            kernel = base['layers']['attention'][matrix]['kernel']
+            adapter = fresh['layers']['attention'][matrix]['lora']
+            assert side(adapter['a'], slice(0, inputs + 1)) == side(kernel, slice(0, inputs + 1))
+            assert side(adapter['b'], slice(2, None)) == side(kernel, slice(inputs + 1, None))
+        placed = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding.spec), adapters, fresh)
+        got = fresh, jax.jit(run)(placed, base, place(rows, tiny_config())), jax.jit(merge)(base, placed)
+        same_types = lambda a, b: jax.tree.map(jax.typeof, a) == jax.tree.map(jax.typeof, b)
+        assert same_types(got[1][1], placed)
+        assert same_types(got[2], base)
+    assert_close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    jax.tree.map(assert_close, jax.device_get(got), wanted)
