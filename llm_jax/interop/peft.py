@@ -28,6 +28,8 @@ from llm_jax.nn.transformer import Transformer
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _PART = re.compile(r'(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B)|lora_(magnitude)_vector(?:\.weight)?)')
+# The table of a base, which PEFT writes beside an adapter of it.
+_BASE = '.base_layer.weight'
 # What would change the product in a way that is not said here: field -> values that do not.
 _ONLY: dict[str, tuple] = {
     'peft_type': ('LORA',),
@@ -183,7 +185,7 @@ def _suffixes(adapted: Iterable[str], modules: list[str]) -> list[str]:
 
 
 def load(
-    directory: str | os.PathLike, model: Transformer, params: Any = None, *, family: str = ''
+    directory: str | os.PathLike, model: Transformer, params: Any, *, family: str = ''
 ) -> tuple[Transformer, dict[str, Any]]:
     """(the model with adapters, the adapters), read for a base.
 
@@ -192,7 +194,7 @@ def load(
     Args:
       directory: with adapter_config.json and adapter_model.safetensors.
       model: of the base.
-      params: of the base; only DoRA reads them, where not all layers have an adapter.
+      params: of the base.
       family: whose names; '' takes the first that can say all of the base.
 
     Raises:
@@ -206,6 +208,9 @@ def load(
     reader = files.Reader(directory, only=WEIGHTS)
     found: dict[str, dict[str, np.ndarray]] = {}
     for name in reader.shapes:
+        if name.endswith(_BASE):
+            _check_base(reader, name, module_of, tensors.flat(params))
+            continue
         matched = _PART.fullmatch(name.removeprefix(_PREFIX))
         if not matched:
             raise ConfigError(f'{directory / WEIGHTS} has {name!r}, which is no tensor of LoRA; write it without')
@@ -227,7 +232,7 @@ def load(
                      _pattern(said, 'alpha_pattern', name, said['lora_alpha']))  # fmt: skip
         _spread(module, parts, own / scale, rank, arrays, known, stacks)
     if said.get('use_dora'):
-        _fill_magnitudes(model, params, arrays, known, directory)
+        _fill_magnitudes(model, params, arrays, known)
     targets = '|'.join(sorted(re.escape(path) for path in known if f'{known[path].place}/a' in arrays))
     adapter = Adapter(kind='dora' if said.get('use_dora') else 'lora', rank=rank, alpha=alpha, rslora=rslora,
                       targets=targets, dropout=said.get('lora_dropout') or 0.0)  # fmt: skip
@@ -248,6 +253,23 @@ def _read_config(file: pathlib.Path) -> dict[str, Any]:
         if not isinstance(said.get(field), int | float):
             raise ConfigError(f'{file}: {field} = {said.get(field)!r} must be a number; copy it again')
     return said
+
+
+def _check_base(reader: files.Reader, name: str, module_of: Mapping[str, _Module], leaves: Mapping[str, Any]) -> None:
+    """Raises: ConfigError: a matrix of the base that is another than ours."""
+    module = module_of.get(name.removeprefix(_PREFIX).removesuffix(_BASE))
+    whole = tuple(slice(0, size) for size in reader.shapes[name])
+    if module is not None:
+        tensor = module.tensor
+        own = tensor.layout.write([np.asarray(leaves[path][tensor.at]) for path in tensor.leaves])
+        found = np.asarray(reader.fetch(name, whole), np.float32)
+        # Of a base that was rounded to bfloat16, as well.
+        if own.shape == found.shape and np.allclose(own, found, rtol=1e-2, atol=1e-3 * np.abs(own).max()):
+            return
+    raise ConfigError(
+        f'{reader.directory / WEIGHTS} has {name!r}, and it is not that of this base (resized, or trained as a whole): '
+        'merge the adapter there, and read the merged model'
+    )
 
 
 def _check_modules(
@@ -321,17 +343,12 @@ def _spread(
 
 
 def _fill_magnitudes(
-    model: Transformer, params: Any, arrays: dict[str, np.ndarray], known: Mapping[str, lora.Target],
-    directory: pathlib.Path,
-) -> None:  # fmt: skip
+    model: Transformer, params: Any, arrays: dict[str, np.ndarray], known: Mapping[str, lora.Target]
+) -> None:
     """Magnitudes of layers without an adapter: the norms of their kernels."""
     for path, target in known.items():
         name = f'{target.place}/magnitude'
         if name in arrays and np.isnan(arrays[name]).any():
-            if params is None:
-                raise ConfigError(
-                    f'{directory} has no magnitudes of {path} in some layers; give the parameters of the base'
-                )
             norms = _norms(model, tensors.flat(params), path)
             arrays[name] = np.where(np.isnan(arrays[name]), norms, arrays[name])
 

@@ -22,13 +22,13 @@ def make(kind='lora', **fields):
     names = {name: fields.pop(name) for name in list(fields) if name in ('rank', 'alpha', 'targets', 'dropout', 'base')}
     adapter = {f'model__adapter__{name}': value for name, value in ({'rank': 3} | names).items()}
     model = tiny_model(tiny_config(**LLAMA | fields, **adapter, model__adapter__kind=kind))
-    params = random_params(model)
+    params = random_params(model, scale=0.2)
     return model, params, draw(lora.init_adapters(model, params, jax.random.key(0)))
 
 
 def draw(adapters, seed=1):
     rng = np.random.default_rng(seed)
-    noise = lambda leaf: leaf + (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+    noise = lambda leaf: leaf + (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
     return jax.tree.map(noise, adapters)
 
 
@@ -151,5 +151,5 @@ def test_every_mesh_gives_the_same(name):
         same_types = lambda a, b: jax.tree.map(jax.typeof, a) == jax.tree.map(jax.typeof, b)
         assert same_types(got[1][1], placed)
         assert same_types(got[2], base)
-    assert_close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-    jax.tree.map(assert_close, jax.device_get(got), wanted)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 + 1e-4 * np.abs(b).max())
+    jax.tree.map(close, jax.device_get(got), wanted)
