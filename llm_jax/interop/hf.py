@@ -178,12 +178,18 @@ def find_family(model: Model) -> str:
     Raises:
       ConfigError: there is none, with what stands in the way of the nearest.
     """
-    problems = {}
-    for name, module in models.FAMILIES.items():
-        if module.MODEL_TYPE:
-            problems[name] = unsaid(model, module)
-            if not problems[name]:
-                return name
+    return find_families(model)[0]
+
+
+def find_families(model: Model) -> list[str]:
+    """All such families; at least one.
+
+    Raises:
+      ConfigError: as `find_family`.
+    """
+    problems = {name: unsaid(model, module) for name, module in models.FAMILIES.items() if module.MODEL_TYPE}
+    if found := [name for name, these in problems.items() if not these]:
+        return found
     # A family that has no word for a part is further off than one with another value of a field.
     nearest = min(problems, key=lambda name: (not problems[name][0].startswith('model.'), len(problems[name])))
     raise ConfigError(

@@ -137,7 +137,7 @@ def _parts(module: _Module, leaves: Mapping[str, Any]) -> dict[int, dict[str, np
     out = {}
     for i, path in enumerate(module.tensor.leaves):
         place = f'{path.rpartition("/")[0]}/{lora.NAME}'
-        if f'{place}/a' in leaves:
+        if path.endswith(('/kernel', '/embedding')) and f'{place}/a' in leaves:
             names = [name for name in ('a', 'b', 'magnitude') if f'{place}/{name}' in leaves]
             out[i] = {name: np.asarray(leaves[f'{place}/{name}'][module.tensor.at]) for name in names}
     return out
@@ -195,18 +195,16 @@ def load(
       directory: with adapter_config.json and adapter_model.safetensors.
       model: of the base.
       params: of the base.
-      family: whose names; '' takes the first that can say all of the base.
+      family: whose names; '' takes the one that they are of, of those that can say all of the base.
 
     Raises:
       ConfigError: what is not supported, or does not fit the base.
     """
     directory = pathlib.Path(directory)
     said = _read_config(directory / CONFIG)
-    module_of = {}
-    for tensor in tensors.tensors(model.config, hf.find_module(family or hf.find_family(model.config))):
-        module_of[tensor.name.removesuffix('.weight')] = _Module(tensor)
     reader = files.Reader(directory, only=WEIGHTS)
     found: dict[str, dict[str, np.ndarray]] = {}
+    module_of, head = _find_modules(reader, model, family)
     for name in reader.shapes:
         if name.endswith(_BASE):
             _check_base(reader, name, module_of, tensors.flat(params))
@@ -217,7 +215,7 @@ def load(
         part = next(group for group in matched.groups()[1:] if group)
         whole = tuple(slice(0, size) for size in reader.shapes[name])
         found.setdefault(matched[1], {})[part] = np.asarray(reader.fetch(name, whole), np.float32)
-    _check_modules(directory, found, module_of, model)
+    _check_modules(directory, found, module_of, head, model)
     rank = max(len(parts['A']) for parts in found.values())
     scale = _scale(said, said['r'], said['lora_alpha'])
     rslora = bool(said.get('use_rslora'))
@@ -238,6 +236,20 @@ def load(
                       targets=targets, dropout=said.get('lora_dropout') or 0.0)  # fmt: skip
     config = dataclasses.replace(model.config, adapter=adapter)
     return Transformer(config), tensors.nested({path: jnp.asarray(value) for path, value in arrays.items()})
+
+
+def _find_modules(reader: files.Reader, model: Transformer, family: str) -> tuple[dict[str, _Module], str]:
+    """(modules by name, the name of the output head) of a family; of several, the one that the file's names are of."""
+    candidates = [family] if family else hf.find_families(model.config)
+    best = (-1, {}, '')
+    for module in map(hf.find_module, candidates):
+        known = {}
+        for tensor in tensors.tensors(model.config, module):
+            known[tensor.name.removesuffix('.weight')] = _Module(tensor)
+        count = sum(name.removeprefix(_PREFIX).partition('.lora_')[0] in known for name in reader.shapes)
+        if count > best[0]:
+            best = (count, known, hf.find_head(module).removesuffix('.weight'))
+    return best[1:]
 
 
 def _read_config(file: pathlib.Path) -> dict[str, Any]:
@@ -273,13 +285,12 @@ def _check_base(reader: files.Reader, name: str, module_of: Mapping[str, _Module
 
 
 def _check_modules(
-    directory: pathlib.Path, found: Mapping[str, Any], module_of: Mapping[str, _Module], model: Transformer
+    directory: pathlib.Path, found: Mapping[str, Any], module_of: Mapping[str, _Module], head: str, model: Transformer
 ) -> None:
     if not found:
         raise ConfigError(f'{directory / WEIGHTS} holds no adapters')
     known = lora.adaptable(model)
     can = {name: module for name, module in module_of.items() if all(path in known for path in module.tensor.leaves)}
-    head = hf.find_head(hf.find_module(hf.find_family(model.config))).removesuffix('.weight')
     for name, parts in found.items():
         if model.config.tie_embeddings and (name == head or (name in can and can[name].is_table)):
             raise ConfigError(

@@ -20,7 +20,7 @@ BOS = 1
 def make(kind='lora', **fields):
     """(model, parameters of the base, adapters with B drawn at random)."""
     names = {name: fields.pop(name) for name in list(fields) if name in ('rank', 'alpha', 'targets', 'dropout', 'base')}
-    adapter = {f'model__adapter__{name}': value for name, value in ({'rank': 3} | names).items()}
+    adapter = {f'model__adapter__{name}': value for name, value in ({'rank': 3, 'alpha': 3.0} | names).items()}
     model = tiny_model(tiny_config(**LLAMA | fields, **adapter, model__adapter__kind=kind))
     params = random_params(model, scale=0.2)
     return model, params, draw(lora.init_adapters(model, params, jax.random.key(0)))
