@@ -202,6 +202,7 @@ def load(
     """
     directory = pathlib.Path(directory)
     said = _read_config(directory / CONFIG)
+    model = Transformer(dataclasses.replace(model.config, adapter=Adapter()))
     reader = files.Reader(directory, only=WEIGHTS)
     found: dict[str, dict[str, np.ndarray]] = {}
     module_of, head = _find_modules(reader, model, family)

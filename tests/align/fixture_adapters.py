@@ -1,6 +1,7 @@
 """Fixtures of adapters, of quantised matrices, and of PEFT's files."""
 
 import dataclasses
+import json
 
 from fixture_files import names, number, read
 from fixture_traps import trap
@@ -8,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config, tiny_model
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tiny import random_params, tiny_config, tiny_model
 
 from llm_jax.adapt import lora
 from llm_jax.config.schema import Adapter, ConfigError
+from llm_jax.interop import hf, peft
+from llm_jax.models import llama
 from llm_jax.nn.einsum import Einsum
 from llm_jax.nn.embed import Embed
 from llm_jax.ops import adapter as adapter_ops
@@ -136,3 +141,79 @@ def test_nf4(close):
     plain = 'bits_per_parameter_without_double_quantisation'
     assert quantised.bits_per_weight('nf4', size, double=False) == expect[plain]
     assert quantised.bits_per_weight('nf4', size, double=True) == expect['with_double_quantisation']
+
+
+def llama_of(case):
+    """The config.json of the base that the file is of; its four heads are not in it."""
+    shapes = case['layer_0_tensors']
+    side = lambda name, part: next(s for key, s in shapes.items() if f'{name}.lora_{part}' in key)
+    hidden, ffn = side('q_proj', 'A')[1], side('gate_proj', 'B')[0]
+    n_layers = case['n_tensors'] // len(shapes)
+    n_kv = side('k_proj', 'B')[0] * 4 // side('q_proj', 'B')[0]
+    return {
+        'model_type': 'llama', 'vocab_size': case['other_targets']['tied, targets lm_head'][LM_HEAD_B][0],
+        'hidden_size': hidden, 'intermediate_size': ffn, 'num_hidden_layers': n_layers, 'num_attention_heads': 4,
+        'num_key_value_heads': n_kv, 'max_position_embeddings': 16, 'rms_norm_eps': 1e-5,
+    }  # fmt: skip
+
+
+LM_HEAD_B = 'base_model.model.lm_head.lora_B.weight'
+
+
+def adapted(values, said, **targets):
+    fields = hf.to_config(llama.from_hf(values | targets), 'llama').model
+    adapter = Adapter(kind='lora', rank=said['r'], alpha=said['lora_alpha'], targets='.*')
+    model = lora.Transformer(dataclasses.replace(fields, adapter=adapter))
+    return model, random_params(model)
+
+
+def test_peft_format(tmp_path):
+    """The names, shapes and numbers that PEFT writes for a Llama, and what it writes read back."""
+    case = read('peft_format')
+    said = case['adapter_config']
+    values = llama_of(case)
+    model, params = adapted(values, said)
+    targets = {'layers': 'layers/.*', 'outside': '(embed|unembed)/.*'}
+    for name, pattern in targets.items():
+        config = dataclasses.replace(model.config, adapter=dataclasses.replace(model.config.adapter, targets=pattern))
+        model = lora.Transformer(config)
+        draw = np.random.default_rng(0)
+        adapters = lora.init_adapters(model, params, jax.random.key(0))
+        adapters = jax.tree.map(lambda x, draw=draw: draw.standard_normal(x.shape).astype(np.float32), adapters)
+        peft.save(model, lora.attach(params, adapters), tmp_path / name, family='llama')
+        assert sorted(file.name for file in (tmp_path / name).iterdir()) == sorted(case['files'])
+        with safe_open(tmp_path / name / peft.WEIGHTS, framework='numpy') as file:
+            assert file.metadata()['format'] == case['metadata_format']
+        tensors = load_file(tmp_path / name / peft.WEIGHTS)
+        shapes = {key: list(value.shape) for key, value in tensors.items()}
+        if name == 'layers':
+            assert {key: shape for key, shape in shapes.items() if '.layers.0.' in key} == case['layer_0_tensors']
+            assert len(shapes) == case['n_tensors']
+            written = json.loads((tmp_path / name / peft.CONFIG).read_text())
+            for key, value in written.items():
+                if key in said:  # lists in any order
+                    assert value == said[key] or sorted(value) == sorted(said[key]), key
+        else:
+            assert shapes == case['other_targets']['untied, targets lm_head+embed_tokens']
+        again, back = peft.load(tmp_path / name, model, params)
+        jax.tree.map(np.testing.assert_array_equal, back, adapters)
+        assert again.config.adapter.scale == said['lora_alpha'] / said['r']
+
+
+def test_peft_files_that_are_refused(tmp_path):
+    """Tied matrices, and a head that was saved as a whole."""
+    case = read('peft_format')
+    said, values = case['adapter_config'], llama_of(case)
+    for name, shapes in case['other_targets'].items():
+        model, params = adapted(values, said, tie_word_embeddings=name.startswith('tied'))
+        (tmp_path / name).mkdir()
+        tensors = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+        save_file(tensors, tmp_path / name / peft.WEIGHTS, metadata={'format': 'pt'})
+        config = said | ({'modules_to_save': ['lm_head']} if 'modules_to_save' in name else {})
+        (tmp_path / name / peft.CONFIG).write_text(json.dumps(config))
+        if name == 'untied, targets lm_head+embed_tokens':
+            peft.load(tmp_path / name, model, params)
+            continue
+        wanted = 'modules_to_save = ' if 'modules_to_save' in name else 'model.tie_embeddings = True'
+        with pytest.raises(ConfigError, match=wanted):
+            peft.load(tmp_path / name, model, params)
