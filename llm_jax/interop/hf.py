@@ -158,6 +158,11 @@ def save(
     directory = pathlib.Path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f'{directory} is not empty; write to a new directory')
+    if model.adapter.kind != 'none':
+        raise ConfigError(
+            f'model.adapter.kind = {model.adapter.kind!r}: merge the adapters first (adapt.lora.merge), or write them '
+            'alone (interop.peft.save)'
+        )
     family = family or find_family(model)
     module = find_module(family)
     if problems := unsaid(model, module):

@@ -58,7 +58,8 @@ def make_train_step(
 
 def dropout_key(config: Config, step: jax.Array) -> jax.Array | None:
     """The key of a step's dropout; None where there is none."""
-    return jax.random.fold_in(jax.random.key(config.seed), step) if config.model.dropout > 0 else None
+    drops = config.model.dropout > 0 or (config.model.adapter.kind != 'none' and config.model.adapter.dropout > 0)
+    return jax.random.fold_in(jax.random.key(config.seed), step) if drops else None
 
 
 def sum_gradients(
