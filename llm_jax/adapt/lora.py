@@ -18,8 +18,8 @@ from llm_jax.dist import mesh
 from llm_jax.init import Weight
 from llm_jax.nn.transformer import Transformer, init_params, weights_of
 from llm_jax.ops import adapter as adapter_ops
+from llm_jax.ops.blockwise import Blockwise
 from llm_jax.ops.product import activation_axes
-from llm_jax.ops.quantised import Quantised
 
 NAME = 'lora'
 
@@ -201,7 +201,7 @@ def dequantise(stored: dict[str, jax.Array], path: str, model: Transformer) -> j
     is_stacked = path.startswith('layers/')
     n_experts = len(shape) - len(_axes(weight)) - is_stacked
     axes = ('layers',) * is_stacked + ('experts',) * n_experts + _axes(weight)
-    return Quantised(stored, shape, axes, model.config.rules).astype(jnp.float32)
+    return Blockwise(stored, shape, axes, model.config.rules).astype(jnp.float32)
 
 
 def _axes(weight: Weight) -> tuple[str, ...]:
@@ -211,7 +211,7 @@ def _axes(weight: Weight) -> tuple[str, ...]:
 def _norms(kernel: Any, target: Target, config: Model) -> jax.Array:
     """‖W‖ of each output, of what a product multiplies by."""
     if isinstance(kernel, dict):
-        kernel = Quantised(kernel, target.shape, target.axes, config.rules)
+        kernel = Blockwise(kernel, target.shape, target.axes, config.rules)
     return adapter_ops.output_norms(target.weight.forward * kernel.astype(jnp.float32), target.n_in)
 
 

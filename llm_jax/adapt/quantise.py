@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.nn.transformer import Transformer, weights_of
-from llm_jax.ops.quantised import quantise
+from llm_jax.ops.blockwise import quantise
 
 
 def hold_base(model: Transformer, params: Any) -> Any:

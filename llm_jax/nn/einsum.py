@@ -11,13 +11,13 @@ from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.init import Weight, describe, initializer
 from llm_jax.ops import adapter
+from llm_jax.ops.blockwise import Blockwise
 from llm_jax.ops.product import activation_axes
-from llm_jax.ops.quantised import Quantised
 
 
 def kernel(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight
-) -> jax.Array | Quantised:
+) -> jax.Array | Blockwise:
     """A weight of a module, float32: initialised, split over the mesh and recorded as what `weight` says it is.
 
     The record is a collection 'weights' of the same tree as the parameters, which `init` returns beside them: the
@@ -25,7 +25,7 @@ def kernel(
     """
     config = module.config
     if isinstance(stored := module.get_variable('params', name), Mapping):
-        return Quantised(dict(stored), shape, axes, config.rules)
+        return Blockwise(dict(stored), shape, axes, config.rules)
     if module.is_initializing():
         module.put_variable('weights', name, weight)
     return module.param(name, initializer(config, weight), shape, jnp.float32, mesh.spec(config.rules, axes))

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
+from llm_jax.ops.blockwise import Blockwise
 from llm_jax.ops.product import activation_axes, product
-from llm_jax.ops.quantised import Quantised
 
 # The logical axis of the rank, which is whole on every device.
 RANK = 'latent'
@@ -26,7 +26,7 @@ Adapter = Mapping[str, jax.Array]
 
 def multiply(
     x: jax.Array,
-    kernel: jax.Array | Quantised,
+    kernel: jax.Array | Blockwise,
     adapter: Adapter | None,
     dropout_key: jax.Array | None,
     axes: tuple[str, ...],
@@ -51,7 +51,7 @@ def multiply(
     """
     x = x.astype(config.dtype)
     run = lambda x, kernel: product(x, kernel.astype(config.dtype), axes, n_in, config, out_dtype=out_dtype)
-    if isinstance(kernel, Quantised):
+    if isinstance(kernel, Blockwise):
         # The backward pass dequantises again: it would otherwise keep all kernels in the dtype of the computation.
         run = jax.checkpoint(run, prevent_cse=not config.scan)
     y = run(x, kernel)
@@ -81,7 +81,7 @@ def look_up(ids_BL: jax.Array, adapter: Adapter, axis: str, config: Model) -> ja
 
 
 def changed_kernel(
-    kernel: jax.Array | Quantised,
+    kernel: jax.Array | Blockwise,
     adapter: Adapter,
     axes: tuple[str, ...],
     n_in: int,
@@ -101,7 +101,7 @@ def output_norms(kernel: jax.Array, n_in: int) -> jax.Array:
 
 
 def merge(
-    kernel: jax.Array | Quantised,
+    kernel: jax.Array | Blockwise,
     adapter: Adapter,
     axes: tuple[str, ...],
     n_in: int,

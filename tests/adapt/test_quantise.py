@@ -9,8 +9,8 @@ from tiny import LLAMA, VARIANTS, on_mesh, packed_tokens, place, place_params, r
 from llm_jax.adapt import lora, quantise
 from llm_jax.config.schema import ConfigError
 from llm_jax.data.batch import unpack_rows
-from llm_jax.ops.quantised import Quantised
-from llm_jax.ops.quantised import quantise as to_bits
+from llm_jax.ops.blockwise import Blockwise
+from llm_jax.ops.blockwise import quantise as to_bits
 from llm_jax.train.forward import per_token_nll
 
 BOS = 1
@@ -32,7 +32,7 @@ def test_there_and_back(kind, error, double):
     w[0, :8] = 0
     for axis, block in ((1, 8), (2, 2), (1, 16)):
         made = to_bits(w, kind, axis=axis, block=block, double=double)
-        back = Quantised(made, w.shape, ('experts', 'scores', 'scores')).astype(jnp.float32)
+        back = Blockwise(made, w.shape, ('experts', 'scores', 'scores')).astype(jnp.float32)
         n = w.shape[axis] // block
         shape = (*w.shape[:axis], n, block, *w.shape[axis + 1 :])
         absmax = np.abs(w.reshape(shape)).max(axis + 1, keepdims=True)

@@ -20,7 +20,7 @@ from llm_jax.models import llama
 from llm_jax.nn.einsum import Einsum
 from llm_jax.nn.embed import Embed
 from llm_jax.ops import adapter as adapter_ops
-from llm_jax.ops import quantised
+from llm_jax.ops import blockwise
 
 
 def layers_of(close, case, name):
@@ -130,17 +130,17 @@ def test_nf4(close):
     case = read('nf4')
     expect, blocks = case['expect'], close.array(case['blocks'])
     size = blocks.shape[1]
-    close(quantised.nf4_levels(), case['levels'])
-    made = quantised.quantise(blocks, 'nf4', axis=1, block=size)
+    close(blockwise.nf4_levels(), case['levels'])
+    made = blockwise.quantise(blocks, 'nf4', axis=1, block=size)
     close(made['absmax'][:, 0], expect['absmax'])
     codes = jnp.stack([made['codes'] & 15, made['codes'] >> 4], -1).reshape(blocks.shape)
     np.testing.assert_array_equal(codes, expect['codes'])
-    back = quantised.Quantised(made, blocks.shape, ('experts', 'scores')).astype(close.dtype)
+    back = blockwise.Blockwise(made, blocks.shape, ('experts', 'scores')).astype(close.dtype)
     close(back, expect['dequantised'])
     close(jnp.mean(jnp.abs(back - blocks)), expect['mean_abs_error'])
     plain = 'bits_per_parameter_without_double_quantisation'
-    assert quantised.bits_per_weight('nf4', size, double=False) == expect[plain]
-    assert quantised.bits_per_weight('nf4', size, double=True) == expect['with_double_quantisation']
+    assert blockwise.bits_per_weight('nf4', size, double=False) == expect[plain]
+    assert blockwise.bits_per_weight('nf4', size, double=True) == expect['with_double_quantisation']
 
 
 def llama_of(case):

@@ -80,7 +80,7 @@ def quantise(w: jax.Array, kind: Kind, *, axis: int, block: int, double: bool = 
 
 
 @flax.struct.dataclass
-class Quantised:
+class Blockwise:
     """A kernel in few bits; `astype` dequantises it.
 
     Attributes:
