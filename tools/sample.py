@@ -21,6 +21,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
     parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
     parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
+    parser.add_argument(
+        '--stop', action='append', default=[], help='text that ends a sample; may be given several times'
+    )
     parser.add_argument('--num_samples', type=int, default=1, help='of each prompt (1)')
     parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same text (0)')
     parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> None:
     prompts = read_prompts(args.prompt, args.prompt_file)
 
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once
-    from llm_jax.generate.samplers import Sampler
+    from llm_jax.generate.settings import Sampler
     from llm_jax.runs import load
 
     sampler = Sampler(args.temperature, args.top_k, args.top_p)
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> None:
     blocks = text.stream(
         loaded.model, loaded.params, loaded.tokenizer, rows,
         max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
-        slide=args.slide,
+        slide=args.slide, stop=args.stop,
     )  # fmt: skip
 
     alone = len(rows) == 1

@@ -6,6 +6,8 @@ and back at every token, which took two to five times as long as the decoding it
 updated in place.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -31,8 +33,26 @@ class Weights:
     layers: tuple
 
 
-def unstack(params: Any, config: Model) -> Weights:
-    """Splits the `params` of a Transformer into the weights that `forward` takes. Call it under jit."""
+def decoding_model(model: Transformer) -> Transformer:
+    """Makes the model that decodes: the same function, computed row by row.
+
+    Rows are whole on each device: mesh axes that split rows in training split the batch instead. Experts take all
+    tokens, so that a row does not depend on its neighbours. On CPU, which has no units of bfloat16, it computes in
+    float32: a product of narrower operands would copy the weight at every token.
+    """
+    config = model.config
+    changes = {'moe': dataclasses.replace(config.moe, dropless=True)}
+    if mesh.shard_count(config.rules, 'length') * mesh.shard_count(config.rules, 'residual_length') > 1:
+        changes['rules'] = mesh.whole_rows(config.rules)
+    if mesh.platform() == 'cpu':
+        changes['dtype'] = 'float32'
+    return Transformer(dataclasses.replace(config, **changes))
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def prepare(model: Transformer, params: Any) -> Weights:
+    """Makes the weights that `forward` takes, once for all calls: layer by layer, in the dtype of the computation."""
+    config = model.config
     layers = tuple(layer_params(params, config, i) for i in range(config.n_layers))
     stacks = {place(config, i)[0][0] for i in range(config.n_layers)}
     return Weights({name: value for name, value in params.items() if name not in stacks}, layers)
@@ -69,7 +89,7 @@ def forward(
 
     Args:
       model: the Transformer.
-      weights: parameters from `unstack`.
+      weights: parameters from `prepare`.
       tokens_BL: int, token ids.
       positions_BL: int, consecutive in each row; also the cache slots.
       caches: one per layer, from `empty_caches` or an earlier call.

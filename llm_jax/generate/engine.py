@@ -1,162 +1,223 @@
-"""Tokens in, tokens out: prefill once, then decode blocks of tokens over a cache.
+"""Tokens in, tokens out: one engine for samples, evaluation, rollouts, chat and servers.
 
-Shapes: B rows, L prompt length, S cache slots, V vocabulary, N tokens of a block.
+`Engine` prepares the weights once and keeps rows in slots: a request enters when a slot is
+free, and leaves when it ends. `generate` and `stream` make an engine for one call.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any
 
-import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config.schema import ConfigError, Model
+from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
-from llm_jax.generate import decode
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate import decode, pages, schedule, slots
+from llm_jax.generate.prefix import PAGE
+from llm_jax.generate.requests import Finish, Request, Row, Watcher, check_request
+from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
 from llm_jax.nn.transformer import Transformer
 
-# Tokens decoded per dispatch. More would hide the host better, but stream less smoothly.
-BLOCK = 16
-# Written where a row has no more tokens.
-NONE = -1
-# Drawn where the logits are no numbers; it ends its row.
-NOT_FINITE = -2
+# Most stop ids of one request; the number is part of the compiled programs.
+MAX_STOP_IDS = 16
+# Most tokens of a prompt that are prefilled between two blocks, where many requests share the engine and where not.
+CHUNK, WHOLE = 128, 512
+# Most rows that one call of `stream` decodes together; further ones enter as others end.
+SLOTS = 64
 
 
-@flax.struct.dataclass
-class DecodeState:
-    """State of decoding between blocks of tokens, row by row.
+class Engine:
+    """Decodes requests over slots, on the mesh that is current when it is made and used.
 
-    Attributes:
-      caches: one cache per layer, arrays [B, G, S, K]; the attention part defines their number and sizes.
-      tokens: int32[B], newest token of each row, not yet in the cache.
-      positions: int32[B], position of that token.
-      done: bool[B], True once the row has produced a stop id.
-    """
-
-    caches: tuple
-    tokens: jax.Array
-    positions: jax.Array
-    done: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choose:
-    """Draws the next token of each row from logits; static, so its fields are compiled in.
+    A row's tokens are a function of its request alone: not of its neighbours, its slot, the
+    lengths of chunks, nor the mesh, up to rounding. On several hosts every one must make the
+    same calls in the same order. No request compiles a program once those of its length exist.
 
     Attributes:
-      sampler: distribution to draw from.
-      vocab_size: number of ids that may be drawn; logits of higher ids are masked.
-      rules: logical-axis table.
+      model: as it decodes, see `decode.decoding_model`.
+      context: tokens that a row has room for.
     """
 
-    sampler: Sampler
-    vocab_size: int
-    rules: tuple
+    def __init__(
+        self,
+        model: Transformer,
+        params: Any,
+        *,
+        n_slots: int = 8,
+        context: int | None = None,
+        vocab_size: int | None = None,
+        chunk: int = CHUNK,
+        prefix_tokens: int = 0,
+    ) -> None:
+        """Args:
+          model: the Transformer.
+          params: its parameters, on the current mesh.
+          n_slots: rows that are decoded together; rounded up to a multiple of the mesh's shards of a batch.
+          context: tokens that a row has room for; None: the model's max_seq_len.
+          vocab_size: only ids below it are drawn; None: the whole vocabulary of the model.
+          chunk: most tokens of a prompt that are prefilled between two blocks of decoding.
+          prefix_tokens: tokens whose keys and values are kept after their rows have ended, for prompts that
+            begin with them; rounded up to whole pages on each shard.
 
-    def __call__(self, logits_BV: jax.Array, key: jax.Array, positions_B: jax.Array) -> jax.Array:
-        """Returns the token at each row's position, int32[B]: a function of key, row, position and logits.
-
-        It is NOT_FINITE where a logit is NaN or +inf.
+        Raises:
+          ConfigError: an argument out of its range, or an attention part that keeps no cache.
         """
-        batch, rules = ('batch',), self.rules
-        row_ids_B = mesh.shard(jnp.arange(len(logits_BV)), rules, batch)
-        logits_BV = mesh.shard(logits_BV, rules, ('batch', None))
-        draw = self._draw
-        if not jax.sharding.get_abstract_mesh().empty:
-            # Rows are independent, so each device draws for its own.
-            rows, matrix = mesh.spec(rules, batch), mesh.spec(rules, ('batch', None))
-            draw = jax.shard_map(draw, in_specs=(matrix, jax.P(), rows, rows), out_specs=rows)
-        return draw(logits_BV, key, row_ids_B, positions_B)
+        self.model = decode.decoding_model(model)
+        config = self.model.config
+        self.context = config.max_seq_len if context is None else context
+        if not 0 < self.context <= config.max_seq_len:
+            raise ConfigError(f'context = {context} must be between 1 and model.max_seq_len = {config.max_seq_len}')
+        self.vocab_size = config.vocab_size if vocab_size is None else vocab_size
+        if not 0 < self.vocab_size <= config.vocab_size:
+            raise ConfigError(f"vocab_size = {vocab_size} must be between 1 and the model's {config.vocab_size}")
+        if n_slots < 1:
+            raise ConfigError(f'n_slots = {n_slots} must be at least 1')
+        n_shards = mesh.batch_shard_count(config.rules)
+        self.n_slots = -(-n_slots // n_shards) * n_shards
+        n_pages = -(-prefix_tokens // (PAGE * n_shards)) if self.context >= PAGE else 0
+        self._schedule = schedule.Schedule(self.n_slots, self.context, n_shards=n_shards, chunk=chunk, n_pages=n_pages)
+        self._weights = decode.prepare(self.model, params)
+        self._slots = slots.make_slots(self.model, self.n_slots, self.context, self._pack({}))
+        self._pool = pages.make_pool(self.model, n_pages * n_shards) if n_pages else ()
+        self._sent: collections.deque[tuple[schedule.Prefill | schedule.Decode, slots.Drawn]] = collections.deque()
+        self._all_allowed = np.full((self.n_slots, -(-config.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
 
-    def _draw(self, logits_BV: jax.Array, key: jax.Array, row_ids_B: jax.Array, positions_B: jax.Array) -> jax.Array:
-        allowed_V = jnp.arange(logits_BV.shape[-1]) < self.vocab_size
-        logits_BV = jnp.where(allowed_V, logits_BV, -jnp.inf)
-        is_number_B = (logits_BV < jnp.inf).all(-1)  # which NaN is not
-        row_key = lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position)
-        tokens_B = self.sampler(logits_BV, jax.vmap(row_key)(row_ids_B, positions_B))
-        return jnp.where(is_number_B, tokens_B, NOT_FINITE)
+    def submit(self, request: Request) -> Row:
+        """Queues a request; `step` works on it.
 
+        Raises:
+          ConfigError: a field out of its range; see `check_request`.
+        """
+        return self._queue(request, self.context)
 
-_unstack = jax.jit(decode.unstack, static_argnames='config')
+    def _queue(self, request: Request, context: int) -> Row:
+        limits = {'max_stop_ids': MAX_STOP_IDS, 'max_alternatives': slots.ALTERNATIVES}
+        row = Row(check_request(request, context=context, vocab_size=self.model.config.vocab_size, **limits))
+        self._schedule.add(row)
+        return row
 
+    def cancel(self, row: Row, **options: Any) -> None:
+        """Ends a row at once; its slot is free for the next program."""
+        self._schedule.cancel(row, **options)
 
-@functools.partial(jax.jit, static_argnames=('model', 'choose', 'slots'))
-def _prefill(
-    model: Transformer,
-    choose: _Choose,
-    slots: int,
-    weights: decode.Weights,
-    prompts_BL: jax.Array,
-    lengths_B: jax.Array,
-    drawn_at_B: jax.Array,
-    key: jax.Array,
-    stop_ids: jax.Array,
-) -> tuple[DecodeState, jax.Array]:
-    """Runs the prompts through the model; returns the state and the first new tokens, int32[B, 1] on every device.
+    @property
+    def is_idle(self) -> bool:
+        """True if every request has ended."""
+        return self._schedule.is_idle and not self._sent
 
-    `drawn_at_B` is the position that the draw of each new token depends on: the length, where nothing was cut off.
-    A prompt of length 0 is padding of the batch. Padding tokens of a prompt leave keys in
-    the slots after it; each slot is overwritten before a token may attend to it.
-    """
-    config = model.config
-    B, L = prompts_BL.shape
-    tokens_BL = mesh.shard(prompts_BL, config.rules, mesh.TOKENS)
-    lengths_B = mesh.shard(lengths_B, config.rules, ('batch',))
-    positions_BL = mesh.shard(jnp.broadcast_to(jnp.arange(L), (B, L)), config.rules, mesh.TOKENS)
-    logits_BV, caches = decode.forward(
-        model, weights, tokens_BL, positions_BL, decode.empty_caches(config, B, L), jnp.maximum(lengths_B - 1, 0)
-    )
-    caches = jax.tree.map(lambda slot: jnp.pad(slot, ((0, 0), (0, 0), (0, slots - L), (0, 0))), caches)
-    tokens_B = choose(logits_BV, key, mesh.shard(drawn_at_B, config.rules, ('batch',)))
-    out_B = _end_row(lengths_B == 0, tokens_B, stop_ids)
-    return DecodeState(caches, tokens_B, lengths_B, out_B < 0), _replicate(out_B[:, None])
+    def step(self) -> list[Row]:
+        """Sends the next programs and waits for those before; returns the rows that got tokens or ended."""
+        work = self._schedule.plan()
+        for one in work:
+            self._send(one)
+        # The device computes the newest program while the host reads the others.
+        keep = 1 if work and not self._schedule.in_lockstep else 0
+        changed = {}
+        while len(self._sent) > keep:
+            sent, drawn = self._sent.popleft()
+            rows = [row for row, *_ in sent.parts] if isinstance(sent, schedule.Prefill) else sent.rows.values()
+            read = drawn if any(row.request.alternatives for row in rows) else drawn[:3]
+            results = schedule.Results(*map(np.asarray, read))
+            changed |= {id(row): row for row in self._schedule.collect(sent, results)}
+        return list(changed.values())
 
+    def run(self, requests: Iterable[Request]) -> list[Row]:
+        """Decodes all requests to their ends; returns their rows, in order."""
+        rows = [self.submit(request) for request in requests]
+        while not self.is_idle:
+            self.step()
+        return rows
 
-@functools.partial(jax.jit, static_argnames=('model', 'choose'), donate_argnames='state')
-def _decode(
-    model: Transformer,
-    choose: _Choose,
-    weights: decode.Weights,
-    state: DecodeState,
-    key: jax.Array,
-    stop_ids: jax.Array,
-    limit: jax.Array,
-) -> tuple[DecodeState, jax.Array]:
-    """Decodes up to `limit` <= BLOCK tokens; returns the state and the tokens, int32[B, BLOCK] on every device."""
-    out_BN = mesh.shard(jnp.full((len(state.tokens), BLOCK), NONE), model.config.rules, ('batch', None))
+    def _send(self, work: schedule.Work) -> None:
+        """Sends a program to the device without waiting for it."""
+        if isinstance(work, schedule.Enter):
+            enters_B = np.zeros(self.n_slots, bool)
+            enters_B[list(work.rows)] = True
+            self._slots = slots.enter_slots(self.model, self._slots, enters_B, self._pack(work.rows))
+            return
+        if isinstance(work, schedule.Load):
+            self._slots = pages.load_pages(self.model, self._slots, self._pool, *self._pages_to_load(work))
+            return
+        if isinstance(work, schedule.Store):
+            self._pool = pages.store_pages(self.model, self._pool, self._slots, *self._pages_to_store(work))
+            return
+        arguments = (self.model, self.vocab_size, work.bound, self._weights, self._slots)
+        if isinstance(work, schedule.Prefill):
+            allowed = self._allowed({slot: row for row, slot, *_ in work.parts if row.is_prefilled})
+            self._slots, drawn = slots.prefill_chunk(*arguments, self._chunk(work), allowed)
+        else:
+            self._slots, drawn = slots.decode_block(*arguments, np.int32(work.limit), self._allowed(work.rows))
+        self._sent.append((work, drawn))
 
-    def is_unfinished(carry: tuple) -> jax.Array:
-        step, state, _ = carry
-        return (step < limit) & ~_replicate(state.done).all()
+    def _pack(self, rows: dict[int, Row | None]) -> slots.Requests:
+        """Makes the arrays of the requests that enter; other slots have those of none."""
+        requests = [row.request if (row := rows.get(slot)) else None for slot in range(self.n_slots)]
+        stop_ids = np.full((self.n_slots, MAX_STOP_IDS), slots.NONE, np.int32)
+        seeds = np.zeros((self.n_slots, 2), np.uint32)
+        for slot, request in enumerate(requests):
+            if request:
+                stop_ids[slot, : len(request.stop_ids)] = request.stop_ids
+                seeds[slot] = request.seed >> 32, request.seed & 0xFFFFFFFF
+        of = lambda name, default, dtype: np.array([getattr(r, name) if r else default for r in requests], dtype)
+        return slots.Requests(
+            pack_settings([request.sampler if request else Sampler(0) for request in requests]),
+            seeds, of('choice', 0, np.int32), stop_ids, of('max_new_tokens', 0, np.int32), of('alternatives', 0, bool),
+        )  # fmt: skip
 
-    def decode_token(carry: tuple) -> tuple:
-        step, state, out_BN = carry
-        logits_BV, caches = decode.forward(
-            model, weights, state.tokens[:, None], state.positions[:, None], state.caches, state.positions
+    def _pages_to_load(self, work: schedule.Load) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Makes the arrays of `pages.load_pages`."""
+        slots_P, pages_PM = self._no_pages()
+        tokens_PS = np.full((len(slots_P), pages_PM.shape[1] * PAGE), NO_ID, np.int32)
+        for slot, row, loaded in work.parts:
+            shard, slots_P[shard] = self._schedule.split(slot)
+            pages_PM[shard, : len(loaded)] = loaded
+            tokens_PS[shard, : row.n_reused] = row.request.prompt[: row.n_reused]
+        return slots_P, pages_PM, tokens_PS
+
+    def _pages_to_store(self, work: schedule.Store) -> tuple[np.ndarray, np.ndarray]:
+        """Makes the arrays of `pages.store_pages`."""
+        slots_P, pages_PM = self._no_pages()
+        for slot, stored in work.parts:
+            shard, slots_P[shard] = self._schedule.split(slot)
+            for index, page in stored:
+                pages_PM[shard, index] = page
+        return slots_P, pages_PM
+
+    def _no_pages(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns slots_P and pages_PM of `pages.load_pages` that copy nothing."""
+        n_shards = self._schedule.n_shards
+        return (
+            np.full(n_shards, self.n_slots // n_shards, np.int32),
+            np.full((n_shards, self.context // PAGE), -1, np.int32),
         )
-        positions_B = state.positions + 1
-        tokens_B = choose(logits_BV, key, positions_B)
-        out_B = _end_row(state.done, tokens_B, stop_ids)
-        out_BN = jnp.where(jnp.arange(BLOCK) == step, out_B[:, None], out_BN)
-        return step + 1, DecodeState(caches, tokens_B, positions_B, out_B < 0), out_BN
 
-    _, state, out_BN = jax.lax.while_loop(is_unfinished, decode_token, (0, state, out_BN))
-    return state, _replicate(out_BN)
+    def _chunk(self, work: schedule.Prefill) -> slots.Chunk:
+        """Makes the arrays of a part of some prompts."""
+        n_shards = self._schedule.n_shards
+        per_shard, P = self.n_slots // n_shards, work.n_rows * n_shards
+        tokens_PC = np.zeros((P, work.n_tokens), np.int32)
+        slots_P, starts_P, lengths_P = (np.full(P, value, np.int32) for value in (per_shard, 0, 0))
+        is_last_P = np.zeros(P, bool)
+        used = [0] * n_shards
+        for row, slot, start, count in work.parts:
+            shard, index = self._schedule.split(slot)
+            p = shard * work.n_rows + used[shard]
+            used[shard] += 1
+            tokens_PC[p, :count] = row.request.prompt[start : start + count]
+            slots_P[p], starts_P[p], lengths_P[p] = index, start, count
+            is_last_P[p] = start + count == len(row.request.prompt)
+        return slots.Chunk(tokens_PC, slots_P, starts_P, lengths_P, is_last_P)
 
-
-def _end_row(done_B: jax.Array, tokens_B: jax.Array, stop_ids: jax.Array) -> jax.Array:
-    """Returns what each row gives, int32[B]: its token, or NONE after its end and at a stop id, or NOT_FINITE."""
-    return jnp.where(done_B | (tokens_B[:, None] == stop_ids).any(-1), NONE, tokens_B)
-
-
-def _replicate(x: jax.Array) -> jax.Array:
-    """Replicates `x` on every device, so that every host can read it."""
-    return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, jax.P())
+    def _allowed(self, rows: dict[int, Row]) -> np.ndarray:
+        """Returns the bits of the ids that each slot may draw next, uint32[B, ceil(V / 32)]."""
+        constrained = {slot: row.request.constraint for slot, row in rows.items() if row.request.constraint}
+        if not constrained:
+            return self._all_allowed
+        allowed = self._all_allowed.copy()
+        for slot, constraint in constrained.items():
+            allowed[slot] = constraint.allowed()
+        return allowed
 
 
 def stream(
@@ -170,14 +231,14 @@ def stream(
     stop_ids: Iterable[int] = (),
     vocab_size: int | None = None,
     slide: bool = False,
+    watchers: Sequence[Watcher] = (),
 ) -> Iterator[list[list[int]]]:
     """Continues the prompts, and yields new tokens as they are decoded.
 
     A row's tokens are a function of (seed, its index, its prompt) alone: not of the
     other rows, nor of the mesh, up to rounding. For several samples of one prompt, give
     it several times. Under `jax.set_mesh` the rows are split over the mesh; every host
-    must make the same call. Prompts and seeds do not recompile; lengths do so seldom,
-    being rounded up (see `bucket`); a new sampler or number of prompts does.
+    must make the same call.
 
     Args:
       model: the Transformer.
@@ -191,6 +252,7 @@ def stream(
       vocab_size: only ids below it are drawn; default: the whole vocabulary of the model.
       slide: whether to go past model.max_seq_len; there each token is drawn from a forward pass
         over the last max_seq_len ones, without a cache, so that it takes many times as long.
+      watchers: one for each prompt, which sees the tokens and may end the row; none if empty.
 
     Yields:
       First one new token of each row, then blocks of at most BLOCK; a row that has
@@ -201,23 +263,24 @@ def stream(
         past model.max_seq_len; raised by the call, not by the first step of the iteration. By
         that: logits that are no numbers.
     """
-    model = _by_rows(model)
-    config = model.config
-    sampler = Sampler() if sampler is None else sampler
-    vocab_size = config.vocab_size if vocab_size is None else vocab_size
-    if not 0 < vocab_size <= config.vocab_size:
-        raise ConfigError(f"vocab_size = {vocab_size} must be between 1 and the model's {config.vocab_size}")
-    if max_new_tokens < 1:
-        raise ConfigError(f'max_new_tokens = {max_new_tokens} must be at least 1')
-    _check_prompts(prompts, config.vocab_size)
-    if not slide:
-        _check_lengths(prompts, max_new_tokens, config.max_seq_len)
     if not prompts:
         return iter(())
-    stop_ids = np.asarray(list(stop_ids), np.int32)
-    choose = _Choose(sampler, vocab_size, config.rules)
-    decode_rows = _slide_window if slide else _decode_blocks
-    return decode_rows(model, params, prompts, max_new_tokens, choose, jax.random.key(seed), stop_ids)
+    if max_new_tokens < 1:
+        raise ConfigError(f'max_new_tokens = {max_new_tokens} must be at least 1')
+    most = model.config.max_seq_len
+    longest = max(map(len, prompts))
+    context = bucket(min(longest + max_new_tokens, most), most)
+    engine = Engine(
+        model, params, n_slots=min(len(prompts), SLOTS), context=context, vocab_size=vocab_size, chunk=WHOLE
+    )
+    shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids), 'seed': seed}
+    requests = {
+        i: Request(prompt, max_new_tokens, choice=i, watcher=watchers[i] if watchers else None, **shared)
+        for i, prompt in enumerate(prompts)
+    }
+    if slide and longest + max_new_tokens > most:
+        return _slide_windows(engine, requests, _queue_cached(engine, requests))
+    return _stream_rows(engine, _queue_all(engine, requests, most), len(prompts))
 
 
 def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
@@ -229,123 +292,76 @@ def generate(model: Transformer, params: Any, prompts: Sequence[Sequence[int]], 
     return out
 
 
-def _by_rows(model: Transformer) -> Transformer:
-    """Makes the model with whole rows on each device: mesh axes that split rows in training split the batch instead."""
-    rules = model.config.rules
-    if mesh.shard_count(rules, 'length') == mesh.shard_count(rules, 'residual_length') == 1:
-        return model
-    return Transformer(dataclasses.replace(model.config, rules=mesh.whole_rows(rules)))
+def _queue_all(engine: Engine, requests: Mapping[int, Request], context: int) -> dict[int, Row]:
+    """Queues requests by the number of their prompt, which an error names."""
+    rows = {}
+    for i, request in requests.items():
+        try:
+            rows[i] = engine._queue(request, context)
+        except ConfigError as error:
+            raise ConfigError(f'prompt {i}: {error}') from error
+    return rows
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    """Raises ConfigError if a prompt is empty or has an unknown token."""
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ConfigError(f'prompt {i} has no tokens; begin it with the BOS token')
-        for token in prompt:
-            if not 0 <= token < vocab_size:
-                raise ConfigError(f'prompt {i} has token {token}, but the model knows 0 to {vocab_size - 1}')
+def _queue_cached(engine: Engine, requests: Mapping[int, Request]) -> dict[int, Row]:
+    """Queues the part of each request that the context has room for; none of prompts that fill it."""
+    room = {i: engine.context - len(request.prompt) for i, request in requests.items()}
+    cached = {
+        i: dataclasses.replace(request, max_new_tokens=min(request.max_new_tokens, room[i]))
+        for i, request in requests.items()
+        if room[i] > 0
+    }
+    return _queue_all(engine, cached, engine.context)
 
 
-def _check_lengths(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
-    """Raises ConfigError if a prompt leaves no room for the new tokens."""
-    for i, prompt in enumerate(prompts):
-        if len(prompt) + max_new_tokens > max_seq_len:
-            raise ConfigError(
-                f'prompt {i} has {len(prompt)} tokens, and with max_new_tokens = {max_new_tokens} that is '
-                f'{len(prompt) + max_new_tokens}, past model.max_seq_len = {max_seq_len}; shorten one of them, '
-                'or let the window slide (--slide)'
+def _stream_rows(engine: Engine, rows: Mapping[int, Row], n_rows: int) -> Iterator[list[list[int]]]:
+    """Yields the new tokens of `n_rows` prompts until all rows have ended; prompts without a row get none."""
+    given = dict.fromkeys(rows, 0)
+    while not engine.is_idle:
+        engine.step()
+        for i, row in rows.items():
+            if row.finish is Finish.ERROR:
+                raise ConfigError(f'prompt {i}: {row.error}')
+        block = [rows[i].tokens[given[i] :] if i in rows else [] for i in range(n_rows)]
+        given = {i: len(row.tokens) for i, row in rows.items()}
+        if any(block):
+            yield block
+
+
+def _slide_windows(
+    engine: Engine, requests: Mapping[int, Request], cached: Mapping[int, Row]
+) -> Iterator[list[list[int]]]:
+    """Yields the blocks of `stream` with `slide`: each row with a cache as far as it fits, then token by token.
+
+    Token k past a row's cache has k in the upper half of its seed, since its position, which the draw depends on,
+    is that in the window. Penalties take what stands in the window for the prompt.
+
+    Args:
+      engine: with the context of the model.
+      requests: by the number of the prompt, with all tokens that are asked for.
+      cached: rows that `_queue_cached` made of them.
+    """
+    n_rows, most = len(requests), engine.context
+    tokens = {i: list(request.prompt) for i, request in requests.items()}
+    for block in _stream_rows(engine, cached, n_rows):
+        for i, new in enumerate(block):
+            tokens[i].extend(new)
+        yield block
+    n_past = {i: 0 for i in requests if i not in cached or cached[i].finish is Finish.LENGTH}
+    count = lambda i: len(tokens[i]) - len(requests[i].prompt)
+    while n_past := {i: k for i, k in n_past.items() if count(i) < requests[i].max_new_tokens}:
+        windows = {
+            i: dataclasses.replace(
+                requests[i], prompt=tokens[i][-most:], max_new_tokens=1, seed=requests[i].seed ^ (k + 1 << 32)
             )
-
-
-def _decode_blocks(
-    model: Transformer,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    choose: _Choose,
-    key: jax.Array,
-    stop_ids: np.ndarray,
-) -> Iterator[list[list[int]]]:
-    """Yields the blocks of `stream`; decodes the next block on the device while the host reads this one."""
-    config, B = model.config, len(prompts)
-    prompts_BL, lengths_B = _pad_prompts(prompts, config)
-    slots = bucket(max(int(lengths_B.max()) + max_new_tokens, prompts_BL.shape[1]), config.max_seq_len)
-
-    weights = _unstack(params, config=config)
-    state, tokens_BN = _prefill(model, choose, slots, weights, prompts_BL, lengths_B, lengths_B, key, stop_ids)
-    left = max_new_tokens - 1
-    while True:
-        # The next block is dispatched before the tokens of this one are fetched.
-        following = None
-        if left > 0:
-            state, following = _decode(model, choose, weights, state, key, stop_ids, min(left, BLOCK))
-            left -= BLOCK
-        new = _fetch(tokens_BN, B)
-        if (new != NONE).any():
-            yield [[int(token) for token in row[row != NONE]] for row in new]
-        if following is None or (new[:, -1] == NONE).all():
-            return
-        tokens_BN = following
-
-
-def _fetch(tokens_BN: jax.Array, n_rows: int) -> np.ndarray:
-    """Fetches the tokens of the first rows; raises ConfigError where one could not be drawn."""
-    tokens = np.asarray(tokens_BN)[:n_rows]
-    if (bad := np.flatnonzero((tokens == NOT_FINITE).any(-1))).size:
-        raise ConfigError(
-            f'the logits after prompt {bad[0]} are not finite, so no token can be drawn: the weights hold NaN or '
-            'infinities, or they overflow model.dtype; take another checkpoint, or model.dtype = float32'
-        )
-    return tokens
-
-
-def _pad_prompts(prompts: Sequence[Sequence[int]], config: Model) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as (int32[B, L], lengths int32[B]), with rows of length 0 until B divides over the mesh."""
-    shards = mesh.batch_shard_count(config.rules)
-    lengths_B = np.zeros(-(-len(prompts) // shards) * shards, np.int32)
-    lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
-    prompts_BL = np.zeros((len(lengths_B), bucket(int(lengths_B.max()), config.max_seq_len)), np.int32)
-    for row, prompt in zip(prompts_BL, prompts, strict=False):
-        row[: len(prompt)] = prompt
-    return prompts_BL, lengths_B
-
-
-def _slide_window(
-    model: Transformer,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    choose: _Choose,
-    key: jax.Array,
-    stop_ids: np.ndarray,
-) -> Iterator[list[list[int]]]:
-    """Yields the blocks of `stream` with `slide`: with a cache as far as the longest row fits, then token by token."""
-    most, rows = model.config.max_seq_len, [list(prompt) for prompt in prompts]
-    cached = min(max_new_tokens, most - max(map(len, rows)))
-    if cached > 0:
-        for block in _decode_blocks(model, params, prompts, cached, choose, key, stop_ids):
-            for row, new in zip(rows, block, strict=True):
-                row.extend(new)
-            yield block
-    cached = max(cached, 0)
-    ended = [len(row) < len(prompt) + cached for row, prompt in zip(rows, prompts, strict=True)]
-    weights = _unstack(params, config=model.config)
-    for _ in range(max_new_tokens - cached):
-        if all(ended):
-            return
-        windows = [[] if end else row[-most:] for row, end in zip(rows, ended, strict=True)]
-        windows_BL, lengths_B = _pad_prompts(windows, model.config)
-        drawn_at_B = np.zeros_like(lengths_B)
-        drawn_at_B[: len(rows)] = [len(row) for row in rows]
-        slots = windows_BL.shape[1]
-        _, tokens_B1 = _prefill(model, choose, slots, weights, windows_BL, lengths_B, drawn_at_B, key, stop_ids)
-        block = [[int(token)] if token != NONE else [] for (token,) in _fetch(tokens_B1, len(rows))]
-        ended = [not new for new in block]
-        for row, new in zip(rows, block, strict=True):
-            row.extend(new)
-        if not all(ended):
-            yield block
+            for i, k in n_past.items()
+        }
+        rows = _queue_all(engine, windows, most + 1)
+        blocks = list(_stream_rows(engine, rows, n_rows))
+        for i, row in rows.items():
+            tokens[i].extend(row.tokens)
+        n_past = {i: k + 1 for i, k in n_past.items() if rows[i].finish is Finish.LENGTH}
+        yield from blocks
 
 
 def bucket(n: int, most: int) -> int:

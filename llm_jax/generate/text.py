@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax.generate import engine
+from llm_jax.generate.stops import StopText
 from llm_jax.nn.transformer import Transformer
 from llm_jax.tokenizer import StreamDecoder, Tokenizer
 
@@ -18,24 +19,44 @@ def complete(
       params: its parameters.
       tokenizer: tokenizer that it was trained with.
       prompts: text; '' begins a document from nothing. For several samples, repeat a prompt.
-      **options: options of `engine.stream`: max_new_tokens, sampler, seed, slide.
+      **options: `stop`, and options of `engine.stream`: max_new_tokens, sampler, seed, slide.
 
     Raises:
       ConfigError: as `engine.stream`.
     """
-    tokens = engine.generate(model, params, _encode(tokenizer, prompts), **_text_options(tokenizer), **options)
-    return [tokenizer.decode(row, continues=bool(p)) for p, row in zip(prompts, tokens, strict=True)]
+    texts = [''] * len(prompts)
+    for block in stream(model, params, tokenizer, prompts, **options):
+        texts = [text + new for text, (new, _) in zip(texts, block, strict=True)]
+    return texts
 
 
 def stream(
-    model: Transformer, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], **options: Any
+    model: Transformer,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    stop: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[list[tuple[str, int]]]:
     """Yields (new text, its number of tokens) of each prompt as it is decoded; otherwise as `complete`.
 
-    The texts of a prompt, joined, are what `complete` returns.
+    The texts of a prompt, joined, are what `complete` returns. `stop` has strings that end a text, and are not part
+    of it.
     """
-    blocks = engine.stream(model, params, _encode(tokenizer, prompts), **_text_options(tokenizer), **options)
-    return _decode_text(blocks, [StreamDecoder(tokenizer, continues=bool(p)) for p in prompts])
+    texts = [StopText(StreamDecoder(tokenizer, continues=bool(p)), stop) for p in prompts]
+    # Ids past the tokenizer's vocabulary pad the embedding and have no text.
+    limits = {'stop_ids': [tokenizer.bos_id, *tokenizer.eos_ids], 'vocab_size': tokenizer.vocab_size}
+    return _read(engine.stream(model, params, _encode(tokenizer, prompts), watchers=texts, **limits, **options), texts)
+
+
+def _read(blocks: Iterator[list[list[int]]], texts: list[StopText]) -> Iterator[list[tuple[str, int]]]:
+    """Takes the text of each block; the last has what is held back until a row ends."""
+    for block in blocks:
+        yield [(text.take(), len(tokens)) for text, tokens in zip(texts, block, strict=True)]
+    rest = [(text.close(), 0) for text in texts]
+    if any(text for text, _ in rest):
+        yield rest
 
 
 def room(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> int:
@@ -43,23 +64,6 @@ def room(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str]) -> in
     return model.config.max_seq_len - max(map(len, _encode(tokenizer, prompts)))
 
 
-def _decode_text(blocks: Iterator[list[list[int]]], decoders: list[StreamDecoder]) -> Iterator[list[tuple[str, int]]]:
-    """Decodes blocks of tokens to text; the last block has the bytes that the decoders still hold."""
-    for block in blocks:
-        yield [
-            (''.join(map(decoder.push, tokens)), len(tokens)) for decoder, tokens in zip(decoders, block, strict=True)
-        ]
-    rest = [(decoder.flush(), 0) for decoder in decoders]
-    if any(text for text, _ in rest):
-        yield rest
-
-
 def _encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Encodes the prompts, each led by BOS."""
     return [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-
-
-def _text_options(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the options of `engine.stream` that the tokenizer decides."""
-    # Ids past the tokenizer's vocabulary pad the embedding and have no text.
-    return {'stop_ids': [tokenizer.bos_id, *tokenizer.eos_ids], 'vocab_size': tokenizer.vocab_size}

@@ -40,8 +40,8 @@ class Embed(nn.Module):
     def attend(self, x_BLD: jax.Array) -> jax.Array:
         """Logits float32[B, L, V] against every row."""
         config, axes = self.config, ('d_model', self.axis)
-        table_DV = self.embedding.astype(config.dtype).T
+        table_VD = self.embedding.astype(config.dtype)
         plain = dataclasses.replace(config, matmul='default')
-        logits = product(x_BLD.astype(config.dtype), table_DV, axes, 1, plain, out_dtype='float32')
-        forward = describe(config, table_DV.shape, axes, 1).forward
+        logits = product(x_BLD.astype(config.dtype), table_VD, axes, 1, plain, out_dtype='float32', transposed=True)
+        forward = describe(config, table_VD.shape[::-1], axes, 1).forward
         return logits if forward == 1 else logits * forward

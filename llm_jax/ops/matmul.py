@@ -27,6 +27,7 @@ def matmul(
     out_dtype: str | None = None,
     out_sharding: PartitionSpec | None = None,
     summed: tuple[str, ...] = (),
+    transposed: bool = False,
 ) -> jax.Array:
     """x · w, [T, O].
 
@@ -45,6 +46,7 @@ def matmul(
       out_sharding: of the result, on the current mesh.
       summed: within `shard_map`, mesh axes over which the inputs are split; the result is
         then one part of a sum over these.
+      transposed: w is [O, I].
 
     Under 'fp8' all tokens of a batch share one scale, so that what a token gives depends,
     within the rounding of float8, on the others; under 'int8' it does not.
@@ -56,7 +58,9 @@ def matmul(
         raise ConfigError(f'model.matmul = {kind!r} is not known{nearest(kind, KINDS)} Known: {", ".join(KINDS)}')
     out_dtype = jnp.dtype(out_dtype or x_TI.dtype)
     if kind == 'default' and out_dtype == x_TI.dtype:
-        return jnp.dot(x_TI, w_IO, out_sharding=out_sharding)
+        contracted = (((1,), (1 if transposed else 0,)), ((), ()))
+        return jax.lax.dot_general(x_TI, w_IO, contracted, out_sharding=out_sharding)
+    w_IO = w_IO.T if transposed else w_IO
     parts = _Parts(*(tuple(sorted(mesh.varying_axes(a))) for a in (x_TI, w_IO)), summed)
     # What a device adds to the gradient of an operand that it has in common with others is summed by the cast.
     x_TI, w_IO = mesh.mark_varying(x_TI, parts.w), mesh.mark_varying(w_IO, parts.x)

@@ -26,8 +26,9 @@ def activation_axes(axes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def product(
-    x: jax.Array, w: jax.Array, axes: tuple[str, ...], n_in: int, config: Model, *, out_dtype: str = ''
-) -> jax.Array:
+    x: jax.Array, w: jax.Array, axes: tuple[str, ...], n_in: int, config: Model, *, out_dtype: str = '',
+    transposed: bool = False,
+) -> jax.Array:  # fmt: skip
     """x [B, L, *in] · w [*in, *out] -> [B, L, *out]; x may have other leading dimensions where a row is whole.
 
     Args:
@@ -38,17 +39,19 @@ def product(
       n_in: number of contracted dimensions.
       config: provides `rules`, and `matmul`, the precision.
       out_dtype: dtype of the result; empty means that of x.
+      transposed: w is [out, in] for axes (in, out). It is contracted as it is laid out: for a single token XLA's
+        CPU backend would gather a transposed table entry by entry.
     """
     if mesh.shard_count(config.rules, 'residual_length') > 1:
-        return _multiply_split_rows(x, w, axes, n_in, config, out_dtype)
+        return _multiply_split_rows(x, w.T if transposed else w, axes, n_in, config, out_dtype)
     rules, lead = config.rules, x.ndim - n_in
-    fan_in, outputs = math.prod(w.shape[:n_in]), w.shape[n_in:]
+    fan_in, outputs = (w.shape[1], w.shape[:1]) if transposed else (math.prod(w.shape[:n_in]), w.shape[n_in:])
     free_axes = activation_axes(axes[n_in:])
     tokens = ('batch', None)[: lead and 1]
     flat_x = _reshape(x, (-1, fan_in), rules, (*tokens, axes[0] if axes[0] not in _WEIGHT_ONLY else None))
-    flat_w = _reshape(w, (fan_in, math.prod(outputs)), rules, (axes[0], axes[n_in]))
+    flat_w = w if transposed else _reshape(w, (fan_in, math.prod(outputs)), rules, (axes[0], axes[n_in]))
     spec = mesh.spec(rules, (*tokens, free_axes[0]))
-    y = matmul(flat_x, flat_w, config.matmul, out_dtype=out_dtype, out_sharding=spec)
+    y = matmul(flat_x, flat_w, config.matmul, out_dtype=out_dtype, out_sharding=spec, transposed=transposed)
     return _reshape(y, (*x.shape[:lead], *outputs), rules, (*mesh.TOKENS[:lead], *free_axes))
 
 

@@ -16,7 +16,7 @@ from llm_jax.data.batches import loader
 from llm_jax.data.prepare import model_vocab_size, prepare
 from llm_jax.dist import hosts
 from llm_jax.dist import mesh as mesh_lib
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.settings import Sampler
 from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler

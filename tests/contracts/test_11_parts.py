@@ -66,7 +66,7 @@ def programs(config, field):
         return made, [jax.jit(functools.partial(init_params, model)).lower(jax.random.key(0)).as_text()]
     texts = [jax.jit(model.apply).lower({'params': params}, tokens).as_text()]
     if field in ('attention', 'position', 'residual'):  # decoding
-        weights = jax.eval_shape(lambda p: decode.unstack(p, config.model), params)
+        weights = jax.eval_shape(lambda p: decode.prepare(model, p), params)
         caches = jax.eval_shape(lambda: decode.empty_caches(model.config, 2, L))
         one, last = jax.ShapeDtypeStruct((2, 1), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
         step = jax.jit(functools.partial(decode.forward, model))

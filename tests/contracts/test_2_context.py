@@ -20,7 +20,7 @@ from tiny import (
 )
 
 from llm_jax.generate import engine
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.settings import Sampler
 from llm_jax.train.step import make_eval_step
 
 RING = {'context_attention': 'ring'}

@@ -30,7 +30,7 @@ def padded(tokens):
 def cached(model, params, tokens, lay):
     """Logits of each row from its last prompt token on, by `decode.forward` over a cache."""
     forward = jax.jit(functools.partial(decode.forward, model))
-    weights = jax.jit(decode.unstack, static_argnums=1)(params, model.config)
+    weights = decode.prepare(model, params)
     caches = jax.jit(lambda: decode.empty_caches(model.config, len(tokens), L))()
     logits, caches = forward(weights, *map(lay, padded(tokens)), caches, LENGTHS - 1)
     out, rows = [logits], np.arange(len(tokens))

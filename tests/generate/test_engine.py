@@ -7,9 +7,9 @@ import pytest
 from tiny import GPT2, LLAMA, V, on_mesh, place_params, random_params, tiny_config, tiny_model
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.generate import engine
 from llm_jax.generate.engine import bucket, generate, stream
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.settings import Sampler
+from llm_jax.generate.slots import BLOCK, decode_block, prefill_chunk
 
 GREEDY = Sampler(0)
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 7, 30, 31, 32, 33, 34, 2, 3], [40, 41]]
@@ -74,7 +74,7 @@ def test_stop_ids_end_a_row_and_are_left_out(expected):
 
 def test_stream_gives_the_same_in_blocks_and_stops_early(expected):
     blocks = list(stream(*trained(), PROMPTS, max_new_tokens=N, sampler=GREEDY))
-    assert [len(block[0]) for block in blocks] == [1, engine.BLOCK, engine.BLOCK, N - 1 - 2 * engine.BLOCK]
+    assert [len(block[0]) for block in blocks] == [1, BLOCK, BLOCK, N - 1 - 2 * BLOCK]
     assert [sum((block[i] for block in blocks), []) for i in range(4)] == expected
     first_tokens = {row[0] for row in expected}
     assert list(stream(*trained(), PROMPTS, max_new_tokens=N, sampler=GREEDY, stop_ids=first_tokens)) == []
@@ -135,10 +135,10 @@ def test_bfloat16_and_float32_begin_alike():
 def test_prompts_and_seeds_do_not_recompile():
     run = lambda prompts, seed, n: generate(*trained(), prompts, max_new_tokens=n, seed=seed, stop_ids=[2])
     run([[5], [6]], 0, 20)
-    before = [f._cache_size() for f in (engine._prefill, engine._decode)]
+    before = [f._cache_size() for f in (prefill_chunk, decode_block)]
     run([[5, 7, 8, 9], [1] * 8], 1, 17)
     run([[4] * 20, [60]], 2**31, 2)
-    assert [f._cache_size() for f in (engine._prefill, engine._decode)] == before
+    assert [f._cache_size() for f in (prefill_chunk, decode_block)] == before
 
 
 def test_buckets_waste_at_most_a_quarter():
@@ -151,10 +151,14 @@ def test_buckets_waste_at_most_a_quarter():
 @pytest.mark.parametrize(
     'prompts, options, message',
     [
-        ([[1], []], {}, 'prompt 1 has no tokens'),
-        ([[1, 64]], {}, 'prompt 0 has token 64, but the model knows 0 to 63'),
-        ([[-1]], {}, 'prompt 0 has token -1'),
-        ([[1] * 50], {'max_new_tokens': 15}, 'has 50 tokens, and with max_new_tokens = 15 that is 65, past .* = 64'),
+        ([[1], []], {}, 'prompt 1: the prompt has no tokens'),
+        ([[1, 64]], {}, 'prompt 0: the prompt has token 64, but the model knows 0 to 63'),
+        ([[-1]], {}, 'prompt 0: the prompt has token -1'),
+        (
+            [[1] * 50],
+            {'max_new_tokens': 15},
+            'has 50 tokens, and with max_new_tokens = 15 that is 65, past the context of 64',
+        ),
         ([[1]], {'max_new_tokens': 0}, 'max_new_tokens = 0'),
         ([[1]], {'vocab_size': 65}, "vocab_size = 65 must be between 1 and the model's 64"),
     ],

@@ -6,7 +6,7 @@ from tiny import LLAMA, random_params, tiny_config
 from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.config import schema
 from llm_jax.generate import engine, text
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.settings import Sampler
 from llm_jax.nn.transformer import build
 
 PROMPTS = ['def ', '', 'naïve ▁ \U0001f642\n', 'def ']
@@ -56,9 +56,11 @@ def test_a_continuation_keeps_the_space_that_a_document_does_not_begin_with(monk
     tok = tokenizer_lib.SentencePieceTokenizer(sentencepiece_model(**keeps))
     stops = []
 
-    def blocks(model, params, prompts, *, stop_ids, vocab_size):
+    def blocks(model, params, prompts, *, stop_ids, vocab_size, watchers):
         stops.append(stop_ids)
         ids = tok.encode('the parser')
+        for watcher in watchers:
+            assert not any(map(watcher.push, ids))
         assert prompts == [[tok.bos_id, *tok.encode('print')], [tok.bos_id]] and vocab_size == tok.vocab_size
         return iter([[ids[:1], ids[:1]], [ids[1:], ids[1:]]])
 
@@ -69,7 +71,7 @@ def test_a_continuation_keeps_the_space_that_a_document_does_not_begin_with(monk
 
 
 def test_mistakes_come_before_the_first_step(tokenizer, trained):
-    with pytest.raises(schema.ConfigError, match='past model.max_seq_len = 64'):
+    with pytest.raises(schema.ConfigError, match='prompt 0: .*past the context of 64'):
         text.stream(*trained, tokenizer, ['def '], max_new_tokens=1000)
 
 

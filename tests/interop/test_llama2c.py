@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate import engine
-from llm_jax.generate.samplers import Sampler
+from llm_jax.generate.settings import Sampler
 from llm_jax.interop import convert, llama2c
 from llm_jax.nn.transformer import Transformer
 

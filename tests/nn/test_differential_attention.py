@@ -118,7 +118,7 @@ def test_cached_decoding_is_the_full_forward_pass(model, params, rows, logits, s
     with on_mesh(sizes):
         lay = functools.partial(place, config=config)
         forward = jax.jit(functools.partial(decode.forward, model))
-        weights = jax.jit(decode.unstack, static_argnums=1)(place_params(model, params), model.config)
+        weights = decode.prepare(model, place_params(model, params))
         caches = jax.jit(lambda: decode.empty_caches(model.config, len(rows), L))()
         positions = np.broadcast_to(np.arange(L), rows.shape)
         at, last = 7, np.full(len(rows), 6)

@@ -93,7 +93,7 @@ def test_cached_decoding(pair):
     """A prompt, then one token at a time."""
     theirs = pair.their_logits(pair.tokens_BL)
     config, B, prompt = pair.config.model, len(pair.tokens_BL), 7
-    weights = decode.unstack(pair.params, config)
+    weights = decode.prepare(pair.model, pair.params)
     step = jax.jit(lambda *args: decode.forward(pair.model, weights, *args))
     caches = decode.empty_caches(config, B, LENGTH)
     positions = lambda start, stop: np.broadcast_to(np.arange(start, stop), (B, stop - start))
