@@ -122,6 +122,10 @@ class Mup:
     base_head: int = field(0, 'head width there, if heads grow in width; 0 means that they grow in number', at_least=0)
 
 
+# The paths of adapters, as `train.trainable` has them.
+ADAPTERS = '.*/lora/.*'
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter:
     """Low-rank changes of frozen matrices."""
@@ -328,7 +332,9 @@ class Data:
 class Train:
     objective: Part = field('next_token', 'what is trained on and minimised: next_token, or a callable')
     trainable: Part = field(
-        '.*', 'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path'
+        '.*',
+        'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path; ".*" is the '
+        'adapters alone where model.adapter has some',
     )
     duration: Duration = field('1000 steps', 'how long to train')
     batch_size: int = field(16, 'rows of one optimizer step, over all devices', at_least=1)
