@@ -1,7 +1,5 @@
 """The one primitive that multiplies by a weight."""
 
-from collections.abc import Mapping
-
 from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -11,21 +9,19 @@ from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.init import Weight, describe, initializer
 from llm_jax.ops import adapter
-from llm_jax.ops.blockwise import Blockwise
+from llm_jax.ops.blockwise import Blockwise, Kernel, is_held
 from llm_jax.ops.product import activation_axes
 
 
-def kernel(
-    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight
-) -> jax.Array | Blockwise:
+def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> Kernel:
     """A weight of a module, float32: initialised, split over the mesh and recorded as what `weight` says it is.
 
     The record is a collection 'weights' of the same tree as the parameters, which `init` returns beside them: the
     optimizer, counts of FLOPs and reports read it. Where the parameters hold it in few bits, `astype` dequantises it.
     """
     config = module.config
-    if isinstance(stored := module.get_variable('params', name), Mapping):
-        return Blockwise(dict(stored), shape, axes, config.rules)
+    if is_held(stored := module.get_variable('params', name)):
+        return Blockwise(stored, shape, axes, config.rules)
     if module.is_initializing():
         module.put_variable('weights', name, weight)
     return module.param(name, initializer(config, weight), shape, jnp.float32, mesh.spec(config.rules, axes))
@@ -47,8 +43,7 @@ class Einsum(nn.Module):
 
     The equation and the names of the weight's axes say everything: its shape, fan-in
     and so its initial variance, its sharding and that of the result. The contracted
-    letters end `x` and begin the kernel; the rest of the kernel ends `y`. An adapter beside the kernel (`lora` in the
-    parameters, see `ops/adapter.py`) is part of the product.
+    letters end `x` and begin the kernel; the rest of the kernel ends `y`. With an adapter: see `ops/adapter.py`.
 
     Attributes:
       equation: as above.
@@ -88,8 +83,7 @@ class Einsum(nn.Module):
 
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
-        rules, w = self.config.rules, self.kernel
-        if lora := self.get_variable('params', 'lora'):
-            w = adapter.merge(w, lora, self.axes, self.n_in, self.config, self.weight.forward)
+        rules, lora = self.config.rules, self.get_variable('params', 'lora')
+        w = adapter.merge(self.kernel, lora, self.axes, self.n_in, self.config, self.weight.forward)
         whole = mesh.shard(w.astype(self.config.dtype), rules, (None, *self.axes[1:]))
         return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(rules, (*mesh.TOKENS, 'heads', None)))

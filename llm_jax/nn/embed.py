@@ -10,7 +10,7 @@ from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import kernel
-from llm_jax.ops.adapter import look_up
+from llm_jax.ops.adapter import add_rows
 from llm_jax.ops.product import product
 
 
@@ -34,8 +34,7 @@ class Embed(nn.Module):
         tokens = (*mesh.TOKENS, 'residual')
         x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, tokens))
         x_BLD = mesh.shard(x_BLD, config.rules, mesh.STREAM)
-        lora = self.get_variable('params', 'lora')
-        return x_BLD + look_up(ids_BL, lora, self.axis, config) if lora else x_BLD
+        return add_rows(x_BLD, ids_BL, self.get_variable('params', 'lora'), config)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
         """Logits float32[B, L, V] against every row."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
-from llm_jax.ops.blockwise import Blockwise
+from llm_jax.ops.blockwise import Blockwise, Kernel
 from llm_jax.ops.product import activation_axes, product
 
 # The logical axis of the rank, which is whole on every device.
@@ -26,7 +26,7 @@ Adapter = Mapping[str, jax.Array]
 
 def multiply(
     x: jax.Array,
-    kernel: jax.Array | Blockwise,
+    kernel: Kernel,
     adapter: Adapter | None,
     dropout_key: jax.Array | None,
     axes: tuple[str, ...],
@@ -72,16 +72,18 @@ def multiply(
     return y * (adapter['magnitude'] / norms).astype(y.dtype)
 
 
-def look_up(ids_BL: jax.Array, adapter: Adapter, axis: str, config: Model) -> jax.Array:
-    """What an adapter of a table adds to the rows of these ids, dtype[B, L, D]."""
+def add_rows(x_BLD: jax.Array, ids_BL: jax.Array, adapter: Adapter | None, config: Model) -> jax.Array:
+    """The rows of a table, dtype[B, L, D], with what its adapter adds to those of these ids."""
+    if adapter is None:
+        return x_BLD
     a_VR, b_RD = adapter['a'].astype(config.dtype), adapter['b'].astype(config.dtype)
     rows_BLR = a_VR.at[ids_BL].get(out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, None)))
     plain = dataclasses.replace(config, matmul='default')
-    return config.adapter.scale * product(rows_BLR, b_RD, (RANK, 'd_model'), 1, plain)
+    return x_BLD + config.adapter.scale * product(rows_BLR, b_RD, (RANK, 'd_model'), 1, plain)
 
 
 def changed_kernel(
-    kernel: jax.Array | Blockwise,
+    kernel: Kernel,
     adapter: Adapter,
     axes: tuple[str, ...],
     n_in: int,
@@ -101,14 +103,11 @@ def output_norms(kernel: jax.Array, n_in: int) -> jax.Array:
 
 
 def merge(
-    kernel: jax.Array | Blockwise,
-    adapter: Adapter,
-    axes: tuple[str, ...],
-    n_in: int,
-    config: Model,
-    factor: float = 1.0,
-) -> jax.Array:
-    """The kernel that multiplies as this one does with its adapter, float32."""
+    kernel: Kernel, adapter: Adapter | None, axes: tuple[str, ...], n_in: int, config: Model, factor: float = 1.0
+) -> Kernel:
+    """The kernel that multiplies as this one does with its adapter, float32; without one, itself."""
+    if adapter is None:
+        return kernel
     merged = changed_kernel(kernel, adapter, axes, n_in, config, factor)
     if 'magnitude' in adapter:
         scale = mesh.shard(adapter['magnitude'], config.rules, axes[n_in:])

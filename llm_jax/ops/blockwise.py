@@ -62,9 +62,9 @@ def quantise(w: jax.Array, kind: Kind, *, axis: int, block: int, double: bool = 
         codes = _merge(jnp.round(unit * 127).astype(jnp.int8), axis)
     else:
         levels = np.asarray(nf4_levels())
-        # The nearest level: how many midpoints lie below.
-        middles = jnp.asarray((levels[1:] + levels[:-1]) / 2, unit.dtype)
-        index = jnp.searchsorted(middles, unit).astype(jnp.uint8)
+        # The nearest level: how many midpoints lie below. Elementwise, so that it stays where the weights are.
+        middles = ((levels[1:] + levels[:-1]) / 2).tolist()
+        index = sum((unit > middle).astype(jnp.uint8) for middle in middles)
         pairs = _split(_merge(index, axis), axis, 2)
         low, high = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
         codes = low | high << 4
@@ -103,10 +103,9 @@ class Blockwise:
         block = self.shape[axis] // absmax.shape[axis]
         if codes.dtype == jnp.uint8:
             pairs = jnp.stack([codes & 15, codes >> 4], axis + 1)
-            table = jnp.asarray(nf4_levels(), absmax.dtype)
             index = self._reshape(pairs, axis, (absmax.shape[axis], block))
-            # A sum over levels and not a lookup: elementwise, so that it stays where the codes are.
-            unit = sum(jnp.where(index == i, table[i], 0) for i in range(len(table)))
+            # A sum over levels and not a lookup: elementwise, too.
+            unit = sum(jnp.where(index == i, level, 0.0) for i, level in enumerate(nf4_levels())).astype(absmax.dtype)
         else:
             unit = self._reshape(codes, axis, (absmax.shape[axis], block)).astype(absmax.dtype) / 127
         values = unit * jnp.expand_dims(absmax, axis + 1)
@@ -124,6 +123,15 @@ class Blockwise:
         shape = (*self.shape[:axis], *sizes, *self.shape[axis + 1 :])
         axes = (*self.axes[: axis + 1], *(None for _ in sizes[1:]), *self.axes[axis + 1 :])
         return jnp.reshape(x, shape, out_sharding=mesh.spec(self.rules, axes))
+
+
+# What a module multiplies by.
+Kernel = jax.Array | Blockwise
+
+
+def is_held(stored: Any) -> bool:
+    """Whether a parameter is a dict of arrays in the place of one."""
+    return isinstance(stored, Mapping)
 
 
 def _split(x: jax.Array, axis: int, size: int) -> jax.Array:

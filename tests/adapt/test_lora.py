@@ -69,7 +69,6 @@ def test_an_adapter_of_b_zero_is_the_base_to_the_bit():
         ('mla', '.*'),
         ('moe, groups, shared', '.*'),
         ('parallel, two norms', '(layers/.*/(up|down)|unembed|embed)/.*'),
-        ('sandwich', 'layers/attention/(q|out)/kernel'),
     ],
 )
 def test_any_matrix_of_any_part(variant, targets):
