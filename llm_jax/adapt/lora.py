@@ -172,8 +172,7 @@ def merge(model: Transformer, params: Any) -> tuple[Transformer, Any]:
         adapter = {name: adapters[f'{place}/{name}'] for name in names}
 
         def merged(kernel: Any, adapter: Any, target: Target = target) -> jax.Array:
-            factor = 1.0 if target.weight.lookup else target.weight.forward
-            return adapter_ops.merge(kernel, adapter, target.axes, target.n_in, config, factor)
+            return adapter_ops.merge(kernel, adapter, target.weight, config)
 
         base[target.path] = _over_stack(config.rules, target, merged, base[target.path], adapter)
     base = {path: leaf.astype(jnp.float32) for path, leaf in base.items()}

@@ -16,8 +16,8 @@ from llm_jax.ops.product import activation_axes
 def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> Kernel:
     """A weight of a module, float32: initialised, split over the mesh and recorded as what `weight` says it is.
 
-    The record is a collection 'weights' of the same tree as the parameters, which `init` returns beside them: the
-    optimizer, counts of FLOPs and reports read it. Where the parameters hold it in few bits, `astype` dequantises it.
+    The record is a collection 'weights' like the tree of the parameters, which `init` returns: the optimizer, counts of
+    FLOPs and reports read it. A weight that the parameters hold in few bits is dequantised by its `astype`.
     """
     config = module.config
     if is_held(stored := module.get_variable('params', name)):
@@ -43,7 +43,7 @@ class Einsum(nn.Module):
 
     The equation and the names of the weight's axes say everything: its shape, fan-in
     and so its initial variance, its sharding and that of the result. The contracted
-    letters end `x` and begin the kernel; the rest of the kernel ends `y`. With an adapter: see `ops/adapter.py`.
+    letters end `x` and begin the kernel; the rest of the kernel ends `y`. Adapters: `ops/adapter.py`.
 
     Attributes:
       equation: as above.
@@ -76,14 +76,13 @@ class Einsum(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         lora, drops = self.get_variable('params', 'lora'), self.config.adapter.dropout and self.has_rng('dropout')
         key = self.make_rng('dropout') if lora and drops else None
-        args = x, self.kernel, lora, key, self.axes, self.n_in, self.config
-        y = adapter.multiply(*args, factor=self.weight.forward, out_dtype=self.out_dtype)
+        y = adapter.multiply(x, self.kernel, lora, key, self.weight, self.config, self.out_dtype)
         y = y + self.bias.astype(y.dtype) if self.use_bias else y
         return checkpoint_name(y, self.name or 'product')
 
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
-        rules, lora = self.config.rules, self.get_variable('params', 'lora')
-        w = adapter.merge(self.kernel, lora, self.axes, self.n_in, self.config, self.weight.forward)
-        whole = mesh.shard(w.astype(self.config.dtype), rules, (None, *self.axes[1:]))
-        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(rules, (*mesh.TOKENS, 'heads', None)))
+        config = self.config
+        w = adapter.merge(self.kernel, self.get_variable('params', 'lora'), self.weight, config).astype(config.dtype)
+        whole = mesh.shard(w, config.rules, (None, *self.axes[1:]))
+        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, 'heads', None)))

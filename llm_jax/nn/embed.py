@@ -31,8 +31,7 @@ class Embed(nn.Module):
         config = self.config
         # The width is gathered first: rows are then looked up where they lie.
         table_VD = mesh.shard(jnp.asarray(self.embedding, config.dtype), config.rules, (self.axis, 'residual'))
-        tokens = (*mesh.TOKENS, 'residual')
-        x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, tokens))
+        x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, 'residual')))
         x_BLD = mesh.shard(x_BLD, config.rules, mesh.STREAM)
         return add_rows(x_BLD, ids_BL, self.get_variable('params', 'lora'), config)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
+from llm_jax.init import Weight
 from llm_jax.ops.blockwise import Blockwise, Kernel
 from llm_jax.ops.product import activation_axes, product
 
@@ -29,34 +30,30 @@ def multiply(
     kernel: Kernel,
     adapter: Adapter | None,
     dropout_key: jax.Array | None,
-    axes: tuple[str, ...],
-    n_in: int,
+    weight: Weight,
     config: Model,
-    *,
-    factor: float = 1.0,
     out_dtype: str = '',
 ) -> jax.Array:
-    """`product` with a kernel that may be quantised, and with its adapter, if there is one.
+    """`product` with a kernel that may be held in few bits, and with its adapter, if there is one.
 
     Args:
       x: activations.
       kernel: [*in, *out].
       adapter: as above; None multiplies by the kernel alone.
       dropout_key: decides which entries of x the adapter does not see; None means that it sees all.
-      axes: logical axes of the kernel.
-      n_in: how many of its dimensions are inputs.
+      weight: what the kernel is.
       config: provides dtype, rules, matmul, and the adapter's numbers.
-      factor: of the kernel.
       out_dtype: as of `product`.
     """
+    axes, n_in = weight.axes_in + weight.axes_out, len(weight.axes_in)
     x = x.astype(config.dtype)
     run = lambda x, kernel: product(x, kernel.astype(config.dtype), axes, n_in, config, out_dtype=out_dtype)
     if isinstance(kernel, Blockwise):
         # The backward pass dequantises again: it would otherwise keep all kernels in the dtype of the computation.
         run = jax.checkpoint(run, prevent_cse=not config.scan)
     y = run(x, kernel)
-    if factor != 1:
-        y *= factor
+    if weight.forward != 1:
+        y *= weight.forward
     if adapter is None:
         return y
     plain = dataclasses.replace(config, matmul='default')
@@ -67,7 +64,7 @@ def multiply(
     y += config.adapter.scale * product(narrow, b, (RANK, *axes[n_in:]), 1, plain, out_dtype=out_dtype)
     if 'magnitude' not in adapter:
         return y
-    norms = jax.lax.stop_gradient(output_norms(changed_kernel(kernel, adapter, axes, n_in, config, factor), n_in))
+    norms = jax.lax.stop_gradient(output_norms(_changed(kernel, adapter, weight, config), n_in))
     norms = mesh.shard(norms, config.rules, activation_axes(axes[n_in:]))
     return y * (adapter['magnitude'] / norms).astype(y.dtype)
 
@@ -82,37 +79,33 @@ def add_rows(x_BLD: jax.Array, ids_BL: jax.Array, adapter: Adapter | None, confi
     return x_BLD + config.adapter.scale * product(rows_BLR, b_RD, (RANK, 'd_model'), 1, plain)
 
 
-def changed_kernel(
-    kernel: Kernel,
-    adapter: Adapter,
-    axes: tuple[str, ...],
-    n_in: int,
-    config: Model,
-    factor: float = 1.0,
-) -> jax.Array:
-    """W + s A B in float32, without the magnitude; W is multiplied by `factor`."""
-    contract = (((adapter['a'].ndim - 1,), (0,)), ((), ()))
-    options = {'precision': 'highest', 'out_sharding': mesh.spec(config.rules, axes)}
-    change = jax.lax.dot_general(adapter['a'], adapter['b'], contract, **options)
-    return factor * kernel.astype(change.dtype) + config.adapter.scale * change
-
-
 def output_norms(kernel: jax.Array, n_in: int) -> jax.Array:
     """Norm of all inputs of each output, [*out]."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel), tuple(range(n_in))))
 
 
-def merge(
-    kernel: Kernel, adapter: Adapter | None, axes: tuple[str, ...], n_in: int, config: Model, factor: float = 1.0
-) -> Kernel:
-    """The kernel that multiplies as this one does with its adapter, float32; without one, itself."""
+def merge(kernel: Kernel, adapter: Adapter | None, weight: Weight, config: Model) -> Kernel:
+    """The kernel or table that does what this one does with its adapter, float32; without one, itself."""
     if adapter is None:
         return kernel
-    merged = changed_kernel(kernel, adapter, axes, n_in, config, factor)
+    merged = _changed(kernel, adapter, weight, config)
     if 'magnitude' in adapter:
-        scale = mesh.shard(adapter['magnitude'], config.rules, axes[n_in:])
-        merged *= scale / output_norms(merged, n_in)
-    return merged / factor
+        scale = mesh.shard(adapter['magnitude'], config.rules, weight.axes_out)
+        merged *= scale / output_norms(merged, len(weight.axes_in))
+    return merged / _factor(weight)
+
+
+def _changed(kernel: Kernel, adapter: Adapter, weight: Weight, config: Model) -> jax.Array:
+    """W + s A B, without the magnitude; W is what is multiplied by, muP's factor included."""
+    contract = (((adapter['a'].ndim - 1,), (0,)), ((), ()))
+    spec = mesh.spec(config.rules, weight.axes_in + weight.axes_out)
+    change = jax.lax.dot_general(adapter['a'], adapter['b'], contract, precision='highest', out_sharding=spec)
+    return _factor(weight) * kernel.astype(change.dtype) + config.adapter.scale * change
+
+
+def _factor(weight: Weight) -> float:
+    """Of a product; rows of a table are looked up as they are."""
+    return 1.0 if weight.lookup else weight.forward
 
 
 def _drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from tiny import random_params, tiny_config, tiny_model
 
 from llm_jax.adapt import lora
 from llm_jax.config.schema import Adapter, ConfigError
+from llm_jax.init import describe
 from llm_jax.interop import hf, peft
 from llm_jax.models import llama
 from llm_jax.nn.einsum import Einsum
@@ -64,12 +65,13 @@ def test_lora(close, name):
             close.grad(got['magnitude'], grad)
         else:
             close.grad(got['a' if '_A' in key else 'b'].T, grad)
-    axes = ('d_model', 'd_ff')
-    merged = adapter_ops.merge(W.T, linear, axes, 1, config)
+    merged = adapter_ops.merge(W.T, linear, describe(config, W.T.shape, ('d_model', 'd_ff'), 1), config)
     close(merged.T, wanted['merged_lin'])
     merged_table = E
     if table:
-        merged_table = adapter_ops.merge(E, table, ('vocab', 'd_model'), 1, config)
+        merged_table = adapter_ops.merge(
+            E, table, describe(config, E.shape, ('vocab', 'd_model'), 1, lookup=True), config
+        )
         close(merged_table, wanted['merged_emb'])
     close(merged_table[jnp.asarray(case['ids'])] @ merged, wanted['y_merged'])
 
@@ -101,7 +103,8 @@ def test_lora_on_a_tied_head(close):
     close(head(params), expect['logits_base'], from_float32=True)  # logits are float32
     params['unembed']['lora'] = {'a': A.T, 'b': B.T}
     close(head(params), expect['logits_adapter_on_head_only'], from_float32=True)
-    merged = adapter_ops.merge(E.T, params['unembed']['lora'], ('d_model', 'vocab'), 1, untied.config)
+    weight = describe(untied.config, E.T.shape, ('d_model', 'vocab'), 1)
+    merged = adapter_ops.merge(E.T, params['unembed']['lora'], weight, untied.config)
     close(h @ merged, expect['logits_adapter_on_head_only'])
     close(params['embed']['embedding'][ids], expect['embedding_base'])
     close(merged.T[ids], expect['embedding_after_wrong_merge'])
