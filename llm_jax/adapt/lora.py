@@ -3,9 +3,12 @@
 `config.model.adapter` says which; adapters that are just made change nothing.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 import re
+import types
 from typing import Any
 import zlib
 
@@ -56,7 +59,8 @@ class Target:
         return f'{self.path.rpartition("/")[0]}/{NAME}'
 
 
-def adaptable(model: Transformer) -> dict[str, Target]:
+@functools.cache
+def adaptable(model: Transformer) -> Mapping[str, Target]:
     """Matrices that can have an adapter, by path: maps of features to features, tables of tokens, the head.
 
     Routers and the matrices of experts are none of them.
@@ -69,7 +73,7 @@ def adaptable(model: Transformer) -> dict[str, Target]:
         is_product = len(target.shape) == len(target.axes) and path.endswith(('/kernel', '/embedding'))
         if is_product and (weight.is_matrix or 'vocab' in target.axes):
             out[path] = target
-    return out
+    return types.MappingProxyType(out)
 
 
 def find_targets(model: Transformer) -> dict[str, Target]:
