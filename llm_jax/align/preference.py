@@ -191,8 +191,8 @@ def sft_term(chosen_log_probs_PL: jax.Array, weights_PL: jax.Array, pairs_per_to
     return -pairs_per_token * masked_sum(chosen_log_probs_PL, weights_PL)
 
 
-def pair_metrics(pairs: Pairs, *, beta: float) -> dict[str, jax.Array]:
-    """Sums over pairs: rewards β h, margins, pairs in the right order (equal ones are wrong), log-probabilities."""
+def pair_metrics(pairs: Pairs, weights_P: jax.Array | float = 1.0, *, beta: float) -> dict[str, jax.Array]:
+    """Weighted sums over pairs: rewards β h, margins, pairs in the right order (equal is wrong), log-probabilities."""
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     values = {
         'rewards_chosen': chosen,
@@ -202,7 +202,7 @@ def pair_metrics(pairs: Pairs, *, beta: float) -> dict[str, jax.Array]:
         'log_prob_chosen': pairs.chosen,
         'log_prob_rejected': pairs.rejected,
     }
-    return {name: jnp.sum(value) for name, value in values.items()}
+    return {name: jnp.sum(value * weights_P) for name, value in values.items()}
 
 
 # --- Single rows: KTO ----------------------------------------------------------------------
