@@ -82,7 +82,6 @@ class Einsum(nn.Module):
 
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
-        config = self.config
-        w = adapter.merge(self.kernel, self.get_variable('params', 'lora'), self.weight, config).astype(config.dtype)
-        whole = mesh.shard(w, config.rules, (None, *self.axes[1:]))
-        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, 'heads', None)))
+        w = adapter.merge(self.kernel, self.get_variable('params', 'lora'), self.weight, self.config)
+        whole = mesh.shard(w.astype(self.config.dtype), self.config.rules, (None, *self.axes[1:]))
+        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(self.config.rules, (*mesh.TOKENS, 'heads', None)))
