@@ -93,7 +93,7 @@ def test_any_matrix_of_any_part(variant, targets):
     positions, last = np.broadcast_to(np.arange(5), (2, 5)), np.full(2, 4)
 
     def decoded(model, params):
-        weights = decode.unstack(params, model.config)
+        weights = decode.prepare(model, params)
         return decode.forward(model, weights, tokens, positions, decode.empty_caches(model.config, 2, 8), last)[0]
 
     run = lambda model, params: jax.jit(lambda params: decoded(model, params))(params)
