@@ -38,12 +38,15 @@ def leaves_of(params):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def test_adapters_resume_and_their_base_stays(train, tmp_path):
-    base = train('base', 2)
-    adapter = {
-        'init_from': base, 'model.adapter.kind': 'lora', 'model.adapter.rank': 2, 'model.adapter.base': 'nf4',
-        'model.adapter.block': 8, 'model.adapter.dropout': 0.2,
+@pytest.fixture(scope='module')
+def adapter(train):
+    return {
+        'init_from': train('base', 2), 'model.adapter.kind': 'lora', 'model.adapter.rank': 2,
+        'model.adapter.base': 'nf4', 'model.adapter.block': 8, 'model.adapter.dropout': 0.2,
     }  # fmt: skip
+
+
+def test_adapters_resume_and_their_base_stays(train, adapter):
     resumed, whole = train('resumed', 2, **adapter), train('whole', 4, **adapter)
     train('resumed', 4, **adapter)
     loaded, expected, first = llm_jax.load(resumed), llm_jax.load(whole), llm_jax.load(resumed, 2)
@@ -65,15 +68,20 @@ def test_adapters_resume_and_their_base_stays(train, tmp_path):
     moments = [path for path in paths if '/mu/' in path or '/nu/' in path]
     assert moments and all('/lora/' in path for path in moments)
 
-    # Merged where it goes elsewhere, and where it is the base of another stage.
-    convert.to_hf(resumed, tmp_path / 'merged')
+
+@pytest.mark.slow
+def test_adapters_are_merged_where_they_go_elsewhere(train, adapter, tmp_path):
+    """Into a Hugging Face directory, and into the base of another stage."""
+    run_dir = train('merged', 2, **adapter)
+    loaded = llm_jax.load(run_dir)
+    convert.to_hf(run_dir, tmp_path / 'merged')
     family, config = hf.read_config(tmp_path / 'merged')
     params = hf.load_params(tmp_path / 'merged', family, config.model)
     tokens = np.random.default_rng(0).integers(0, 60, (2, 9))
     logits = loaded.model.apply({'params': loaded.params}, tokens)
     merged = llm_jax.nn.transformer.Transformer(config.model).apply({'params': params}, tokens)
     np.testing.assert_allclose(merged, logits, rtol=1e-3, atol=1e-4)
-    onward = llm_jax.load(train('onward', 2, init_from=resumed, **{'optimizer.learning_rate': 0.0}))
+    onward = llm_jax.load(train('onward', 2, init_from=run_dir, **{'optimizer.learning_rate': 0.0}))
     assert not any(lora.is_adapter(path) for path in lora._flat(onward.params))
     again = onward.model.apply({'params': onward.params}, tokens)
     np.testing.assert_allclose(again, logits, rtol=1e-3, atol=1e-4)
