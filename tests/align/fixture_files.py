@@ -84,6 +84,11 @@ def number(pattern, name, default=None):
     return float(found.group(1)) if found else default
 
 
+def after_word(name):
+    """The number at the end of a name, its point written as an underscore: 'centered_0_01' -> 0.01."""
+    return float('.'.join(re.search(r'(\d+)_(\d+)$', name).groups()))
+
+
 def mean_of(loss):
     """A function that returns (sum, normaliser), as the quotient."""
 

@@ -1,6 +1,6 @@
 """Fixtures of supervised losses, scores, preferences and distillation."""
 
-from fixture_files import log_probs_of, mean_of, names, number, read, value_and_grad
+from fixture_files import after_word, log_probs_of, mean_of, names, number, read, value_and_grad
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +31,9 @@ def test_sft(close):
     sums = targets.row_sums(log_probs, weights)
     close(sums, expect['sequence_logps_sum'])
     close(sums / targets.row_lengths(weights), expect['sequence_logps_mean'])
-    cool = targets.row_sums(log_probs_of(logits, tokens, temperature=0.7), weights)
-    close(cool, expect['sequence_logps_sum_temperature_0_7'])
+    (name,) = (key for key in expect if key.startswith('sequence_logps_sum_temperature_'))
+    cool = log_probs_of(logits, tokens, temperature=after_word(name))
+    close(targets.row_sums(cool, weights), expect[name])
     close(mean_of(targets.dynamic_nll)(log_probs, weights), expect['dft_loss'])
     # DFT's probability is a constant: its gradient is a weighted one of the log-probabilities.
     grad = jax.grad(lambda x: targets.dynamic_nll(x, weights)[0])(log_probs)
@@ -99,8 +100,9 @@ def test_reward(close, name):
     case = read('reward')
     chosen, rejected = close.array(case['chosen']), close.array(case['rejected'])
     margin = close.array(case['margin']) if name in ('with_margin', 'both') else 0.0
-    centre = 0.01 if name in ('centered_0_01', 'both') else 0.0
-    assert name in ('plain', 'with_margin', 'centered_0_01', 'both')
+    (centred,) = (key for key in case['expect'] if key.startswith('centered_'))
+    assert name in ('plain', 'with_margin', centred, 'both')
+    centre = after_word(centred) if name in (centred, 'both') else 0.0
     loss = lambda chosen, rejected: mean_of(scores.bradley_terry)(chosen, rejected, margin, centre=centre)
     value, grads = value_and_grad(loss, chosen, rejected)
     close(value, case['expect'][name]['loss'])

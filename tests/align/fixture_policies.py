@@ -72,7 +72,8 @@ def test_policy(close, name):
         mask = mask * close.array(case['tool_mask'])
     if 'cut off' in name:
         mask = mask.at[jnp.asarray([int(row) for row in re.findall(r'\d+', name.split('rows')[1])])].set(0)
-    advantage, options = close.array(case['advantages']), policy_options(name, log_probs.shape[1])
+    length = int(number('T=', case['source'], log_probs.shape[1]))
+    advantage, options = close.array(case['advantages']), policy_options(name, length)
 
     def loss(log_probs):
         before = log_probs if 'on policy' in name else old
@@ -109,8 +110,8 @@ def test_gae(close, name):
     if 'rewards' in wanted:
         close(made, wanted['rewards'])
     bootstrap = jnp.zeros_like(score)
-    if 'row 0 cut off' in name:
-        bootstrap = bootstrap.at[0].set(number('bootstrap value ', name))
+    if cut := re.search(r'row (\d+) cut off', name):
+        bootstrap = bootstrap.at[int(cut.group(1))].set(number('bootstrap value ', name))
     options = {'gamma': number('gamma=', name), 'lam': number('lambda=', name)}
     estimates, returns = advantages.gae(made, values, mask, bootstrap_B=bootstrap, **options)
     close(estimates, wanted['advantages'])
