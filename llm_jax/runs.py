@@ -14,16 +14,16 @@ import json
 from typing import Any
 
 from etils import epath
-import jax
 
 from llm_jax import config as config_lib
 from llm_jax import hub
+from llm_jax.adapt.start import param_shapes
 from llm_jax.checkpoint import Checkpoints, write_atomically
 from llm_jax.config import moved
 from llm_jax.config.parts import EXPERIMENT
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf
-from llm_jax.nn.transformer import Transformer, build, init_params
+from llm_jax.nn.transformer import Transformer, build
 from llm_jax.tokenizer import Tokenizer, find
 
 # A change of these makes another model, other data or another stage: the checkpoints no longer fit. The last three
@@ -33,7 +33,15 @@ _FIXED = (
     'data.mixture', 'chat.template',
 )  # fmt: skip
 # Fields of `model` that change how it is computed, not what it is.
-_FREE = ('model.scan', 'model.scan_unroll', 'model.remat', 'model.dtype', 'model.matmul', 'model.dropout')
+_FREE = (
+    'model.scan',
+    'model.scan_unroll',
+    'model.remat',
+    'model.dtype',
+    'model.matmul',
+    'model.dropout',
+    'model.adapter.dropout',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Loaded:
 
     Attributes:
       model: the Linen module.
-      params: nested dict, float32.
+      params: nested dict, float32; of a run with adapters, these beside the kernels, and the base as it is held.
       tokenizer: the one it was trained with; None if there is none.
       config: of the experiment.
       step: of the checkpoint.
@@ -85,7 +93,7 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
         model = Transformer(hf.with_context(model.config, max_seq_len))
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     step = pick_step(checkpoints, run_dir, step)
-    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    shapes = param_shapes(model)
     item = 'ema' if checkpoints.has(step, 'ema') else 'params'
     params = checkpoints.restore(step, {item: shapes}, mesh=None)[item]
     return Loaded(model, params, tokenizer, config, step)

@@ -21,7 +21,17 @@ import ml_collections
 
 from llm_jax.config import moved, parts
 from llm_jax.config.facts import BlockFacts, require
-from llm_jax.config.schema import DEFAULT_RULES, Config, ConfigError, Data, Duration, Model, Options, PartOptions
+from llm_jax.config.schema import (
+    ADAPTERS,
+    DEFAULT_RULES,
+    Config,
+    ConfigError,
+    Data,
+    Duration,
+    Model,
+    Options,
+    PartOptions,
+)
 
 # --- From an experiment file to a ConfigDict -------------------------------------------
 
@@ -121,6 +131,8 @@ def validate(config: ml_collections.ConfigDict) -> Config:
         'pipeline': (built.mesh.pipeline_microbatches, built.mesh.pipeline_repeats),
     }
     built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled), data=_with_marks(built))
+    if built.model.adapter.kind != 'none' and built.train.trainable == '.*':
+        built = dataclasses.replace(built, train=dataclasses.replace(built.train, trainable=ADAPTERS))
     _check(built)
     return built
 

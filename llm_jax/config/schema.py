@@ -122,6 +122,34 @@ class Mup:
     base_head: int = field(0, 'head width there, if heads grow in width; 0 means that they grow in number', at_least=0)
 
 
+# The paths of adapters, as `train.trainable` has them.
+ADAPTERS = '.*/lora/.*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Low-rank changes of frozen matrices."""
+
+    kind: Literal['none', 'lora', 'dora'] = field('none', 'none, lora (W + s A B) or dora (and a norm for each output)')
+    rank: int = field(16, 'r, the width between A and B', at_least=1)
+    alpha: float = field(32.0, 'α of the scale s = α / r')
+    rslora: bool = field(False, 'whether s is α / √r, so that it does not fall with the rank')
+    targets: str = field(
+        r'(layers|first_\d+|last_\d+)/.*', 'regex of the paths of the matrices that get one (layers/attention/q/kernel)'
+    )
+    dropout: float = field(0.0, 'share of the inputs that an adapter does not see in training', at_least=0, below=1)
+    base: Literal['float32', 'bfloat16', 'int8', 'nf4'] = field(
+        'float32', 'how the frozen matrices of the layers are held: float32, bfloat16, int8, nf4'
+    )
+    block: int = field(64, 'entries of "int8" and "nf4" that share a scale', at_least=2)
+    double_quantise: bool = field(False, 'whether these scales are held in eight bits')
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
 @dataclasses.dataclass(frozen=True)
 class PartOptions:
     """Options of the model's parts: attributes of their modules, for parts of one's own."""
@@ -205,6 +233,7 @@ class Model:
     )
     init_std: float = field(0.02, 'standard deviation of the initial weights')
     mup: Mup = section(Mup, 'maximal update parametrisation')
+    adapter: Adapter = section(Adapter, 'low-rank adapters on frozen matrices')
     options: PartOptions = section(PartOptions, 'what parts of your own are made with')
     dtype: Dtype = field('float32', 'dtype of the computation; parameters are always float32', per_layer=False)
     matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
@@ -313,7 +342,9 @@ class Chat:
 class Train:
     objective: Part = field('next_token', 'what is trained on and minimised: next_token, or a callable')
     trainable: Part = field(
-        '.*', 'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path'
+        '.*',
+        'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path; ".*" is the '
+        'adapters alone where model.adapter has some',
     )
     duration: Duration = field('1000 steps', 'how long to train')
     batch_size: int = field(16, 'rows of one optimizer step, over all devices', at_least=1)

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from llm_jax import hub, runs
+from llm_jax.adapt import lora
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf, llama2c
@@ -70,7 +71,10 @@ def to_hf(
         # BOS begins a document and so is also what a model of ours writes at its end.
         ends = [*loaded.tokenizer.eos_ids, loaded.tokenizer.bos_id]
         more = {'bos_token_id': loaded.tokenizer.bos_id, 'eos_token_id': list(dict.fromkeys(ends))}
-    family = hf.save(loaded.model.config, loaded.params, target, family=family, dtype=dtype, more=more)
+    model, params = loaded.model, loaded.params
+    if model.config.adapter.kind != 'none':
+        model, params = lora.merge(model, params)
+    family = hf.save(model.config, params, target, family=family, dtype=dtype, more=more)
     if loaded.tokenizer is not None:
         loaded.tokenizer.export(target)
     return family

@@ -27,8 +27,8 @@ class Reader:
       shapes: by name.
     """
 
-    def __init__(self, directory: str | os.PathLike):
-        """Opens all files.
+    def __init__(self, directory: str | os.PathLike, *, only: str = ''):
+        """Opens all files, or only the one of this name.
 
         Raises:
           ConfigError: no weights, a damaged file, or a dtype that is not a plain float.
@@ -36,7 +36,7 @@ class Reader:
         self.directory = pathlib.Path(directory)
         self.shapes: dict[str, Shape] = {}
         self._files: dict[str, safe_open] = {}
-        for file in self._names():
+        for file in [only] if only else self._names():
             path = self.directory / file
             try:
                 opened = safe_open(path, framework='numpy')

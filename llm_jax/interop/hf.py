@@ -107,7 +107,7 @@ def load_params(
         bare = family.BASE and not any(known.startswith(family.BASE) for known in reader.shapes)
         whole = family.BASE + name if bare and name not in outer else name
         shapes[whole], full[whole] = shape, name
-    embedding, head = wanted[0].name, _head(family)
+    embedding, head = wanted[0].name, find_head(family)
     if model.tie_embeddings and head in shapes:
         if embedding not in shapes:  # files keep a shared tensor under one of its names
             shapes[embedding], full[embedding] = shapes.pop(head), full[head]
@@ -119,7 +119,7 @@ def load_params(
     return tensors.load(model, wanted, lambda name, index: reader.fetch(full[name], index), mesh)
 
 
-def _head(family: types.ModuleType) -> str:
+def find_head(family: types.ModuleType) -> str:
     """The name of the output head in a checkpoint."""
     (head,) = (row[1] for row in family.OUTER if row[0] == 'unembed/kernel')
     return head
@@ -158,8 +158,13 @@ def save(
     directory = pathlib.Path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f'{directory} is not empty; write to a new directory')
+    if model.adapter.kind != 'none':
+        raise ConfigError(
+            f'model.adapter.kind = {model.adapter.kind!r}: merge the adapters first (adapt.lora.merge), or write them '
+            'alone (interop.peft.save)'
+        )
     family = family or find_family(model)
-    module = _family(family)
+    module = find_module(family)
     if problems := unsaid(model, module):
         raise ConfigError(f'a {module.MODEL_TYPE} config.json cannot say {"; ".join(problems)}')
     wanted = tensors.tensors(model, module)
@@ -178,12 +183,18 @@ def find_family(model: Model) -> str:
     Raises:
       ConfigError: there is none, with what stands in the way of the nearest.
     """
-    problems = {}
-    for name, module in models.FAMILIES.items():
-        if module.MODEL_TYPE:
-            problems[name] = unsaid(model, module)
-            if not problems[name]:
-                return name
+    return find_families(model)[0]
+
+
+def find_families(model: Model) -> list[str]:
+    """All such families; at least one.
+
+    Raises:
+      ConfigError: as `find_family`.
+    """
+    problems = {name: unsaid(model, module) for name, module in models.FAMILIES.items() if module.MODEL_TYPE}
+    if found := [name for name, these in problems.items() if not these]:
+        return found
     # A family that has no word for a part is further off than one with another value of a field.
     nearest = min(problems, key=lambda name: (not problems[name][0].startswith('model.'), len(problems[name])))
     raise ConfigError(
@@ -201,7 +212,12 @@ def unsaid(model: Model, family: types.ModuleType) -> list[str]:
     return differences(model, dataclasses.replace(back, rules=model.rules, pipeline=model.pipeline))
 
 
-def _family(name: str) -> types.ModuleType:
+def find_module(name: str) -> types.ModuleType:
+    """The module of a family that has checkpoints.
+
+    Raises:
+      ConfigError: there is none of this name.
+    """
     known = {key: module for key, module in models.FAMILIES.items() if module.MODEL_TYPE}
     if name not in known:
         raise ConfigError(f'family {name!r} has no checkpoints there; known: {", ".join(known)}')

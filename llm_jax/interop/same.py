@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from llm_jax.config import parts
-from llm_jax.config.schema import Mla, Model, Moe, Mup, Rope
+from llm_jax.config.schema import Adapter, Mla, Model, Moe, Mup, Rope
 from llm_jax.models.hf_config import original_len
 from llm_jax.nn.attention import GROUPED
 
@@ -58,6 +58,7 @@ def _plain(model: Model) -> dict[str, Any]:
         mla=Mla() if heads else dataclasses.replace(model.mla, norm_eps=model.mla.norm_eps or model.norm_eps),
         moe=_moe(model) if is_mixture else Moe(),
         mup=model.mup if model.mup.base_width else Mup(),
+        adapter=model.adapter if model.adapter.kind != 'none' else Adapter(),
         attention_scale=model.attention_scale or parts.attention(model).head_dims(model).key ** -0.5,
     )
     out = {}

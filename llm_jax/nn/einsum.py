@@ -8,16 +8,20 @@ import jax.numpy as jnp
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.init import Weight, describe, initializer
-from llm_jax.ops.product import activation_axes, product
+from llm_jax.ops import adapter
+from llm_jax.ops.blockwise import Blockwise, Kernel, is_held
+from llm_jax.ops.product import activation_axes
 
 
-def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> jax.Array:
+def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> Kernel:
     """A weight of a module, float32: initialised, split over the mesh and recorded as what `weight` says it is.
 
-    The record is a collection 'weights' of the same tree as the parameters, which `init`
-    returns beside them: the optimizer, counts of FLOPs and reports read it.
+    The record is a collection 'weights' like the tree of the parameters, which `init` returns: the optimizer, counts of
+    FLOPs and reports read it. A weight that the parameters hold in few bits is dequantised by its `astype`.
     """
     config = module.config
+    if is_held(stored := module.get_variable('params', name)):
+        return Blockwise(stored, shape, axes, config.rules)
     if module.is_initializing():
         module.put_variable('weights', name, weight)
     return module.param(name, initializer(config, weight), shape, jnp.float32, mesh.spec(config.rules, axes))
@@ -39,7 +43,7 @@ class Einsum(nn.Module):
 
     The equation and the names of the weight's axes say everything: its shape, fan-in
     and so its initial variance, its sharding and that of the result. The contracted
-    letters end `x` and begin the kernel; the rest of the kernel ends `y`.
+    letters end `x` and begin the kernel; the rest of the kernel ends `y`. Adapters: `ops/adapter.py`.
 
     Attributes:
       equation: as above.
@@ -70,16 +74,14 @@ class Einsum(nn.Module):
             self.bias = vector(self, 'bias', nn.initializers.zeros, self.shape[n:], activation_axes(self.axes[n:]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        config = self.config
-        w = self.kernel.astype(config.dtype)
-        y = product(x.astype(config.dtype), w, self.axes, self.n_in, config, out_dtype=self.out_dtype)
-        if self.weight.forward != 1:
-            y *= self.weight.forward
+        lora, drops = self.get_variable('params', 'lora'), self.config.adapter.dropout and self.has_rng('dropout')
+        key = self.make_rng('dropout') if lora and drops else None
+        y = adapter.multiply(x, self.kernel, lora, key, self.weight, self.config, self.out_dtype)
         y = y + self.bias.astype(y.dtype) if self.use_bias else y
         return checkpoint_name(y, self.name or 'product')
 
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
-        rules = self.config.rules
-        whole = mesh.shard(self.kernel.astype(self.config.dtype), rules, (None, *self.axes[1:]))
-        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(rules, (*mesh.TOKENS, 'heads', None)))
+        w = adapter.merge(self.kernel, self.get_variable('params', 'lora'), self.weight, self.config)
+        whole = mesh.shard(w.astype(self.config.dtype), self.config.rules, (None, *self.axes[1:]))
+        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(self.config.rules, (*mesh.TOKENS, 'heads', None)))

@@ -10,6 +10,7 @@ from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import kernel
+from llm_jax.ops.adapter import add_rows
 from llm_jax.ops.product import product
 
 
@@ -30,9 +31,9 @@ class Embed(nn.Module):
         config = self.config
         # The width is gathered first: rows are then looked up where they lie.
         table_VD = mesh.shard(jnp.asarray(self.embedding, config.dtype), config.rules, (self.axis, 'residual'))
-        tokens = (*mesh.TOKENS, 'residual')
-        x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, tokens))
-        return mesh.shard(x_BLD, config.rules, mesh.STREAM)
+        x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, 'residual')))
+        x_BLD = mesh.shard(x_BLD, config.rules, mesh.STREAM)
+        return add_rows(x_BLD, ids_BL, self.get_variable('params', 'lora'), config)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
         """Logits float32[B, L, V] against every row."""

@@ -131,7 +131,7 @@ class _Matrices(nn.Module):
         shape, axes = (self.n_experts, *self.shape), ('experts', *self.axes)
         known = {'active_fraction': self.active_fraction, 'writes_residual': self.writes_residual}
         weight = describe(self.config, self.shape, self.axes, 1, **known)
-        w = kernel(self, 'kernel', shape, axes, weight)
+        w = kernel(self, 'kernel', shape, axes, weight).astype(jnp.float32)
         if self.config.bias is not True:
             return (w,)
         outputs = (axes[0], activation_axes(axes)[2])

@@ -15,7 +15,7 @@ from llm_jax.plan.cases import Case
 from llm_jax.train import footprint
 from llm_jax.train.footprint import device_bytes
 from llm_jax.train.losses import chunk_length
-from llm_jax.train.step import make_loss
+from llm_jax.train.step import has_dropout, make_loss
 from llm_jax.train.trainable import merge_params, split_params
 
 COMPILED, ANALYTIC, ASSUMED = 'compiled', 'analytic', 'assumed'
@@ -95,7 +95,7 @@ def residual_bytes(case: Case) -> float:
             return list(filter(own, jax.tree.leaves(backward)))
 
         rows = jax.tree.map(micro, plan.objective.step_shapes())
-        key = jax.eval_shape(lambda: jax.random.key(0)) if config.model.dropout else None
+        key = jax.eval_shape(lambda: jax.random.key(0)) if has_dropout(config.model) else None
         return device_bytes(jax.eval_shape(kept, trained, frozen, rows, key), case.abstract_mesh)
 
 

@@ -108,7 +108,7 @@ def token_log_probs(
 def _slice_scores(head: Head, params: Any, x_BlD: jax.Array, targets_Bl: jax.Array) -> Sums:
     """(logits of the targets, log Z), each float32[B, l] and sharded as the logits' tokens are."""
     logits_BlV = head(params, x_BlD)
-    targets_Bl = _as_tokens_of(logits_BlV, targets_Bl)
+    targets_Bl = as_tokens_of(logits_BlV, targets_Bl)
     log_z_Bl = jax.nn.logsumexp(logits_BlV, axis=-1)
     # A comparison, not a lookup: it stays local when the vocabulary is split over devices.
     is_target_BlV = jnp.arange(logits_BlV.shape[-1]) == targets_Bl[..., None]
@@ -120,7 +120,7 @@ def _slice_loss(
 ) -> Sums:
     """(objective, nll) of a slice."""
     target_logits_Bl, log_z_Bl = _slice_scores(head, params, x_BlD, targets_Bl)
-    weights_Bl = _as_tokens_of(log_z_Bl, weights_Bl)
+    weights_Bl = as_tokens_of(log_z_Bl, weights_Bl)
     nll = jnp.sum(weights_Bl * (log_z_Bl - target_logits_Bl))
     return nll + z_loss * jnp.sum(weights_Bl * jnp.square(log_z_Bl)), nll
 
@@ -128,7 +128,7 @@ def _slice_loss(
 def _slice_log_probs(head: Head, params: Any, x_BlD: jax.Array, targets_Bl: jax.Array) -> jax.Array:
     """float32[B, l] of a slice, sharded as the targets are."""
     target_logits_Bl, log_z_Bl = _slice_scores(head, params, x_BlD, targets_Bl)
-    return _as_tokens_of(targets_Bl, target_logits_Bl - log_z_Bl)
+    return as_tokens_of(targets_Bl, target_logits_Bl - log_z_Bl)
 
 
 # --- All slices --------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def _scan_loss(
         return jax.tree.map(jnp.add, sums, _slice_loss(head, z_loss, params, *piece)), None
 
     zeros = (jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(add, zeros, _cut_slices(n, x_BLD, targets_BL, weights_BL))[0]
+    return jax.lax.scan(add, zeros, cut_slices(n, x_BLD, targets_BL, weights_BL))[0]
 
 
 def _scan_gradients(
@@ -176,7 +176,7 @@ def _scan_gradients(
         return jax.tree.map(jnp.add, carry, (part, d_params)), d_x_BlD
 
     zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params, dtypes))
-    (sums, d_params), d_x_nBlD = jax.lax.scan(add, zeros, _cut_slices(n, x_BLD, targets_BL, weights_BL))
+    (sums, d_params), d_x_nBlD = jax.lax.scan(add, zeros, cut_slices(n, x_BLD, targets_BL, weights_BL))
     return sums, d_params, _join_slices(d_x_nBlD)
 
 
@@ -255,12 +255,12 @@ def _token_log_probs(
 
     def scan(params: Any, x_BLD: jax.Array, targets_BL: jax.Array) -> jax.Array:
         score = lambda _, piece: (None, _slice_log_probs(head, params, *piece))
-        return _join_slices(jax.lax.scan(score, None, _cut_slices(n, x_BLD, targets_BL))[1])
+        return _join_slices(jax.lax.scan(score, None, cut_slices(n, x_BLD, targets_BL))[1])
 
     if not (batch := _batch_axes(x_BLD) if gather_once else ()):
-        return _as_tokens_of(targets_BL, scan(params, x_BLD, targets_BL))
+        return as_tokens_of(targets_BL, scan(params, x_BLD, targets_BL))
     args = (_gather_over(batch, params, x_BLD.dtype), x_BLD, targets_BL)
-    return _as_tokens_of(targets_BL, mesh.map_over_axes(batch, scan, args, jax.P(*_spec(x_BLD)[:2])))
+    return as_tokens_of(targets_BL, mesh.map_over_axes(batch, scan, args, jax.P(*_spec(x_BLD)[:2])))
 
 
 def _token_log_probs_forward(
@@ -282,7 +282,7 @@ _token_log_probs.defvjp(_token_log_probs_forward, _token_log_probs_backward)
 # --- Slices and shards -------------------------------------------------------------------
 
 
-def _cut_slices(n: int, x_BLD: jax.Array, *per_token: jax.Array) -> tuple[jax.Array, ...]:
+def cut_slices(n: int, x_BLD: jax.Array, *per_token: jax.Array) -> tuple[jax.Array, ...]:
     """The batch in n slices of the sequence, [n, B, L/n, ...]: devices that share the length each cut their part."""
 
     def cut(a: jax.Array) -> jax.Array:
@@ -299,7 +299,7 @@ def _cut_slices(n: int, x_BLD: jax.Array, *per_token: jax.Array) -> tuple[jax.Ar
 
 
 def _join_slices(slices: jax.Array) -> jax.Array:
-    """The inverse of `_cut_slices`, [n, B, L/n, ...] -> [B, L, ...]."""
+    """The inverse of `cut_slices`, [n, B, L/n, ...] -> [B, L, ...]."""
 
     def join(a: jax.Array) -> jax.Array:
         return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
@@ -314,7 +314,7 @@ def _spec(x: jax.Array) -> PartitionSpec:
     return jax.typeof(x).sharding.spec
 
 
-def _as_tokens_of(like: jax.Array, x_BL: jax.Array) -> jax.Array:
+def as_tokens_of(like: jax.Array, x_BL: jax.Array) -> jax.Array:
     """`x_BL`, sharded as the first two dimensions of `like` are."""
     if jax.sharding.get_abstract_mesh().empty:
         return x_BL

@@ -17,13 +17,15 @@ import optax
 
 from llm_jax import hub, runs
 from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.adapt import lora
+from llm_jax.adapt.start import param_shapes
 from llm_jax.checkpoint import Checkpoints, Items, shapes_by_path
-from llm_jax.config.schema import ConfigError, Model, Part
+from llm_jax.config.schema import Adapter, ConfigError, Model, Part
 from llm_jax.data.prepare import Prepared
 from llm_jax.interop import hf
 from llm_jax.interop.same import differences
 from llm_jax.interop.tensors import shapes_of
-from llm_jax.nn.transformer import build
+from llm_jax.nn.transformer import Transformer, build
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train.setup import Plan
 from llm_jax.train.state import State
@@ -44,6 +46,11 @@ def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tup
         _check_same_data(checkpoints.meta(step), step, plan, prepared)
         return resume(plan, checkpoints, step)
     if not config.init_from:
+        if config.model.adapter.kind != 'none':
+            raise ConfigError(
+                f'model.adapter.kind = {config.model.adapter.kind!r} changes a model that was trained; name it with '
+                'init_from, or set model.adapter.kind = "none" to train from scratch'
+            )
         return *jax.jit(plan.init)(jax.random.key(config.seed)), 'started from scratch'
     params, origin = _initial_params(plan, prepared.tokenizer)
     return *jax.jit(plan.start)(params), origin
@@ -167,16 +174,21 @@ def _initial_params(plan: Plan, tokenizer: Tokenizer) -> tuple[Any, str]:
     checkpoints = Checkpoints(source, config.checkpoint, read_only=True)
     step = runs.pick_step(checkpoints, source, None)
     item = 'ema' if checkpoints.has(step, 'ema') else 'params'
-    params = checkpoints.restore(step, {item: plan.param_shapes}, plan.mesh)[item]
-    model = build(config.model, vocab_size=plan.config.model.vocab_size, seq_len=config.data.seq_len).config
-    return params, f'started from {source} at step {step}' + _other_fields(model, plan.config.model)
+    model = build(config.model, vocab_size=plan.config.model.vocab_size, seq_len=config.data.seq_len)
+    with jax.set_mesh(plan.mesh):
+        plain = dataclasses.replace(plan.config.model, adapter=config.model.adapter)
+        wanted = param_shapes(Transformer(plain))
+        params = checkpoints.restore(step, {item: wanted}, plan.mesh)[item]
+        if config.model.adapter.kind != 'none':  # of another stage, which are part of the base now
+            params = jax.jit(lambda params: lora.merge(Transformer(plain), params)[1])(params)
+    return params, f'started from {source} at step {step}' + _other_fields(model.config, plan.config.model)
 
 
 def _params_of_hf(plan: Plan, source: epath.Path, tokenizer: Tokenizer) -> tuple[Any, str]:
     family, config = hf.read_config(source)
     if (theirs := tokenizer_lib.find(source)) is not None:
         _check_same_tokenizer(source, theirs.limit(config.model.vocab_size), tokenizer)
-    if shapes_by_path(shapes_of(config.model)) != shapes_by_path(plan.param_shapes):
+    if shapes_by_path(shapes_of(config.model)) != shapes_by_path(shapes_of(plan.config.model)):
         raise ConfigError(
             f'init_from = {str(source)!r} is of another model than config.model; set '
             + (', '.join(differences(config.model, plan.config.model)) or 'it as its config.json says')
@@ -196,5 +208,6 @@ def _check_same_tokenizer(place: epath.Path, theirs: Tokenizer, ours: Tokenizer)
 
 def _other_fields(there: Model, here: Model) -> str:
     """What says in which fields the model that the parameters come from differs; '' for none."""
+    there, here = (dataclasses.replace(model, adapter=Adapter()) for model in (there, here))
     differ = [said for said in differences(there, here) if not re.search(r'= .*(:|<)', said)]  # of parts, only names
     return f', whose model had {", ".join(differ)}' if differ else ''

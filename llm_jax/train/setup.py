@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from llm_jax import config as config_lib
+from llm_jax.adapt.start import start_adapters
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
@@ -108,7 +109,8 @@ class Plan:
         return self.start(init_params(self.model, key))
 
     def start(self, params: Any) -> tuple[State, Any]:
-        """The state that begins with these parameters, and those of them that are not trained; jit it."""
+        """The state that begins with these parameters of the base, and what is not trained of all; jit it."""
+        params = start_adapters(self.model, params, self.config.seed)
         trained, frozen = split_params(params, self.config.train.trainable)
         return start_training(trained, self.optimizer, with_ema=self.config.train.ema_decay > 0), frozen
 
@@ -237,7 +239,7 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         context = mesh_lib.shard_count(config.model.rules, 'length')
         attention = kernels(config.model, platform=mesh_lib.platform(), length=config.data.seq_len, context=context)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        params = jax.eval_shape(lambda k: init_params(model, k), key)
+        params = jax.eval_shape(lambda k: start_adapters(model, init_params(model, k), config.seed), key)
         trained, frozen = split_params(params, config.train.trainable)
         optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule, trained, parameters_of(model))
         start = lambda params: start_training(params, optimizer, with_ema=config.train.ema_decay > 0)

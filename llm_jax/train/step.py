@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax.config.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError, Model
 from llm_jax.data.batch import Batch, split_rows, take_micro_batch
 from llm_jax.nn.moe import rebalanced, router_losses
 from llm_jax.nn.transformer import Transformer
@@ -58,7 +58,12 @@ def make_train_step(
 
 def dropout_key(config: Config, step: jax.Array) -> jax.Array | None:
     """The key of a step's dropout; None where there is none."""
-    return jax.random.fold_in(jax.random.key(config.seed), step) if config.model.dropout > 0 else None
+    return jax.random.fold_in(jax.random.key(config.seed), step) if has_dropout(config.model) else None
+
+
+def has_dropout(model: Model) -> bool:
+    """Whether anything in the model is dropped in training: activations, or inputs of adapters."""
+    return model.dropout > 0 or (model.adapter.kind != 'none' and model.adapter.dropout > 0)
 
 
 def sum_gradients(
