@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate.prefix import PAGE, PrefixTree
 from llm_jax.generate.requests import Finish, Row
 
@@ -177,7 +178,7 @@ class Schedule:
         for slot, row in enumerate(self.slots):
             if row and (row.finish is not None or self._ends_by_itself(row)):
                 self.slots[slot], row.slot = None, None
-                if row.finish in (Finish.CANCELLED, Finish.STOP):  # which the device does not know of
+                if row.finish not in (Finish.STOP_ID, Finish.LENGTH):  # which the device does not know of
                     entering[slot] = None
         loads = []
         while self.waiting and (free := self._free_slots()):
@@ -309,7 +310,11 @@ def _append(row: Row, token: int, drawn: Results, at: tuple[int, int]) -> None:
         ids, log_probs = drawn.top_ids_BNA[at][:n].tolist(), drawn.top_log_probs_BNA[at][:n].tolist()
         row.top.append(list(zip(ids, log_probs, strict=True)))
     if request.constraint:
-        request.constraint.advance(token)
+        try:
+            request.constraint.advance(token)
+        except ConfigError as error:
+            row.finish, row.error = Finish.ERROR, str(error)
+            return
         if request.constraint.is_complete():
             row.finish = Finish.STOP
     if request.watcher and request.watcher.push(token):
