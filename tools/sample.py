@@ -30,6 +30,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--regex', help='a regular expression that each sample matches as a whole')
     parser.add_argument('--choice', action='append', default=[], help='a text that a sample may be; give several')
     parser.add_argument('--grammar', metavar='FILE', help='a file with the grammar of each sample, as of Lark or GBNF')
+    parser.add_argument(
+        '--speculate',
+        metavar='HOW',
+        help='guess tokens ahead, the same text faster: lookup (in the text so far), or a run of a smaller model',
+    )
     parser.add_argument('--num_samples', type=int, default=1, help='of each prompt (1)')
     parser.add_argument('--seed', type=int, default=0, help='the same seed draws the same text (0)')
     parser.add_argument('--step', type=int, help='of the checkpoint; default the newest')
@@ -43,6 +48,7 @@ def main(argv: list[str]) -> None:
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once
     from llm_jax.generate.constrain import Grammars
     from llm_jax.generate.settings import Sampler
+    from llm_jax.generate.speculate import Speculation
     from llm_jax.runs import load
 
     sampler = Sampler(args.temperature, args.top_k, args.top_p)
@@ -54,12 +60,18 @@ def main(argv: list[str]) -> None:
             100 if args.slide else min(100, max(1, text.room(loaded.model, loaded.tokenizer, prompts)))
         )
     constraint = getattr(Grammars(loaded.tokenizer), kind)(rules).start if kind else None
+    speculation = {}
+    if args.speculate == 'lookup':
+        speculation = {'speculation': Speculation()}
+    elif args.speculate:
+        draft = load(args.speculate)
+        speculation = {'speculation': Speculation(draft=draft.model), 'draft_params': draft.params}
     rows = [prompt for prompt in prompts for _ in range(args.num_samples)]
     started = time.monotonic()
     blocks = text.stream(
         loaded.model, loaded.params, loaded.tokenizer, rows,
         max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
-        slide=args.slide, stop=args.stop, constraint=constraint,
+        slide=args.slide, stop=args.stop, constraint=constraint, **speculation,
     )  # fmt: skip
 
     alone = len(rows) == 1

@@ -83,9 +83,9 @@ def forward(
     tokens_BL: jax.Array,
     positions_BL: jax.Array,
     caches: tuple,
-    last_B: jax.Array,
+    last_B: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-    """Applies the model to cached tokens: logits after one token of each row, and the caches with all tokens added.
+    """Applies the model to cached tokens: logits after them, and the caches with all tokens added.
 
     Args:
       model: the Transformer.
@@ -93,10 +93,10 @@ def forward(
       tokens_BL: int, token ids.
       positions_BL: int, consecutive in each row; also the cache slots.
       caches: one per layer, from `empty_caches` or an earlier call.
-      last_B: int, index in 0 ... L - 1 of the token whose logits are returned.
+      last_B: int, index in 0 ... L - 1 of the one token whose logits are returned; None: those of all.
 
     Returns:
-      (float32[B, V], caches)
+      (float32[B, V], or [B, L, V] of all tokens; caches)
     """
     config = model.config
     outer = {'params': weights.outer}
@@ -107,6 +107,8 @@ def forward(
         block = parts.module(layer, 'residual')
         x_BLD, cache = block.apply({'params': params}, x_BLD, tokens[layer].replace(layer=i), cache)
         updated.append(cache)
+    if last_B is None:
+        return model.apply(outer, x_BLD, method='leave'), tuple(updated)
     if x_BLD.shape[1] > 1:  # the head is the largest product: one token of each row is enough
         pick = mesh.shard(last_B[:, None] == jnp.arange(x_BLD.shape[1]), config.rules, mesh.TOKENS)
         x_BLD = jnp.sum(jnp.where(pick[..., None], x_BLD, 0), axis=1, keepdims=True)

@@ -13,10 +13,11 @@ import numpy as np
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
-from llm_jax.generate import decode, pages, schedule, slots
+from llm_jax.generate import blocks, decode, pages, schedule, slots
 from llm_jax.generate.prefix import PAGE
 from llm_jax.generate.requests import Constraint, Finish, Request, Row, Watcher, check_request
 from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
+from llm_jax.generate.speculate import Speculation, check_draft
 from llm_jax.nn.transformer import Transformer
 
 # Most stop ids of one request; the number is part of the compiled programs.
@@ -49,6 +50,8 @@ class Engine:
         vocab_size: int | None = None,
         chunk: int = CHUNK,
         prefix_tokens: int = 0,
+        speculation: Speculation | None = None,
+        draft_params: Any = None,
     ) -> None:
         """Args:
           model: the Transformer.
@@ -59,6 +62,9 @@ class Engine:
           chunk: most tokens of a prompt that are prefilled between two blocks of decoding.
           prefix_tokens: tokens whose keys and values are kept after their rows have ended, for prompts that
             begin with them; rounded up to whole pages on each shard.
+          speculation: guesses several tokens at once, which the model then checks together; it changes the speed,
+            not the tokens.
+          draft_params: parameters of `speculation.draft`.
 
         Raises:
           ConfigError: an argument out of its range, or an attention part that keeps no cache.
@@ -77,9 +83,16 @@ class Engine:
         self.n_slots = -(-n_slots // n_shards) * n_shards
         n_pages = -(-prefix_tokens // (PAGE * n_shards)) if self.context >= PAGE else 0
         self._schedule = schedule.Schedule(self.n_slots, self.context, n_shards=n_shards, chunk=chunk, n_pages=n_pages)
-        self._weights = decode.prepare(self.model, params)
-        self._slots = slots.make_slots(self.model, self.n_slots, self.context, self._pack({}))
-        self._pool = pages.make_pool(self.model, n_pages * n_shards) if n_pages else ()
+        self._weights, self._draft_weights = decode.prepare(self.model, params), None
+        self._speculation = speculation
+        if draft := speculation and speculation.draft:
+            check_draft(self.model, draft, self.context)
+            draft = decode.decoding_model(draft)
+            self._speculation = dataclasses.replace(speculation, draft=draft)
+            self._draft_weights = decode.prepare(draft, draft_params)
+        self._draft = draft
+        self._slots = slots.make_slots(self.model, draft, self.n_slots, self.context, self._pack({}))
+        self._pool = pages.make_pool(self.model, draft, n_pages * n_shards) if n_pages else ()
         self._sent: collections.deque[tuple[schedule.Prefill | schedule.Decode, slots.Drawn]] = collections.deque()
         self._all_allowed = np.full((self.n_slots, -(-config.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
 
@@ -129,6 +142,19 @@ class Engine:
             self.step()
         return rows
 
+    def warm_up(self) -> None:
+        """Compiles every program, so that no request has to wait for one."""
+        plan, none = self._schedule, schedule.Enter({})
+        works: list[schedule.Work] = [none]
+        if self._pool:
+            works += [schedule.Load([]), schedule.Store([])]
+        for n_rows in {1, self.n_slots // plan.n_shards}:
+            works += [schedule.Prefill([], n_rows, n, bound) for n in plan.chunks for bound in plan.prefill_bounds]
+        works += [schedule.Decode({}, 0, bound) for bound in plan.bounds]
+        for work in works:
+            self._send(work)
+        self._sent.clear()
+
     def _send(self, work: schedule.Work) -> None:
         """Sends a program to the device without waiting for it."""
         if isinstance(work, schedule.Enter):
@@ -142,12 +168,14 @@ class Engine:
         if isinstance(work, schedule.Store):
             self._pool = pages.store_pages(self.model, self._pool, self._slots, *self._pages_to_store(work))
             return
-        arguments = (self.model, self.vocab_size, work.bound, self._weights, self._slots)
+        shared = (self.vocab_size, work.bound, self._weights, self._draft_weights, self._slots)
         if isinstance(work, schedule.Prefill):
             allowed = self._allowed({slot: row for row, slot, *_ in work.parts if row.is_prefilled})
-            self._slots, drawn = slots.prefill_chunk(*arguments, self._chunk(work), allowed)
+            self._slots, drawn = slots.prefill_chunk(self.model, self._draft, *shared, self._chunk(work), allowed)
         else:
-            self._slots, drawn = slots.decode_block(*arguments, np.int32(work.limit), self._allowed(work.rows))
+            self._slots, drawn = blocks.decode_block(
+                self.model, self._speculation, *shared, np.int32(work.limit), self._allowed(work.rows)
+            )
         self._sent.append((work, drawn))
 
     def _pack(self, rows: dict[int, Row | None]) -> slots.Requests:
@@ -234,6 +262,8 @@ def stream(
     slide: bool = False,
     watchers: Sequence[Watcher] = (),
     constraints: Sequence[Constraint] = (),
+    speculation: Speculation | None = None,
+    draft_params: Any = None,
 ) -> Iterator[list[list[int]]]:
     """Continues the prompts, and yields new tokens as they are decoded.
 
@@ -256,6 +286,8 @@ def stream(
         over the last max_seq_len ones, without a cache, so that it takes many times as long.
       watchers: one for each prompt, which sees the tokens and may end the row; none if empty.
       constraints: one for each prompt, which allows its tokens; none if empty.
+      speculation: as of `Engine`.
+      draft_params: as of `Engine`.
 
     Yields:
       First one new token of each row, then blocks of at most BLOCK; a row that has
@@ -274,8 +306,9 @@ def stream(
     longest = max(map(len, prompts))
     context = bucket(min(longest + max_new_tokens, most), most)
     engine = Engine(
-        model, params, n_slots=min(len(prompts), SLOTS), context=context, vocab_size=vocab_size, chunk=WHOLE
-    )
+        model, params, n_slots=min(len(prompts), SLOTS), context=context, vocab_size=vocab_size, chunk=WHOLE,
+        speculation=speculation, draft_params=draft_params,
+    )  # fmt: skip
     shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids), 'seed': seed}
     requests = {
         i: Request(

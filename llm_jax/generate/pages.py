@@ -17,17 +17,18 @@ from llm_jax.generate.slots import Slots, map_shards
 from llm_jax.nn.transformer import Transformer
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'n_pages'))
-def make_pool(model: Transformer, n_pages: int) -> tuple:
+@functools.partial(jax.jit, static_argnames=('model', 'draft', 'n_pages'))
+def make_pool(model: Transformer, draft: Transformer | None, n_pages: int) -> tuple:
     """Makes a pool: caches of `n_pages` rows of PAGE tokens, sharded as the slots are."""
-    return decode.empty_caches(model.config, n_pages, PAGE)
+    models = [model, draft] if draft else [model]
+    return sum((decode.empty_caches(one.config, n_pages, PAGE) for one in models), ())
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames='slots')
 def load_pages(
     model: Transformer, slots: Slots, pool: tuple, slots_P: jax.Array, pages_PM: jax.Array, tokens_PS: jax.Array
 ) -> Slots:
-    """Copies pages to the beginnings of slots, and marks their tokens as seen in the prompt.
+    """Copies pages to the beginnings of slots, with their tokens, which count as seen in the prompt.
 
     Args:
       model: the Transformer.
@@ -56,10 +57,14 @@ def load_pages(
     def mark(prompt_BV: jax.Array, slots_P: jax.Array, tokens_PS: jax.Array) -> jax.Array:
         return prompt_BV.at[slots_P[:, None], tokens_PS].set(True, mode='drop')
 
+    def write(ids_BS: jax.Array, slots_P: jax.Array, tokens_PS: jax.Array) -> jax.Array:
+        return ids_BS.at[slots_P, : tokens_PS.shape[1]].set(tokens_PS, mode='drop')
+
     prompt_BV = slots.seen.prompt_BV
     return slots.replace(
         caches=map_shards(load, slots.caches, slots.caches, pool, slots_P, pages_PM),
         seen=slots.seen._replace(prompt_BV=map_shards(mark, prompt_BV, prompt_BV, slots_P, tokens_PS)),
+        ids=map_shards(write, slots.ids, slots.ids, slots_P, tokens_PS),
     )
 
 

@@ -16,7 +16,7 @@ from llm_jax.generate.prefix import PAGE, PrefixTree
 from llm_jax.generate.requests import Finish, Row
 
 # Tokens drawn by one program: while rows wait for a slot, few, so that one that ends is replaced soon.
-BLOCK, BUSY_BLOCK = 16, 4
+BLOCK, BUSY_BLOCK = 16, 8
 # What a program reports for a row that draws nothing, and for one whose logits are no numbers.
 NONE, NOT_FINITE = -1, -2
 
@@ -109,7 +109,8 @@ class Schedule:
         """
         self.context, self.n_shards = context, n_shards
         self._prefixes = [PrefixTree(n_pages) for _ in range(n_shards)] if n_pages else []
-        self.chunks = chunk_sizes(min(chunk, context))
+        self.chunks = _sizes(32, 4, min(chunk, context))
+        self.bounds, self.prefill_bounds = _sizes(128, 2, context), _sizes(512, 4, context)
         self.slots: list[Row | None] = [None] * n_slots
         self.waiting: collections.deque[Row] = collections.deque()
 
@@ -250,14 +251,15 @@ class Schedule:
         n_rows = n if 2 * max(map(len, by_shard.values())) > n else 1
         rows = [row for shard in by_shard.values() for row in shard[:n_rows]]
         left = max(len(row.request.prompt) - row.n_prefilled for row in rows)
-        n_tokens = next((size for size in self.chunks if size >= left), self.chunks[-1])
+        n_tokens = _at_least(min(left, self.chunks[-1]), self.chunks)
         parts = []
         for row in rows:
             start, count = row.n_prefilled, min(n_tokens, len(row.request.prompt) - row.n_prefilled)
             parts.append((row, row.slot, start, count))
             row.n_prefilled += count
             row.n_sent += row.is_prefilled
-        return Prefill(parts, n_rows, n_tokens, self._bound(max(start + count for _, _, start, count in parts)))
+        reach = max(start + count for _, _, start, count in parts)
+        return Prefill(parts, n_rows, n_tokens, _at_least(reach, self.prefill_bounds))
 
     def _decode(self) -> Decode | None:
         live = {
@@ -275,19 +277,20 @@ class Schedule:
         )
         for row in live.values():
             row.n_sent += limit
-        return Decode(live, limit, self._bound(reach))
-
-    def _bound(self, n_tokens: int) -> int:
-        """Rounds up to a power of two from 128 on, or the context, so that few programs are compiled."""
-        return min(max(128, 1 << (n_tokens - 1).bit_length()), self.context)
+        return Decode(live, limit, _at_least(reach, self.bounds))
 
 
-def chunk_sizes(most: int) -> list[int]:
-    """Lengths of the programs that prefill: 32, 128, 512, ... and the longest."""
-    sizes = [32]
-    while sizes[-1] * 4 <= most:
-        sizes.append(sizes[-1] * 4)
-    return sizes if sizes[-1] >= most else [*sizes, most]
+def _sizes(least: int, factor: int, most: int) -> list[int]:
+    """Returns the sizes for which programs are compiled, each `factor` times the one before, and the largest."""
+    sizes = [least]
+    while sizes[-1] * factor <= most:
+        sizes.append(sizes[-1] * factor)
+    return sizes if sizes[-1] == most else [*(size for size in sizes if size < most), most]
+
+
+def _at_least(n: int, sizes: Sequence[int]) -> int:
+    """Returns the smallest size that holds `n`."""
+    return next(size for size in sizes if size >= n)
 
 
 def _append(row: Row, token: int, drawn: Results, at: tuple[int, int]) -> None:

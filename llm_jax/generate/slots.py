@@ -50,12 +50,25 @@ class Requests(NamedTuple):
     alternatives: jax.Array
 
 
+class Drafts(NamedTuple):
+    """State of the drafts that are looked up in a row's own tokens.
+
+    Attributes:
+      next: int32[B], position from which a row drafts again.
+      misses: int32[B], drafts in a row of which no token was right.
+    """
+
+    next: jax.Array
+    misses: jax.Array
+
+
 @flax.struct.dataclass
 class Slots:
     """State of the rows between two programs.
 
     Attributes:
-      caches: one for each layer, arrays [B, G, S, K]; the attention part defines their number and sizes.
+      caches: one for each layer, arrays [B, G, S, K]; the attention part defines their number and sizes. Those of a
+        draft model follow.
       tokens: int32[B], newest token of each row, not yet in the cache.
       positions: int32[B], its position, and where the next key and value are written. Only tokens before it
         are valid: a slot of the cache is overwritten before a token may attend to it.
@@ -63,6 +76,8 @@ class Slots:
       live: bool[B], True for rows that draw a token in each step.
       requests: constants of each row.
       seen: tokens so far, for the penalties.
+      ids: int32[B, S], tokens so far by position, for drafts.
+      drafts: which rows may draft.
     """
 
     caches: tuple
@@ -72,6 +87,8 @@ class Slots:
     live: jax.Array
     requests: Requests
     seen: Seen
+    ids: jax.Array
+    drafts: Drafts
 
 
 class Chunk(NamedTuple):
@@ -111,16 +128,18 @@ class Drawn(NamedTuple):
     top_log_probs_BNA: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'n_slots', 'context'))
-def make_slots(model: Transformer, n_slots: int, context: int, requests: Requests) -> Slots:
-    """Makes free slots, whose caches hold `context` tokens each."""
+@functools.partial(jax.jit, static_argnames=('model', 'draft', 'n_slots', 'context'))
+def make_slots(model: Transformer, draft: Transformer | None, n_slots: int, context: int, requests: Requests) -> Slots:
+    """Makes free slots, whose caches, also of a draft model, hold `context` tokens each."""
     config = model.config
     zeros = lambda dtype: jnp.zeros(n_slots, dtype)
     V = config.vocab_size
     slots = Slots(
-        decode.empty_caches(config, n_slots, context),
+        decode.empty_caches(config, n_slots, context)
+        + (decode.empty_caches(draft.config, n_slots, context) if draft else ()),
         tokens=zeros(jnp.int32), positions=zeros(jnp.int32), remaining=zeros(jnp.int32), live=zeros(bool),
         requests=requests, seen=Seen(jnp.zeros((n_slots, V), bool), jnp.zeros((n_slots, V), jnp.int32)),
+        ids=jnp.zeros((n_slots, context), jnp.int32), drafts=Drafts(zeros(jnp.int32), zeros(jnp.int32)),
     )  # fmt: skip
     return _shard_rows(slots, config.rules)
 
@@ -137,15 +156,18 @@ def enter_slots(model: Transformer, slots: Slots, enters_B: jax.Array, requests:
         live=slots.live & ~enters_B,
         requests=jax.tree.map(take, requests, slots.requests),
         seen=jax.tree.map(lambda x: take(jnp.zeros_like(x), x), slots.seen),
+        drafts=jax.tree.map(lambda x: take(jnp.zeros_like(x), x), slots.drafts),
     )
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'vocab_size', 'bound'), donate_argnames='slots')
+@functools.partial(jax.jit, static_argnames=('model', 'draft', 'vocab_size', 'bound'), donate_argnames='slots')
 def prefill_chunk(
     model: Transformer,
+    draft: Transformer | None,
     vocab_size: int,
     bound: int,
     weights: decode.Weights,
+    draft_weights: decode.Weights | None,
     slots: Slots,
     chunk: Chunk,
     allowed_BW: jax.Array,
@@ -154,9 +176,11 @@ def prefill_chunk(
 
     Args:
       model: the Transformer.
+      draft: a smaller one that guesses tokens, whose caches are filled as well; None for none.
       vocab_size: only ids below it are drawn.
       bound: slots of the caches that are read and written; all tokens of these rows lie before it.
       weights: from `decode.prepare`.
+      draft_weights: those of the draft model.
       slots: donated.
       chunk: the tokens; P is the number of prompts, on each device that of its own slots' prompts.
       allowed_BW: uint32, bits of the ids that may be drawn next, 32 in a word.
@@ -167,89 +191,47 @@ def prefill_chunk(
     caches = map_shards(functools.partial(_take_rows, bound=bound), slots.caches, slots.caches, chunk.slots_P)
     positions_PC = mesh.shard(chunk.starts_P[:, None] + jnp.arange(C), rules, mesh.TOKENS)
     tokens_PC = mesh.shard(chunk.tokens_PC, rules, mesh.TOKENS)
-    logits_PV, caches = decode.forward(model, weights, tokens_PC, positions_PC, caches, chunk.lengths_P - 1)
+    n = model.config.n_layers
+    last_P = chunk.lengths_P - 1
+    logits_PV, updated = decode.forward(model, weights, tokens_PC, positions_PC, caches[:n], last_P)
+    if draft:
+        updated += decode.forward(draft, draft_weights, tokens_PC, positions_PC, caches[n:], last_P)[1]
 
     def put(
         state: tuple, caches: tuple, logits_PV: jax.Array, chunk: Chunk
-    ) -> tuple[tuple, jax.Array, jax.Array, jax.Array, jax.Array]:
-        old_caches, logits_BV, positions_B, prompt_BV = state
+    ) -> tuple[tuple, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+        old_caches, logits_BV, positions_B, prompt_BV, ids_BS = state
         rows = chunk.slots_P
         update = lambda old, new: old.at[rows, :, : new.shape[2]].set(new, mode='drop', unique_indices=True)
         ends_B = jnp.zeros(len(positions_B), bool).at[rows].set(chunk.is_last_P, mode='drop')
-        # Padding is an id past the vocabulary, which the prompt's tokens are not marked with.
-        ids_PC = jnp.where(jnp.arange(C) < chunk.lengths_P[:, None], chunk.tokens_PC, prompt_BV.shape[1])
+        # Padding is an id past the vocabulary at a position past the last: neither is written.
+        is_token_PC = jnp.arange(C) < chunk.lengths_P[:, None]
+        ids_PC = jnp.where(is_token_PC, chunk.tokens_PC, prompt_BV.shape[1])
+        places_PC = jnp.where(is_token_PC, chunk.starts_P[:, None] + jnp.arange(C), ids_BS.shape[1])
         return (
             jax.tree.map(update, old_caches, caches),
             logits_BV.at[rows].set(logits_PV, mode='drop'),
             positions_B.at[rows].set(chunk.starts_P + chunk.lengths_P, mode='drop'),
             prompt_BV.at[rows[:, None], ids_PC].set(True, mode='drop'),
+            ids_BS.at[rows[:, None], places_PC].set(chunk.tokens_PC, mode='drop'),
             ends_B,
         )
 
     logits_PV = mesh.shard(logits_PV, rules, ('batch', None))
     logits_BV = mesh.shard(jnp.zeros((B, logits_PV.shape[1]), logits_PV.dtype), rules, ('batch', None))
-    state = slots.caches, logits_BV, slots.positions, slots.seen.prompt_BV
+    state = slots.caches, logits_BV, slots.positions, slots.seen.prompt_BV, slots.ids
     out_like = (*state, slots.live)
-    caches, logits_BV, positions_B, prompt_BV, ends_B = map_shards(put, out_like, state, caches, logits_PV, chunk)
-    slots = slots.replace(caches=caches, positions=positions_B, seen=slots.seen._replace(prompt_BV=prompt_BV))
-    allowed_BW = mesh.shard(allowed_BW, rules, ('batch', None))
-    slots, drawn = _draw(slots, logits_BV, ends_B, allowed_BW, vocab_size)
-    return slots, jax.tree.map(lambda x: _replicate(x[:, None]), drawn)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'vocab_size', 'bound'), donate_argnames='slots')
-def decode_block(
-    model: Transformer,
-    vocab_size: int,
-    bound: int,
-    weights: decode.Weights,
-    slots: Slots,
-    limit: jax.Array,
-    allowed_BW: jax.Array,
-) -> tuple[Slots, Drawn]:
-    """Draws up to `limit` <= BLOCK tokens for each live row.
-
-    The first `bound` slots of the caches are cut out for the block, so that attention reads no more. See
-    `prefill_chunk` for the arguments. `allowed_BW` holds for every token of the block.
-    """
-    rules, B, whole = model.config.rules, len(slots.tokens), slots.caches
-    cut = lambda caches: jax.tree.map(lambda x: x[:, :, :bound], caches)
-    slots = slots.replace(caches=map_shards(cut, whole, whole))
-    allowed_BW = mesh.shard(allowed_BW, rules, ('batch', None))
-    blank = lambda *shape, fill, dtype: mesh.shard(
-        jnp.full((B, BLOCK, *shape), fill, dtype), rules, ('batch', None, *[None] * len(shape))
+    caches, logits_BV, positions_B, prompt_BV, ids_BS, ends_B = map_shards(
+        put, out_like, state, updated, logits_PV, chunk
     )
-    out = Drawn(
-        blank(fill=NONE, dtype=jnp.int32), blank(fill=0, dtype=jnp.float32), blank(fill=0, dtype=jnp.float32),
-        blank(ALTERNATIVES, fill=NONE, dtype=jnp.int32), blank(ALTERNATIVES, fill=0, dtype=jnp.float32),
-    )  # fmt: skip
-
-    def is_unfinished(carry: tuple) -> jax.Array:
-        step, slots, _ = carry
-        return (step < limit) & _replicate(slots.live).any()
-
-    def decode_token(carry: tuple) -> tuple:
-        step, slots, out = carry
-        # Other rows are computed as well, at a position whose key and value are dropped: one that is being
-        # prefilled must not lose what it has.
-        positions_B1 = jnp.where(slots.live, slots.positions, bound)[:, None]
-        zeros_B = jnp.zeros_like(slots.positions)
-        logits_BV, caches = decode.forward(model, weights, slots.tokens[:, None], positions_B1, slots.caches, zeros_B)
-        logits_BV = mesh.shard(logits_BV, rules, ('batch', None))
-        slots = slots.replace(caches=caches, positions=slots.positions + slots.live)
-        slots, drawn = _draw(slots, logits_BV, slots.live, allowed_BW, vocab_size)
-        put = lambda whole, new: jnp.where(
-            jnp.arange(BLOCK).reshape(-1, *[1] * (new.ndim - 1)) == step, new[:, None], whole
-        )
-        return step + 1, slots, jax.tree.map(put, out, drawn)
-
-    _, slots, out = jax.lax.while_loop(is_unfinished, decode_token, (0, slots, out))
-    put = lambda old, new: jax.tree.map(lambda x, y: x.at[:, :, :bound].set(y), old, new)
-    caches = map_shards(put, whole, whole, slots.caches)
-    return slots.replace(caches=caches), jax.tree.map(_replicate, out)
+    seen = slots.seen._replace(prompt_BV=prompt_BV)
+    slots = slots.replace(caches=caches, positions=positions_B, seen=seen, ids=ids_BS)
+    allowed_BW = mesh.shard(allowed_BW, rules, ('batch', None))
+    slots, drawn = draw(slots, logits_BV, ends_B, allowed_BW, vocab_size)
+    return slots, jax.tree.map(lambda x: replicate(x[:, None]), drawn)
 
 
-def _draw(
+def draw(
     slots: Slots, logits_BV: jax.Array, draws_B: jax.Array, allowed_BW: jax.Array, vocab_size: int
 ) -> tuple[Slots, Drawn]:
     """Draws a token for the rows of `draws_B`; `slots.positions` is already that of the new token.
@@ -258,9 +240,11 @@ def _draw(
     each device draws for its own.
     """
     requests, positions_B = slots.requests, slots.positions
-    draw = functools.partial(_draw_rows, vocab_size)
+    draw_local = functools.partial(draw_rows, vocab_size)
     one, two = slots.tokens, logits_BV
-    drawn = map_shards(draw, Drawn(one, one, one, two, two), logits_BV, requests, positions_B, slots.seen, allowed_BW)
+    drawn = map_shards(
+        draw_local, Drawn(one, one, one, two, two), logits_BV, requests, positions_B, slots.seen, allowed_BW
+    )
     tokens_B = jnp.where(draws_B, drawn.tokens_BN, NONE)
     remaining_B = slots.remaining - draws_B
     is_stop_B = (tokens_B[:, None] == requests.stop_ids).any(-1) | (tokens_B == NOT_FINITE)
@@ -271,15 +255,20 @@ def _draw(
             1, mode='drop'
         )
 
+    def write(ids_BS: jax.Array, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
+        places_B = jnp.where(tokens_B < 0, ids_BS.shape[1], positions_B)
+        return ids_BS.at[jnp.arange(len(tokens_B)), places_B].set(tokens_B, mode='drop')
+
     counts_BV = map_shards(count, slots.seen.counts_BV, slots.seen.counts_BV, tokens_B)
     slots = slots.replace(
+        ids=map_shards(write, slots.ids, slots.ids, tokens_B, positions_B),
         tokens=jnp.where(draws_B & (tokens_B >= 0), tokens_B, slots.tokens), remaining=remaining_B, live=live_B,
         seen=slots.seen._replace(counts_BV=counts_BV),
     )  # fmt: skip
     return slots, drawn._replace(tokens_BN=tokens_B)
 
 
-def _draw_rows(
+def draw_rows(
     vocab_size: int, logits_BV: jax.Array, requests: Requests, positions_B: jax.Array, seen: Seen, allowed_BW: jax.Array
 ) -> Drawn:
     """Draws for local rows; the fields of the result are without the dimension N."""
@@ -329,7 +318,7 @@ def map_shards(function: Callable[..., Any], out_like: Any, *args: Any) -> Any:
     return jax.shard_map(function, in_specs=specs(args), out_specs=specs(out_like), check_vma=False)(*args)
 
 
-def _replicate(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
     """Replicates `x` on every device, so that every host can read it."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, jax.P())
 

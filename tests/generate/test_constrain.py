@@ -17,6 +17,7 @@ from llm_jax.generate import engine, text
 from llm_jax.generate.constrain import Grammars
 from llm_jax.generate.requests import Finish, Request
 from llm_jax.generate.settings import Sampler
+from llm_jax.generate.speculate import Speculation
 from llm_jax.nn.transformer import build
 from tools import sample
 
@@ -303,6 +304,17 @@ def test_other_rows_draw_what_they_draw_alone(grammars, tokenizer, resident):
     assert rows[0].tokens == once.tokens and rows[0].finish is Finish.STOP
     assert re.fullmatch('[a-h]{20}', tokenizer.decode(rows[0].tokens, continues=True))
     assert rows[2].finish in (Finish.STOP_ID, Finish.LENGTH)
+
+
+def test_guesses_change_no_token_of_a_constraint(grammars, tokenizer, trained):
+    """A text that repeats itself is guessed ahead, but each token waits for the constraint."""
+    options = {'max_new_tokens': 60, 'sampler': Sampler(1.0), 'seed': 4}
+    start = grammars.regex('(ab ){9}[a-d]{9}').start
+    plain, guessed = (
+        text.complete(*trained, tokenizer, ['def ', '', 'a'], constraint=start, speculation=speculation, **options)
+        for speculation in (None, Speculation())
+    )
+    assert plain == guessed and all(re.fullmatch('(ab ){9}[a-d]{9}', row) for row in plain)
 
 
 class GivesUp:

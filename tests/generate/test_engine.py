@@ -7,9 +7,10 @@ import pytest
 from tiny import GPT2, LLAMA, V, on_mesh, place_params, random_params, tiny_config, tiny_model
 
 from llm_jax.config.schema import ConfigError
+from llm_jax.generate.blocks import decode_block
 from llm_jax.generate.engine import bucket, generate, stream
 from llm_jax.generate.settings import Sampler
-from llm_jax.generate.slots import BLOCK, decode_block, prefill_chunk
+from llm_jax.generate.slots import BLOCK, prefill_chunk
 
 GREEDY = Sampler(0)
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 7, 30, 31, 32, 33, 34, 2, 3], [40, 41]]

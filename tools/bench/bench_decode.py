@@ -1,0 +1,360 @@
+"""Decoding against its limits and its peers: a step, batches, prefixes, guesses, requests that compile nothing."""
+
+import argparse
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import gc
+import json
+import pathlib
+import resource
+import sys
+import time
+from typing import Any
+
+from llm_jax import config as config_lib
+from llm_jax.config import cli
+from llm_jax.config.schema import ConfigError
+
+# Fields of the model, and the tokens of its context.
+LLAMA = {'position': 'rope', 'norm': 'rmsnorm', 'feed_forward': 'swiglu', 'dtype': 'float32'}
+SHAPES = {
+    '110m': (LLAMA | {'d_model': 768, 'n_layers': 12, 'n_heads': 12, 'd_ff': 2048, 'vocab_size': 32_000}, 256),
+    '25m': (LLAMA | {'d_model': 384, 'n_layers': 6, 'n_heads': 6, 'd_ff': 1024, 'vocab_size': 8192}, 2048),
+    'tiny': (LLAMA | {'d_model': 64, 'n_layers': 2, 'n_heads': 4, 'd_ff': 128, 'vocab_size': 512}, 512),
+}
+ROUNDS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A ratio that was measured in one run, and the bar that it is held to.
+
+    Attributes:
+      name: row of the table.
+      ratio: measured.
+      bar: limit of the ratio.
+      at_least: whether the ratio is to be at least the bar, or at most.
+      note: figures behind the ratio.
+    """
+
+    name: str
+    ratio: float
+    bar: float
+    at_least: bool
+    note: str = ''
+
+    @property
+    def holds(self) -> bool:
+        return self.ratio >= self.bar if self.at_least else self.ratio <= self.bar
+
+
+def make(shape: str) -> tuple[Any, Any]:
+    """Returns a Transformer of a shape, and random parameters."""
+    import jax
+
+    from llm_jax.nn.transformer import build, init_params
+
+    fields, context = SHAPES[shape]
+    config = config_lib.default()
+    config.model.update(fields)
+    config.data.seq_len = context
+    config = config_lib.validate(config)
+    model = build(config.model, vocab_size=config.model.vocab_size, seq_len=context)
+    return model, jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+
+
+def clock() -> float:
+    """Seconds of this process's work: of its CPUs where they are the device, else of the wall."""
+    import jax
+
+    return time.process_time() if jax.default_backend() == 'cpu' else time.perf_counter()
+
+
+def fastest(runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Seconds of each, the best of several, in turns."""
+    for run in runs.values():
+        run()
+    best = dict.fromkeys(runs, float('inf'))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = clock()
+            run()
+            best[name] = min(best[name], clock() - start)
+    return best
+
+
+def random_prompt(rng: Any, n: int, vocab_size: int) -> list[int]:
+    return rng.integers(2, vocab_size, n).tolist()
+
+
+def bench_step(shape: str) -> Iterator[Result]:
+    """A step against its matrix products alone, at one row and at eight."""
+    model, params = make(shape)
+    runs = {}
+    for rows in (1, 8):
+        runs[f'step {rows}'] = _steps(model, params, rows)
+        runs[f'products {rows}'] = _products(model, params, rows)
+    best = fastest(runs)
+    step = {rows: best[f'step {rows}'] / 16 for rows in (1, 8)}
+    products = {rows: best[f'products {rows}'] / 16 for rows in (1, 8)}
+    for rows, bar in ((1, 1.25), (8, 1.45)):
+        note = f'{1e3 * step[rows]:.1f} ms a step, {1e3 * products[rows]:.1f} ms of products'
+        yield Result(f'{shape}: step over products, {rows} rows', step[rows] / products[rows], bar, False, note)
+    yield Result(f'{shape}: tokens of 8 rows over 1', 8 * step[1] / step[8], 4.2, True)
+
+
+def _steps(model: Any, params: Any, rows: int) -> Callable[[], None]:
+    """Decodes a block of 16 tokens of each row; starts again where the context ends."""
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.requests import Request
+    from llm_jax.generate.settings import Sampler
+
+    engine = Engine(model, params, n_slots=rows, context=256)
+    request = lambda i: Request([1, 5, 9], 240, Sampler(0), choice=i)
+
+    def run() -> None:
+        if engine.is_idle:
+            for i in range(rows):
+                engine.submit(request(i))
+            engine.step()
+        engine.step()
+
+    return run
+
+
+def _products(model: Any, params: Any, rows: int) -> Callable[[], None]:
+    """The products of 16 steps, each of which depends on the one before."""
+    import jax
+    import jax.numpy as jnp
+
+    from llm_jax.generate import decode
+
+    weights = decode.prepare(decode.decoding_model(model), params)
+    D = model.config.d_model
+    flat = lambda kernel: kernel.reshape(D, -1) if kernel.shape[0] == D else kernel.reshape(-1, D)
+
+    @jax.jit
+    def run(weights: Any, x_BD: jax.Array) -> jax.Array:
+        def step(_: int, x_BD: jax.Array) -> jax.Array:
+            for layer in weights.layers:
+                attention, feed_forward = layer['attention'], layer['feed_forward']
+                q, k, v = (x_BD @ flat(attention[name]['kernel']) for name in 'qkv')
+                x_BD = (q + k + v) @ flat(attention['out']['kernel'])
+                gate, up = (x_BD @ feed_forward[name]['kernel'] for name in ('gate', 'up'))
+                x_BD = 1e-3 * (gate * up) @ feed_forward['down']['kernel']
+            return x_BD + 1e-6 * (x_BD @ weights.outer['embed']['embedding'].T)[:, :D]
+
+        return jax.lax.fori_loop(0, 16, step, x_BD)
+
+    x_BD = jnp.full((rows, D), 1e-3)
+    return lambda: run(weights, x_BD).block_until_ready()
+
+
+def bench_batching(shape: str) -> Iterator[Result]:
+    """64 requests of 8 to 256 tokens over 8 slots, against batches of 8 that end with their longest."""
+    import numpy as np
+
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.requests import Request
+    from llm_jax.generate.settings import Sampler
+
+    model, params = make(shape)
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(random_prompt(rng, 20, 500), int(2 ** rng.uniform(3, 8)), Sampler(0), choice=i) for i in range(64)
+    ]
+    engine = Engine(model, params, n_slots=8, context=512)
+
+    def static() -> None:
+        for i in range(0, 64, 8):
+            engine.run(requests[i : i + 8])
+
+    best = fastest({'continuous': lambda: engine.run(requests), 'static': static}, rounds=3)
+    tokens = sum(request.max_new_tokens for request in requests)
+    note = f'{tokens / best["continuous"]:.0f} tokens/s'
+    yield Result(f'{shape}: continuous over static batches', best['static'] / best['continuous'], 1.6, True, note)
+
+
+def bench_compilations(shape: str) -> Iterator[Result]:
+    """300 random requests after a warm-up of all lengths."""
+    import jax
+    import numpy as np
+
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.requests import Request
+    from llm_jax.generate.settings import Sampler
+
+    model, params = make(shape)
+    context, V = 512, model.config.vocab_size
+    engine = Engine(model, params, n_slots=4, context=context, prefix_tokens=4096)
+    rng = np.random.default_rng(0)
+
+    def sampler() -> Sampler:
+        return Sampler(
+            float(rng.uniform(0, 2)), int(rng.integers(0, 100)), float(rng.uniform(0.1, 1)), float(rng.uniform(0, 0.5)),
+            float(rng.uniform(0.1, 1)), float(rng.uniform(0.8, 1.5)), float(rng.normal()), float(rng.normal()),
+            {int(i): float(rng.normal()) for i in rng.integers(0, V, rng.integers(0, 20))},
+        )  # fmt: skip
+
+    def request(n: int) -> Request:
+        return Request(
+            random_prompt(rng, n, V), int(min(context - n, rng.integers(1, 120))), sampler(),
+            seed=int(rng.integers(2**32)),
+            alternatives=int(rng.integers(0, 20)), stop_ids=rng.integers(0, V, 3).tolist(),
+        )  # fmt: skip
+
+    start = clock()
+    engine.warm_up()
+    warm = clock() - start
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith('backend_compile_duration') else None
+    )
+    rows = [engine.submit(request(int(rng.integers(1, context)))) for _ in range(300)]
+    while not engine.is_idle:
+        engine.step()
+        if rng.random() < 0.1:
+            engine.cancel(rows[rng.integers(len(rows))])
+    note = f'warm-up {warm:.0f} s of CPU'
+    yield Result(f'{shape}: compilations of 300 random requests', len(compiled), 0, False, note)
+
+
+def bench_prefix(shape: str) -> Iterator[Result]:
+    """Time to the first token of the second turn of a chat, of 1,024 tokens where they fit, against a cold start."""
+    import numpy as np
+
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.requests import Request
+    from llm_jax.generate.settings import Sampler
+
+    model, params = make(shape)
+    rng, V = np.random.default_rng(0), model.config.vocab_size
+    engine = Engine(model, params, n_slots=1, prefix_tokens=65_536)
+    n = min(964, model.config.max_seq_len // 2)
+    times, computed = {'cold': float('inf'), 'warm': float('inf')}, 0
+
+    def first_token(prompt: list[int]) -> tuple[float, Any]:
+        start, row = clock(), engine.submit(Request(prompt, 60, Sampler(0)))
+        while not row.tokens:
+            engine.step()
+        seconds = clock() - start
+        while not engine.is_idle:
+            engine.step()
+        return seconds, row
+
+    for turn in range(ROUNDS):
+        prompt = random_prompt(rng, n, V)
+        cold, row = first_token(prompt)
+        again = [*prompt, *row.tokens, *random_prompt(rng, 20, V)]
+        warm, second = first_token(again)
+        computed = max(computed, len(again) - second.n_reused)
+        if turn:
+            times = {'cold': min(times['cold'], cold), 'warm': min(times['warm'], warm)}
+    note = f'{computed} tokens computed of {len(again)}'
+    yield Result(f'{shape}: first token of a second turn over cold', times['warm'] / times['cold'], 0.25, False, note)
+    yield Result(f'{shape}: tokens computed past the new ones', computed - 20, 64, False)
+
+
+def bench_guesses(shape: str) -> Iterator[Result]:
+    """Looked up guesses on a text that repeats itself, and on one that does not."""
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.requests import Request
+    from llm_jax.generate.settings import Sampler
+    from llm_jax.generate.speculate import Speculation
+
+    model, params = make(shape)
+    context = min(512, model.config.max_seq_len)
+    samplers = {'repeats': Sampler(0, frequency_penalty=-5.0), 'does not': Sampler(1.0)}
+    for name, bar in (('repeats', 1.4), ('does not', 0.95)):
+        requests = [Request([5, 6, 7, 8] * 8, 200, samplers[name], seed=3)]
+        engines = {
+            kind: Engine(model, params, n_slots=1, context=context, speculation=speculation)
+            for kind, speculation in (('plain', None), ('guesses', Speculation()))
+        }
+        tokens = {kind: engine.run(requests)[0].tokens for kind, engine in engines.items()}
+        if tokens['plain'] != tokens['guesses']:
+            raise ConfigError('guesses changed the tokens; please report this')
+        best = fastest({kind: functools.partial(engine.run, requests) for kind, engine in engines.items()}, rounds=4)
+        yield Result(f'{shape}: guesses where text {name}', best['plain'] / best['guesses'], bar, True)
+
+
+def bench_memory(shape: str, n: int = 10_000) -> Iterator[Result]:
+    """Memory of the process over many requests."""
+    import numpy as np
+
+    from llm_jax.generate.engine import Engine
+    from llm_jax.generate.requests import Request
+
+    model, params = make(shape)
+    engine = Engine(model, params, n_slots=16, context=128, prefix_tokens=2048)
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> None:
+        for _ in range(0, count, 100):
+            engine.run(Request(random_prompt(rng, 8, 500), 8, seed=int(rng.integers(2**32))) for _ in range(100))
+
+    some(n // 5)
+    gc.collect()
+    before = _resident()
+    some(n - n // 5)
+    gc.collect()
+    after = _resident()
+    note = f'{before / 2**20:.0f} MiB after {n // 5} requests, {after / 2**20:.0f} after {n}'
+    yield Result(f'{shape}: memory after {n} requests over before', after / before, 1.02, False, note)
+
+
+def _resident() -> int:
+    """Bytes of memory of this process."""
+    status = pathlib.Path('/proc/self/statm')
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+BENCHES = {
+    'step': (bench_step, '110m'),
+    'batching': (bench_batching, '25m'),
+    'compilations': (bench_compilations, '25m'),
+    'prefix': (bench_prefix, '25m'),
+    'guesses': (bench_guesses, '25m'),
+    'memory': (bench_memory, 'tiny'),
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='bench_decode', description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        '--only', action='append', choices=list(BENCHES), help='one of them; may be given several times'
+    )
+    parser.add_argument('--shape', choices=list(SHAPES), help='of the model; default: that of each benchmark')
+    parser.add_argument('--json', metavar='FILE', help='write one JSON object a row')
+    cli.add_debug(parser)
+    args = parser.parse_args(argv)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table('', 'ratio', 'bar', 'holds', 'figures')
+    results = []
+    for name in args.only or BENCHES:
+        bench, shape = BENCHES[name]
+        for result in bench(args.shape or shape):
+            sign = '≥' if result.at_least else '≤'
+            table.add_row(
+                result.name,
+                f'{result.ratio:.3g}',
+                f'{sign} {result.bar:g}',
+                'yes' if result.holds else 'no',
+                result.note,
+            )
+            results.append(result)
+            print(f'{result.name}: {result.ratio:.3g}', file=sys.stderr, flush=True)
+    Console().print(table)
+    if args.json:
+        lines = [json.dumps(dataclasses.asdict(one) | {'holds': one.holds}) + '\n' for one in results]
+        pathlib.Path(args.json).write_text(''.join(lines))
+
+
+if __name__ == '__main__':
+    cli.run(main, sys.argv[1:])
