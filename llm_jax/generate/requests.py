@@ -10,6 +10,11 @@ import numpy as np
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.settings import Sampler
 
+NOT_NUMBERS = (
+    'the logits are not finite, so no token can be drawn: the weights hold NaN or infinities, or they overflow '
+    'model.dtype; take another checkpoint, or model.dtype = float32'
+)
+
 
 class Finish(enum.StrEnum):
     """Reason why a row ended."""

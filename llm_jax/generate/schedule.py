@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.prefix import PAGE, PrefixTree
-from llm_jax.generate.requests import Finish, Row
+from llm_jax.generate.requests import NOT_NUMBERS, Finish, Row
 
 # Tokens drawn by one program: while rows wait for a slot, few, so that one that ends is replaced soon.
 BLOCK, BUSY_BLOCK = 16, 8
@@ -297,11 +297,7 @@ def _append(row: Row, token: int, drawn: Results, at: tuple[int, int]) -> None:
     """Adds a token, drawn at (slot, index), to a row, or its end."""
     request, log_prob = row.request, float(drawn.log_probs_BN[at])
     if token == NOT_FINITE:
-        row.finish = Finish.ERROR
-        row.error = (
-            'the logits are not finite, so no token can be drawn: the weights hold NaN or infinities, or they '
-            'overflow model.dtype; take another checkpoint, or model.dtype = float32'
-        )
+        row.finish, row.error = Finish.ERROR, NOT_NUMBERS
         return
     if token in request.stop_ids:
         row.finish, row.end_log_prob = Finish.STOP_ID, log_prob
