@@ -24,13 +24,18 @@ def trained():
 
 
 @functools.cache
-def log_probs(prompt, vocab_size):
-    """float[vocab_size] after a prompt, by the whole model."""
+def forward(model):
+    return jax.jit(model.apply)
+
+
+@functools.cache
+def log_probs(tokens, vocab_size=V):
+    """float[L, vocab_size] after each of some tokens, by the whole model."""
     model, params = trained()
-    tokens = np.zeros((1, 16), np.int32)
-    tokens[0, : len(prompt)] = prompt
-    logits = jax.jit(model.apply)({'params': params}, tokens)[0, len(prompt) - 1, :vocab_size]
-    return np.asarray(jax.nn.log_softmax(logits), np.float64)
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    logits = np.asarray(forward(model)({'params': params}, padded)[0, : len(tokens), :vocab_size], np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def every_text(prompt, vocab_size, stop, length, penalty):
@@ -41,7 +46,7 @@ def every_text(prompt, vocab_size, stop, length, penalty):
             ends = text[-1] == stop
             if stop in text[:-1] or (n < length and not ends):
                 continue
-            total = sum(log_probs((*prompt, *text[:i]), vocab_size)[token] for i, token in enumerate(text))
+            total = sum(log_probs((*prompt, *text[:i]), vocab_size)[-1, token] for i, token in enumerate(text))
             found.append((total / n**penalty, list(text[:-1] if ends else text), ends))
     return sorted(found, reverse=True)
 
@@ -81,19 +86,17 @@ def expected():
 
 
 def test_scores_are_those_of_the_model(expected):
-    model, params = trained()
     assert {one.finish for row in expected for one in row} == {Finish.STOP_ID, Finish.LENGTH}
     for prompt, row in zip(PROMPTS, expected, strict=True):
         assert len(row) == 4 and [one.score for one in row] == sorted((one.score for one in row), reverse=True)
         for one in row:
-            logits = model.apply({'params': params}, np.array([[*prompt, *one.tokens]]))[0, len(prompt) - 1 :]
-            every = np.asarray(jax.nn.log_softmax(logits))
-            total = sum(every[i, token] for i, token in enumerate(one.tokens))
+            after = log_probs((*prompt, *one.tokens))[len(prompt) - 1 :]
+            total = sum(after[i, token] for i, token in enumerate(one.tokens))
             if one.finish is Finish.LENGTH:
                 assert len(one.tokens) == 20
                 assert np.isclose(one.score, total / 20, rtol=1e-4)
             else:
-                ends = [(total + every[len(one.tokens), stop]) / (len(one.tokens) + 1) for stop in STOPS]
+                ends = (total + after[len(one.tokens), STOPS]) / (len(one.tokens) + 1)
                 assert np.isclose(ends, one.score, rtol=1e-4).any()
 
 
