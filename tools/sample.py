@@ -1,8 +1,11 @@
 """Sample from a trained model: sample runs/quickstart --prompt "def " [--num_samples 3 ...]"""
 
+import argparse
+import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 from llm_jax.config import cli
 from llm_jax.config.schema import ConfigError
@@ -25,6 +28,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--stop', action='append', default=[], help='text that ends a sample; may be given several times'
     )
+    parser.add_argument('--json_schema', metavar='FILE', help='a file with the JSON schema that each sample follows')
+    parser.add_argument('--regex', help='a regular expression that each sample matches as a whole')
+    parser.add_argument('--choice', action='append', default=[], help='a text that a sample may be; give several')
+    parser.add_argument('--grammar', metavar='FILE', help='a file with the grammar of each sample, as of Lark or GBNF')
     parser.add_argument(
         '--speculate',
         metavar='HOW',
@@ -35,8 +42,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     args = parser.parse(argv)
     prompts = read_prompts(args.prompt, args.prompt_file)
+    kind, rules = read_rules(args)
 
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once
+    from llm_jax.generate.constrain import Grammars
     from llm_jax.generate.settings import Sampler
     from llm_jax.generate.speculate import Speculation
     from llm_jax.runs import load
@@ -49,6 +58,7 @@ def main(argv: list[str]) -> None:
         args.max_new_tokens = (
             100 if args.slide else min(100, max(1, text.room(loaded.model, loaded.tokenizer, prompts)))
         )
+    constraint = getattr(Grammars(loaded.tokenizer), kind)(rules).start if kind else None
     speculation = {}
     if args.speculate == 'lookup':
         speculation = {'speculation': Speculation()}
@@ -60,7 +70,7 @@ def main(argv: list[str]) -> None:
     blocks = text.stream(
         loaded.model, loaded.params, loaded.tokenizer, rows,
         max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
-        slide=args.slide, stop=args.stop, **speculation,
+        slide=args.slide, stop=args.stop, constraint=constraint, **speculation,
     )  # fmt: skip
 
     alone = len(rows) == 1
@@ -100,17 +110,44 @@ def read_prompts(texts: list[str], files: list[str]) -> list[str]:
       ConfigError: a prompt or a file that is not UTF-8 text. A missing file is an OSError.
     """
     prompts = list(texts)
-    for file in files:
-        try:
-            prompts.append(pathlib.Path(file).read_bytes().decode())
-        except UnicodeDecodeError as error:
-            raise ConfigError(f'--prompt_file {file} is not UTF-8 text: {error}') from error
+    prompts += [read_text(file, '--prompt_file') for file in files]
     for prompt in texts:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f'--prompt {prompt!r} is not UTF-8 text: {error}') from error
     return prompts or ['']
+
+
+def read_rules(args: argparse.Namespace) -> tuple[str, Any]:
+    """The constraint of the command line: the method of `Grammars` that makes it and its argument; ('', None) if none.
+
+    Raises:
+      ConfigError: several of them, or a file that is not UTF-8, or not JSON where it is to be. A missing file is
+        an OSError.
+    """
+    given = {name: getattr(args, name) for name in ('json_schema', 'regex', 'choice', 'grammar')}
+    given = {name: value for name, value in given.items() if value not in (None, [])}
+    if len(given) > 1:
+        raise ConfigError(f'{" and ".join(f"--{name}" for name in given)} exclude each other; give one of them')
+    for name, value in given.items():
+        if name not in ('json_schema', 'grammar'):
+            return name, value
+        text = read_text(value, f'--{name}')
+        if name == 'grammar':
+            return name, text
+        try:
+            return name, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f'--json_schema {value} is not JSON: {error}') from error
+    return '', None
+
+
+def read_text(file: str, flag: str) -> str:
+    try:
+        return pathlib.Path(file).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f'{flag} {file} is not UTF-8 text: {error}') from error
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
 from llm_jax.generate import blocks, decode, pages, schedule, slots
 from llm_jax.generate.prefix import PAGE
-from llm_jax.generate.requests import Finish, Request, Row, Watcher, check_request
+from llm_jax.generate.requests import Constraint, Finish, Request, Row, Watcher, check_request
 from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
 from llm_jax.generate.speculate import Speculation, check_draft
 from llm_jax.nn.transformer import Transformer
@@ -244,7 +244,8 @@ class Engine:
             return self._all_allowed
         allowed = self._all_allowed.copy()
         for slot, constraint in constrained.items():
-            allowed[slot] = constraint.allowed()
+            words_W = constraint.allowed()
+            allowed[slot, : len(words_W)], allowed[slot, len(words_W) :] = words_W, 0
         return allowed
 
 
@@ -260,6 +261,7 @@ def stream(
     vocab_size: int | None = None,
     slide: bool = False,
     watchers: Sequence[Watcher] = (),
+    constraints: Sequence[Constraint] = (),
     speculation: Speculation | None = None,
     draft_params: Any = None,
 ) -> Iterator[list[list[int]]]:
@@ -283,6 +285,7 @@ def stream(
       slide: whether to go past model.max_seq_len; there each token is drawn from a forward pass
         over the last max_seq_len ones, without a cache, so that it takes many times as long.
       watchers: one for each prompt, which sees the tokens and may end the row; none if empty.
+      constraints: one for each prompt, which allows its tokens; none if empty.
       speculation: as of `Engine`.
       draft_params: as of `Engine`.
 
@@ -293,7 +296,7 @@ def stream(
     Raises:
       ConfigError: an empty or unknown prompt, or, without `slide`, one that max_new_tokens takes
         past model.max_seq_len; raised by the call, not by the first step of the iteration. By
-        that: logits that are no numbers.
+        that: logits that are no numbers, or a constraint that nothing can follow.
     """
     if not prompts:
         return iter(())
@@ -308,7 +311,14 @@ def stream(
     )  # fmt: skip
     shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids), 'seed': seed}
     requests = {
-        i: Request(prompt, max_new_tokens, choice=i, watcher=watchers[i] if watchers else None, **shared)
+        i: Request(
+            prompt,
+            max_new_tokens,
+            choice=i,
+            watcher=watchers[i] if watchers else None,
+            constraint=constraints[i] if constraints else None,
+            **shared,
+        )
         for i, prompt in enumerate(prompts)
     }
     if slide and longest + max_new_tokens > most:

@@ -10,6 +10,11 @@ import numpy as np
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.settings import Sampler
 
+NOT_NUMBERS = (
+    'the logits are not finite, so no token can be drawn: the weights hold NaN or infinities, or they overflow '
+    'model.dtype; take another checkpoint, or model.dtype = float32'
+)
+
 
 class Finish(enum.StrEnum):
     """Reason why a row ended."""
@@ -25,11 +30,18 @@ class Constraint(Protocol):
     """Tells which tokens may come next."""
 
     def allowed(self) -> np.ndarray:
-        """Returns bits of the ids that may come next, uint32[ceil(V / 32)], least significant bit first."""
+        """Returns bits of the ids that may come next, uint32[ceil(V / 32)], least significant bit first.
+
+        V may be less than that of the model: ids past it, which pad its embedding, may not come.
+        """
         ...
 
     def advance(self, token: int) -> None:
-        """Takes the next token."""
+        """Takes the next token.
+
+        Raises:
+          ConfigError: nothing can follow; it ends the row as an error.
+        """
         ...
 
     def is_complete(self) -> bool:
@@ -151,6 +163,10 @@ def check_request(
         raise ConfigError(f'stop_ids has {len(request.stop_ids)} tokens; {max_stop_ids} are the most')
     if not 0 <= request.alternatives <= max_alternatives:
         raise ConfigError(f'alternatives = {request.alternatives} must be from 0 to {max_alternatives}')
+    if request.constraint and (words := len(request.constraint.allowed())) > -(-vocab_size // 32):
+        raise ConfigError(
+            f'the constraint allows ids up to {words * 32 - 1}, but the model knows 0 to {vocab_size - 1}'
+        )
     bias = max(request.sampler.logit_bias, default=0)
     if bias >= vocab_size:
         raise ConfigError(f'logit_bias has token {bias}, but the model knows 0 to {vocab_size - 1}')

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.generate.prefix import PAGE, PrefixTree
-from llm_jax.generate.requests import Finish, Row
+from llm_jax.generate.requests import NOT_NUMBERS, Finish, Row
 
 # Tokens drawn by one program: while rows wait for a slot, few, so that one that ends is replaced soon.
 BLOCK, BUSY_BLOCK = 16, 8
@@ -178,7 +179,7 @@ class Schedule:
         for slot, row in enumerate(self.slots):
             if row and (row.finish is not None or self._ends_by_itself(row)):
                 self.slots[slot], row.slot = None, None
-                if row.finish in (Finish.CANCELLED, Finish.STOP):  # which the device does not know of
+                if row.finish not in (Finish.STOP_ID, Finish.LENGTH):  # which the device does not know of
                     entering[slot] = None
         loads = []
         while self.waiting and (free := self._free_slots()):
@@ -296,11 +297,7 @@ def _append(row: Row, token: int, drawn: Results, at: tuple[int, int]) -> None:
     """Adds a token, drawn at (slot, index), to a row, or its end."""
     request, log_prob = row.request, float(drawn.log_probs_BN[at])
     if token == NOT_FINITE:
-        row.finish = Finish.ERROR
-        row.error = (
-            'the logits are not finite, so no token can be drawn: the weights hold NaN or infinities, or they '
-            'overflow model.dtype; take another checkpoint, or model.dtype = float32'
-        )
+        row.finish, row.error = Finish.ERROR, NOT_NUMBERS
         return
     if token in request.stop_ids:
         row.finish, row.end_log_prob = Finish.STOP_ID, log_prob
@@ -312,7 +309,11 @@ def _append(row: Row, token: int, drawn: Results, at: tuple[int, int]) -> None:
         ids, log_probs = drawn.top_ids_BNA[at][:n].tolist(), drawn.top_log_probs_BNA[at][:n].tolist()
         row.top.append(list(zip(ids, log_probs, strict=True)))
     if request.constraint:
-        request.constraint.advance(token)
+        try:
+            request.constraint.advance(token)
+        except ConfigError as error:
+            row.finish, row.error = Finish.ERROR, str(error)
+            return
         if request.constraint.is_complete():
             row.finish = Finish.STOP
     if request.watcher and request.watcher.push(token):

@@ -1,9 +1,10 @@
 """Text in, text out: prompts are documents that have begun, and BOS or EOS ends them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llm_jax.generate import engine
+from llm_jax.generate.requests import Constraint
 from llm_jax.generate.stops import StopText
 from llm_jax.nn.transformer import Transformer
 from llm_jax.tokenizer import StreamDecoder, Tokenizer
@@ -19,7 +20,7 @@ def complete(
       params: its parameters.
       tokenizer: tokenizer that it was trained with.
       prompts: text; '' begins a document from nothing. For several samples, repeat a prompt.
-      **options: `stop`, and options of `engine.stream`: max_new_tokens, sampler, seed, slide.
+      **options: `stop`, `constraint`, and options of `engine.stream`: max_new_tokens, sampler, seed, slide.
 
     Raises:
       ConfigError: as `engine.stream`.
@@ -37,16 +38,19 @@ def stream(
     prompts: Sequence[str],
     *,
     stop: Sequence[str] = (),
+    constraint: Callable[[bool], Constraint] | None = None,
     **options: Any,
 ) -> Iterator[list[tuple[str, int]]]:
     """Yields (new text, its number of tokens) of each prompt as it is decoded; otherwise as `complete`.
 
     The texts of a prompt, joined, are what `complete` returns. `stop` has strings that end a text, and are not part
-    of it.
+    of it. `constraint` makes the constraint of each text, and is told whether a prompt comes before: `Grammar.start`.
     """
     texts = [StopText(StreamDecoder(tokenizer, continues=bool(p)), stop) for p in prompts]
     # Ids past the tokenizer's vocabulary pad the embedding and have no text.
     limits = {'stop_ids': [tokenizer.bos_id, *tokenizer.eos_ids], 'vocab_size': tokenizer.vocab_size}
+    if constraint:
+        options['constraints'] = [constraint(bool(p)) for p in prompts]
     return _read(engine.stream(model, params, _encode(tokenizer, prompts), watchers=texts, **limits, **options), texts)
 
 
