@@ -66,41 +66,73 @@ _PRIVATE_KEY = re.compile(
 _URL_PASSWORD = re.compile(r'://[^\s/:@"\'<>]{0,64}:([^\s/@"\'<>{}$]{3,128})@(?=[\w\[])')
 _HEADER = re.compile(r'(?:Bearer (?=\S*\d)|[Bb]asic (?=\S*[=0-9]))([\w+/.~-]{16,}={0,2})')
 _VALUE = re.compile(
-    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*(?:[rbuf]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
+    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*(?:[rbufLN@$]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
     re.M,
 )
-# Where a name and its value are not joined by '=' or ':'.
-_ELSEWHERE = (
-    # <password>...</password>
-    re.compile(r'<([\w.:-]{2,60})(?:\s[^<>]{0,200})?>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</\1>'),
-    # name="password" value="..."
-    re.compile(r'(?:name|key|id)=["\']([\w.:-]{2,60})["\'][^<>\n]{0,80}?\svalue=["\'](?P<secret>[^\s"\']{8,200})["\']'),
-    # IDENTIFIED BY '...', PASSWORD '...'
-    re.compile(
-        r'\b(?:IDENTIFIED\s(?:WITH\s\S{1,40}\s)?(?:BY|AS)|PASSWORD)(?:\s*\(|\s)\s*(?:PASSWORD\s)?([\'"])(?P<secret>[^\s\'"]{8,200})\1',
-        re.I,
-    ),
-    # --password=..., --token ..., -u user:...
-    re.compile(r'(?<![\w-])--?([\w-]{2,40})[= ](["\']?)(?P<secret>[^\s"\']{8,200})\2(?=[\s;|&]|$)'),
-    re.compile(r'(?<![\w-])(?:-u|--user)[= ]?["\']?[\w.@-]{1,64}:(?P<secret>[^\s"\']{8,200})'),
-    # auth=('user', '...'), login('user', '...')
-    re.compile(
-        r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}'
-        r'(?:\w+=)?(["\'])(?P<secret>[^\s"\']{8,200})\2',
-        re.I,
-    ),
-)
-# Those whose first group is a name that has to say that a secret follows.
-_NAMED = _ELSEWHERE[:2] + _ELSEWHERE[3:4]
-# One of these stands in the text wherever one of those does.
-_HINT = re.compile(r'</|value=|identified\s|password[\s(]|-u|--|auth|credential|login', re.I)
+# Where a name and its value are not joined by '=' or ':'. What has to stand in the text, in lower case -> the secret,
+# and the name that has to say that it is one where the group 'name' is there.
+_QUOTED = r'(?P<q>["\'`])(?P<secret>[^\s"\'`]{8,200})(?P=q)'
+_BARE = r'(?P<q>["\']?)(?P<secret>[^\s"\'<>]{8,200})(?P=q)'
+_ELSEWHERE = tuple(
+    (hints, re.compile(pattern, re.I | re.M))
+    for hints, pattern in (
+        # <password>...</password>, <entry name="password">...</entry>
+        (('</',), r'<(?P<name>[\w.:-]{2,60})(?:\s[^<>]{0,200})?>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</(?P=name)>'),
+        (('</',), r'(?:name|key|id)=["\'](?P<name>[\w.:-]{2,60})["\'][^<>\n]{0,80}>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</'),
+        # name="password" value="...", "name": "password", "value": "...", and on two lines of YAML
+        (('value',), r'\b(?:name|key|id)["\']?\s?[=:]\s{0,2}["\']?(?P<name>[\w.:-]{2,60})["\']?[^<>\w]{1,60}\bvalue["\']?\s?[=:]\s{0,2}' + _BARE),
+        # password: >-
+        (('|\n', '>\n', '|-', '>-'), r'^[ \t-]*["\']?(?P<name>[\w.-]{2,60})["\']?:[ \t]+[|>][+-]?[ \t]*\n[ \t]+(?P<secret>\S{8,200})[ \t]*$'),
+        # Server=a;Password=...;
+        ((';',), r';\s?(?P<name>password|pwd|\w{1,20}key)\s?=\s?(?P<secret>[^\s;"\'<>]{8,200})(?=[;"\'<\s]|$)'),
+        # IDENTIFIED BY '...', PASSWORD '...'
+        (
+            ('identified', 'password'),
+            r'\b(?:IDENTIFIED\s(?:WITH\s\S{1,40}\s)?(?:BY|AS)|PASSWORD)(?:\s*\(|\s)\s*(?:PASSWORD\s)?N?' + _QUOTED,
+        ),
+        # ENV PASSWORD ..., A=1 PASSWORD=... psql
+        (('env ',), r'^[ \t]*ENV[ \t]+(?P<name>\w{2,60})[ \t]+' + _BARE + r'[ \t]*$'),
+        (('=',), r'(?-i:(?P<name>[A-Z](?<!\S.)[A-Z0-9_]{2,60}))=' + _BARE + r'(?=[ \t\\;]|$)'),
+        # --password=..., --token ..., -u user:..., -p... of those tools where it is a password
+        (('--',), r'-(?<![\w-]-)-?(?P<name>[\w-]{2,40})[= ]' + _BARE + r'(?=[\s;|&]|$)'),
+        ((' -u', '--user'), r'-(?<![\w-]-)(?:u|-user)[= ]?["\']?[\w.@-]{1,64}:(?P<secret>[^\s"\']{8,200})'),
+        (('mysql', 'mariadb'), r'\b(?:mysql|mariadb)\w*[ \t][^\n|;]{0,200}?-p(?P<secret>[^\s"\'|;]{8,200})'),
+        (('sshpass', 'redis-cli', ' login '), r'\b(?:sshpass|redis-cli|\w+[ \t]login)[ \t](?:[^\n|;]{0,200}?[ \t])?-[ap][ \t]?' + _BARE),
+        (('machine',), r'\bmachine\s+\S+\s+login\s+\S+\s+password\s+(?P<secret>\S{8,200})'),
+        # //registry.npmjs.org/:_authToken=...
+        (('//',), r'^//\S{1,200}:_?(?P<name>\w{2,30})[ \t]?=[ \t]?' + _BARE),
+        # "X-Api-Key: ..."
+        (('key:', 'token:'), r'["\'](?P<name>[\w-]{2,40}):[ \t]?(?P<secret>[^\s"\']{8,200})["\']'),
+        # define('PASSWORD', '...')
+        (('",', "',", '`,'), r'\(\s{0,8}["\'`](?P<name>[\w.:-]{2,60})["\'`],\s{0,8}' + _QUOTED),
+        # auth=('user', '...'), login('user', '...')
+        (
+            ('auth=(', 'auth = (', 'auth(', 'credential', 'login(', 'authenticate('),
+            r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}'
+            r'(?:\w+=)?' + _QUOTED,
+        ),
+        # The password is ...
+        (
+            ('password is', 'password was', 'passphrase is', 'token is', ' key is'),
+            r'\b(?P<name>password|passphrase|token|(?:api|access|secret) key) (?:is|was) ["\'`]?'
+            r'(?-i:(?=\S*[a-z])(?=\S*[A-Z])(?=\S*[0-9]))(?P<secret>[^\s"\'`<>]{7,200}[^\s"\'`<>.,;!?)])',
+        ),
+    )
+)  # fmt: skip
+# INSERT INTO users (name, password) VALUES ('a', '...'), ('b', '...')
+_INSERT = re.compile(r'\binsert\s+into\s+\S{1,80}\s*\(([^()]{1,2000})\)\s*values\s*', re.I)
+_ROW = re.compile(r"\s*,?\s*\(((?:[^()']|'(?:[^']|'')*'|\([^()]*\)){1,4000})\)")
+_CELL = re.compile(r"\s*N?'((?:[^']|'')*)'|[^,]+", re.I)
+# Without one of these there is no such name, and none of the tools that take a password.
+_WORDS = ('pass', 'pwd', 'secret', 'token', 'key', 'credential', 'auth', 'login', 'identified', '-u', 'mysql', 'mariadb',
+          'redis-cli')  # fmt: skip
 # Languages in which a value needs no quotation marks.
 SETTINGS = frozenset((
     'yaml', 'ini', 'toml', 'dockerfile', 'xml', 'properties', 'bash', 'batchfile', 'powershell', 'makefile', 'text', '',
 ))  # fmt: skip
 _NAME = re.compile(
-    r'(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|api_?key|apikey|access_?key|private_?key|auth_?key|'
-    r'client_?secret|secret_?key|signing_?key|encryption_?key|account_?key|credential)s?(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
+    r'(?:passw(?:or)?d|passphrase|passwd|(?<![a-z])pass|pwd|secret|token|(?:api|access|private|auth)[_-]?key|'
+    r'client_?secret|(?:secret|signing|encryption|account)[_-]?key|credential)s?(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
     r'["\'\])]*[ \t]*(?::[ \t]*\w+[ \t]*)?$',
     re.I,
 )
@@ -127,8 +159,7 @@ def secrets(text: str, code: bool) -> Iterator[tuple[int, int]]:
       code: whether an unquoted value is an expression; it is not in files of settings (`SETTINGS`).
     """
     yield from _tokens(text)
-    if _HINT.search(text):
-        yield from _elsewhere(text)
+    yield from _elsewhere(text)
     for match in _VALUE.finditer(text):
         quoted = match[2] is not None
         name = _NAME.search(text, max(0, match.start() - 40), match.start())
@@ -137,10 +168,27 @@ def secrets(text: str, code: bool) -> Iterator[tuple[int, int]]:
 
 
 def _elsewhere(text: str) -> Iterator[tuple[int, int]]:
-    for pattern in _ELSEWHERE:
-        for match in pattern.finditer(text):
-            if (pattern not in _NAMED or _NAME.search(match[1])) and _is_secret(match['secret']):
-                yield match.span('secret')
+    lower = text.lower()
+    if not any(word in lower for word in _WORDS):
+        return
+    for hints, pattern in _ELSEWHERE:
+        if any(hint in lower for hint in hints):
+            for match in pattern.finditer(text):
+                if _says_secret(match.groupdict().get('name')) and _is_secret(match['secret']):
+                    yield match.span('secret')
+    for match in _INSERT.finditer(text) if 'insert' in lower else ():
+        secret = [_says_secret(column.strip().strip('"`[]')) for column in match[1].split(',')]
+        row = _ROW.match(text, match.end()) if any(secret) else None
+        while row:
+            for is_secret, cell in zip(secret, _CELL.finditer(text, *row.span(1)), strict=False):
+                if is_secret and cell[1] and len(cell[1]) >= 8 and _is_secret(cell[1]):
+                    yield cell.span(1)
+            row = _ROW.match(text, row.end())
+
+
+def _says_secret(name: str | None) -> bool:
+    """Tells whether what has this name is a secret; it is where no name has to say so."""
+    return name is None or _NAME.search(name) is not None
 
 
 def _tokens(text: str) -> Iterator[tuple[int, int]]:
@@ -174,7 +222,7 @@ def _is_setting(text: str, at: int, code: bool) -> bool:
     line = text[text.rfind('\n', 0, at) + 1 : at]
     if code:  # there, an unquoted value is an expression
         return text[at] == '=' and re.fullmatch(r'\s*(?:export |ENV |ARG |set )?[A-Z][A-Z0-9_]*', line) is not None
-    return re.fullmatch(r'\s*(?:export |set |ENV |ARG |-\s)?["\']?[\w. -]{1,40}["\']?', line) is not None
+    return re.fullmatch(r'\s*(?:export |set |ENV |ARG |-\s)?["\']?[\w./:@ -]{1,80}["\']?', line) is not None
 
 
 def entropy(text: str) -> float:
