@@ -3,10 +3,11 @@
 Three ways to know one:
   - its own form: the issuers of tokens give them prefixes so that they can be found;
   - a private key in PEM armour, a token in an Authorization header, a password in a URL;
-  - a value that is assigned to a name such as `password` or `api_key` and looks as if nobody
-    had chosen its letters: at least `_MIN_ENTROPY` bits a character and a mixture of classes.
+  - a value that is given to a name such as `password` or `api_key` (by an assignment, an element of XML,
+    an option of a command, a statement of SQL and the other forms of `_ELSEWHERE`) and looks as if nobody
+    had chosen its letters: at least `_MIN_ENTROPY` bits a character, and neither a word nor a path.
 Left: what stands for a secret (changeme, <YOUR_KEY>, xxxx, ${TOKEN}), public keys and certificates,
-names, paths and calls.
+names, words of any language, paths and calls.
 """
 
 from collections import Counter
@@ -66,23 +67,33 @@ _PRIVATE_KEY = re.compile(
 _URL_PASSWORD = re.compile(r'://[^\s/:@"\'<>]{0,64}:([^\s/@"\'<>{}$]{3,128})@(?=[\w\[])')
 _HEADER = re.compile(r'(?:Bearer (?=\S*\d)|[Bb]asic (?=\S*[=0-9]))([\w+/.~-]{16,}={0,2})')
 _VALUE = re.compile(
-    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*(?:[rbufLN@$]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
+    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*'
+    r'(?:[rbufLN@$]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
     re.M,
 )
-# Where a name and its value are not joined by '=' or ':'. What has to stand in the text, in lower case -> the secret,
-# and the name that has to say that it is one where the group 'name' is there.
+# Where a name and its value are not joined by '=' or ':', or are not alone on their line.
 _QUOTED = r'(?P<q>["\'`])(?P<secret>[^\s"\'`]{8,200})(?P=q)'
-_BARE = r'(?P<q>["\']?)(?P<secret>[^\s"\'<>]{8,200})(?P=q)'
+_BARE = r'(?P<q>["\']?)(?P<secret>[^\s"\'`<>]{8,200})(?P=q)'
+_IN_MARKUP = r'>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</'
+# One of these stands in the text, in lower case -> the secret, and perhaps the 'name' that has to call it one.
 _ELSEWHERE = tuple(
     (hints, re.compile(pattern, re.I | re.M))
     for hints, pattern in (
-        # <password>...</password>, <entry name="password">...</entry>
-        (('</',), r'<(?P<name>[\w.:-]{2,60})(?:\s[^<>]{0,200})?>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</(?P=name)>'),
-        (('</',), r'(?:name|key|id)=["\'](?P<name>[\w.:-]{2,60})["\'][^<>\n]{0,80}>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</'),
-        # name="password" value="...", "name": "password", "value": "...", and on two lines of YAML
-        (('value',), r'\b(?:name|key|id)["\']?\s?[=:]\s{0,2}["\']?(?P<name>[\w.:-]{2,60})["\']?[^<>\w]{1,60}\bvalue["\']?\s?[=:]\s{0,2}' + _BARE),
-        # password: >-
-        (('|\n', '>\n', '|-', '>-'), r'^[ \t-]*["\']?(?P<name>[\w.-]{2,60})["\']?:[ \t]+[|>][+-]?[ \t]*\n[ \t]+(?P<secret>\S{8,200})[ \t]*$'),
+        # <password>...</password>
+        (('</',), r'<(?P<name>[\w.:-]{2,60})(?:\s[^<>]{0,200})?' + _IN_MARKUP + r'(?P=name)>'),
+        # <entry name="password">...</entry>
+        (('</',), r'(?:name|key|id)=["\'](?P<name>[\w.:-]{2,60})["\'][^<>\n]{0,80}' + _IN_MARKUP),
+        # name="password" value="...", "name": "password", "value": "...", and the same on two lines of YAML
+        (
+            ('value',),
+            r'\b(?:name|key|id)["\']?\s?[=:]\s{0,2}["\']?(?P<name>[\w.:-]{2,60})["\']?[^<>\w]{1,60}'
+            r'\bvalue["\']?\s?[=:]\s{0,2}' + _BARE,
+        ),
+        # password: >- and the value on the next line
+        (
+            ('|\n', '>\n', '|-', '>-', '|+', '>+'),
+            r'^[ \t-]*["\']?(?P<name>[\w.-]{2,60})["\']?:[ \t]+[|>][+-]?[ \t]*\n[ \t]+(?P<secret>\S{8,200})[ \t]*$',
+        ),
         # Server=a;Password=...;
         ((';',), r';\s?(?P<name>password|pwd|\w{1,20}key)\s?=\s?(?P<secret>[^\s;"\'<>]{8,200})(?=[;"\'<\s]|$)'),
         # IDENTIFIED BY '...', PASSWORD '...'
@@ -90,16 +101,23 @@ _ELSEWHERE = tuple(
             ('identified', 'password'),
             r'\b(?:IDENTIFIED\s(?:WITH\s\S{1,40}\s)?(?:BY|AS)|PASSWORD)(?:\s*\(|\s)\s*(?:PASSWORD\s)?N?' + _QUOTED,
         ),
-        # ENV PASSWORD ..., A=1 PASSWORD=... psql
+        # ENV PASSWORD ...
         (('env ',), r'^[ \t]*ENV[ \t]+(?P<name>\w{2,60})[ \t]+' + _BARE + r'[ \t]*$'),
+        # A=1 PASSWORD=... psql
         (('=',), r'(?-i:(?P<name>[A-Z](?<!\S.)[A-Z0-9_]{2,60}))=' + _BARE + r'(?=[ \t\\;]|$)'),
-        # --password=..., --token ..., -u user:..., -p... of those tools where it is a password
+        # --password=..., --token ...
         (('--',), r'-(?<![\w-]-)-?(?P<name>[\w-]{2,40})[= ]' + _BARE + r'(?=[\s;|&]|$)'),
+        # -u user:...
         ((' -u', '--user'), r'-(?<![\w-]-)(?:u|-user)[= ]?["\']?[\w.@-]{1,64}:(?P<secret>[^\s"\']{8,200})'),
+        # mysql -p..., sshpass -p ..., redis-cli -a ..., docker login -p ...
         (('mysql', 'mariadb'), r'\b(?:mysql|mariadb)\w*[ \t][^\n|;]{0,200}?-p(?P<secret>[^\s"\'|;]{8,200})'),
-        (('sshpass', 'redis-cli', ' login '), r'\b(?:sshpass|redis-cli|\w+[ \t]login)[ \t](?:[^\n|;]{0,200}?[ \t])?-[ap][ \t]?' + _BARE),
+        (
+            ('sshpass', 'redis-cli', ' login '),
+            r'\b(?:sshpass|redis-cli|\w+[ \t]login)[ \t](?:[^\n|;]{0,200}?[ \t])?-[ap][ \t]?' + _BARE,
+        ),
+        # .netrc: machine host login user password ...
         (('machine',), r'\bmachine\s+\S+\s+login\s+\S+\s+password\s+(?P<secret>\S{8,200})'),
-        # //registry.npmjs.org/:_authToken=...
+        # .npmrc: //registry/:_authToken=...
         (('//',), r'^//\S{1,200}:_?(?P<name>\w{2,30})[ \t]?=[ \t]?' + _BARE),
         # "X-Api-Key: ..."
         (('key:', 'token:'), r'["\'](?P<name>[\w-]{2,40}):[ \t]?(?P<secret>[^\s"\']{8,200})["\']'),
@@ -108,12 +126,12 @@ _ELSEWHERE = tuple(
         # auth=('user', '...'), login('user', '...')
         (
             ('auth=(', 'auth = (', 'auth(', 'credential', 'login(', 'authenticate('),
-            r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}'
-            r'(?:\w+=)?' + _QUOTED,
+            r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}'
+            r'\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}(?:\w+=)?' + _QUOTED,
         ),
         # The password is ...
         (
-            ('password is', 'password was', 'passphrase is', 'token is', ' key is'),
+            tuple(f'{name} {verb}' for name in ('password', 'passphrase', 'token', ' key') for verb in ('is', 'was')),
             r'\b(?P<name>password|passphrase|token|(?:api|access|secret) key) (?:is|was) ["\'`]?'
             r'(?-i:(?=\S*[a-z])(?=\S*[A-Z])(?=\S*[0-9]))(?P<secret>[^\s"\'`<>]{7,200}[^\s"\'`<>.,;!?)])',
         ),
@@ -121,33 +139,40 @@ _ELSEWHERE = tuple(
 )  # fmt: skip
 # INSERT INTO users (name, password) VALUES ('a', '...'), ('b', '...')
 _INSERT = re.compile(r'\binsert\s+into\s+\S{1,80}\s*\(([^()]{1,2000})\)\s*values\s*', re.I)
-_ROW = re.compile(r"\s*,?\s*\(((?:[^()']|'(?:[^']|'')*'|\([^()]*\)){1,4000})\)")
-_CELL = re.compile(r"\s*N?'((?:[^']|'')*)'|[^,]+", re.I)
+_STRING = r"'(?:[^']|'')*+'"
+_ROW = re.compile(rf"\s*,?\s*\(((?:[^()']|{_STRING}|\([^()]*\)){{1,4000}}+)\)")
+_CELL = re.compile(rf'\s*N?(?P<string>{_STRING})\s*|(?:[^,(]|\([^()]*\)|\()+', re.I)
 # Without one of these there is no such name, and none of the tools that take a password.
-_WORDS = ('pass', 'pwd', 'secret', 'token', 'key', 'credential', 'auth', 'login', 'identified', '-u', 'mysql', 'mariadb',
-          'redis-cli')  # fmt: skip
+_WORDS = (
+    'pass', 'pwd', 'secret', 'token', 'key', 'credential', 'auth', 'login', 'identified', '-u', 'mysql', 'mariadb',
+    'redis-cli',
+)  # fmt: skip
 # Languages in which a value needs no quotation marks.
 SETTINGS = frozenset((
     'yaml', 'ini', 'toml', 'dockerfile', 'xml', 'properties', 'bash', 'batchfile', 'powershell', 'makefile', 'text', '',
 ))  # fmt: skip
 _NAME = re.compile(
-    r'(?:passw(?:or)?d|passphrase|passwd|(?<![a-z])pass|pwd|secret|token|(?:api|access|private|auth)[_-]?key|'
-    r'client_?secret|(?:secret|signing|encryption|account)[_-]?key|credential)s?(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
+    r'(?:passw(?:or)?d|passphrase|passwd|(?<![a-z])pass|pwd|secret|token|credential|'
+    r'(?:api|access|private|auth|secret|signing|encryption|account)[ _-]?key)s?'
+    r'(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
     r'["\'\])]*[ \t]*(?::[ \t]*\w+[ \t]*)?$',
     re.I,
 )
 _PLACEHOLDER = re.compile(
-    r'(?i)x{4,}|\*{3,}|\.{3}|_{4,}|example|change.?me|placeholder|dummy|sample|your|insert|replace|redacted|todo|fixme|'
-    r'fake|mock|default|1234567|abcdef|foobar|hunter2|n0t|not.?a.?real|undefined|invalid|<.*>|\{.*\}|^\$|\$[{(]|%[sd(]|\(|\['
+    r'(?i)x{4,}|\*{3,}|\.{3}|…|_{4,}|example|change.?me|placeholder|dummy|sample|your|insert|replace|redacted|todo|fixme|'
+    r'fake|mock|default|1234567|abcdef|foobar|hunter2|n0t|not.?a.?real|undefined|invalid|<.*>|\{.*\}|^\$|\$[{(]|'
+    r'%[sd(]|\(|\[|^(?:id|type|src|source|env|file|name)=|(?-i:\$[A-Z_]{3})'
 )
 # Words of which values are made that keep no secret; digits and marks around them do not count.
 _PLAIN = re.compile(
-    r'(?i)\W*(?:my|guest|anonymous|the|new|old|bad|good|some|super|user|admin|root|test\w*|pass(?:word|phrase|wd)?|secret\w*|token\w*|key|api|'
-    r'auth|access|refresh|client|login|hello|world|foo|bar|baz|spam|eggs|none|null|true|false|string|hash|value|'
+    r'(?i)\W*(?:my|guest|anonymous|the|new|old|bad|good|some|super|user|admin|root|test\w*|pass(?:word|phrase|wd)?|'
+    r'secret\w*|token\w*|key|api|auth|access|refresh|client|login|hello|world|foo|bar|baz|spam|eggs|none|null|true|false|string|hash|value|'
     r'[\W_]|\d{1,4}(?!\d))+'
 )
+# Words in any script and a few marks around them; paths; attributes; marks and numbers; addresses.
 _IDENTIFIER = re.compile(
-    r'[A-Za-z_][A-Za-z_.:-]*\d{0,2}|(?:[A-Za-z_.:~-]*\d{0,2}/)+[A-Za-z_.-]*\d{0,2}|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|\W+|[0-9.:,-]+|https?://.*'
+    r'\W{0,3}[^\W\d](?:[^\W\d]|[.:-])*+\d{0,2}\W{0,3}|(?:[A-Za-z_.:~-]*\d{0,2}/)+[A-Za-z_.-]*\d{0,2}|'
+    r'(?:[\w.:~-]*/)+[\w-]+\.[a-z]{2,4}|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|\W+|[0-9.:,-]+|https?://.*'
 )
 _MIN_ENTROPY = 2.75
 
@@ -176,13 +201,20 @@ def _elsewhere(text: str) -> Iterator[tuple[int, int]]:
             for match in pattern.finditer(text):
                 if _says_secret(match.groupdict().get('name')) and _is_secret(match['secret']):
                     yield match.span('secret')
-    for match in _INSERT.finditer(text) if 'insert' in lower else ():
-        secret = [_says_secret(column.strip().strip('"`[]')) for column in match[1].split(',')]
-        row = _ROW.match(text, match.end()) if any(secret) else None
+    if 'insert' in lower:
+        yield from _inserted(text)
+
+
+def _inserted(text: str) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of the secrets in the rows of INSERT statements whose columns are named."""
+    for match in _INSERT.finditer(text):
+        are_secret = [_says_secret(column.strip().strip('"`[]')) for column in match[1].split(',')]
+        row = _ROW.match(text, match.end()) if any(are_secret) else None
         while row:
-            for is_secret, cell in zip(secret, _CELL.finditer(text, *row.span(1)), strict=False):
-                if is_secret and cell[1] and len(cell[1]) >= 8 and _is_secret(cell[1]):
-                    yield cell.span(1)
+            for is_secret, cell in zip(are_secret, _CELL.finditer(text, *row.span(1)), strict=False):
+                value = (cell['string'] or '')[1:-1]
+                if is_secret and re.fullmatch(r'\S{8,200}', value) and _is_secret(value):
+                    yield cell.start('string') + 1, cell.end('string') - 1
             row = _ROW.match(text, row.end())
 
 
