@@ -288,6 +288,16 @@ def test_tensorboard_files_read_back(tmp_path):
     assert scalars(tmp_path)[-1] == (2, 'loss', 1.25)
 
 
+@pytest.mark.skipif(not pathlib.Path('/dev/full').exists(), reason='needs /dev/full')
+def test_tensorboard_on_a_full_disk_is_an_error_and_never_waits(tmp_path):
+    writer = metrics.TensorBoardWriter(tmp_path)
+    record = writer._events._py_recordio_writer
+    record._writer = open('/dev/full', 'wb', buffering=0)  # noqa: SIM115
+    with pytest.raises(OSError, match=f'No space left on device; make room.*{tmp_path}'):
+        for step in range(100):
+            writer.write(step, {'loss': 1.0})
+
+
 def test_tensorboard_refuses_a_path_it_would_take_for_local():
     with pytest.raises(ConfigError, match='az://bucket/run'):
         metrics.TensorBoardWriter('az://bucket/run')

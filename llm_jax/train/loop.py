@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import runs
+from llm_jax import disk, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
@@ -266,7 +266,7 @@ def _train_locked(
                 checkpoints.confirm(step)
             checkpoints.close()
         except BaseException as error:
-            record.end('failed', clock, reason=f'{error or type(error).__name__}')
+            record.fail(clock, error)
             if jax.process_count() == 1:  # of several, one that failed may wait for the others forever
                 checkpoints.wait()
             raise
@@ -294,7 +294,7 @@ def _keep_batch(run_dir: epath.Path, step: int, batch: Any) -> epath.Path:
         for path, array in jax.tree_util.tree_leaves_with_path(batch)
         for s in array.addressable_shards
     }
-    with file.open('wb') as out:
+    with disk.naming(file), file.open('wb') as out:
         np.savez(out, **shards)
     return file
 

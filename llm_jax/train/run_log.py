@@ -191,14 +191,22 @@ class Record:
             if self._enabled:
                 self._write_info()
 
-    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0, reason: str = '') -> None:
-        """Closes the files and notes how it ended; `reason` says why it failed."""
+    def fail(self, clock: Clock, error: BaseException) -> None:
+        """Closes the files and notes what a run failed of; if a full disk keeps it from that, it says so instead."""
+        self._info['reason'] = f'{error or type(error).__name__}'.strip().splitlines()[0][:1000]
+        try:
+            self.end('failed', clock)
+        except OSError as second:
+            self.console.event(f'warning: run.json does not say that this run failed, because of {second}')
+
+    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0) -> None:
+        """Closes the files and notes how it ended."""
         self._info |= {'status': status, 'finished': _now(), 'seconds_total': clock.seconds()}
-        if reason:
-            self._info['reason'] = reason.strip().splitlines()[0][:1000]
-        self.close()
-        if self._enabled:
-            self._write_info()
+        try:
+            self.close()
+        finally:
+            if self._enabled:
+                self._write_info()
         if status == 'stopped':
             self.console.event(f'{signal}: saved at step {step}; run the same command to go on')
 
