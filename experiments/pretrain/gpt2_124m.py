@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.remat = 'dots'
 
     config.data.seq_len = 1024
+    config.data.sources = 'parquet:data/web/*.parquet'  # stands for text of your own
     config.data.tokenizer.vocab_size = 50_257
     config.data.validation_fraction = config.data.test_fraction = 0.005
 

@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = 'bfloat16'
     model.remat = 'full'
 
+    config.data.sources = 'corpus:data/corpus'  # stands for text of your own
     config.data.tokenizer.vocab_size = 50_257
     config.data.validation_fraction = config.data.test_fraction = 0.001
 

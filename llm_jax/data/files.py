@@ -139,7 +139,7 @@ def find(pattern: str, field: str) -> list[File]:
     fs, path = filesystem(pattern)
     found = [path] if fs.isfile(path) else [p for p in fs.glob(_literal(fs, path)) if fs.isfile(p)]
     if not found:
-        hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else ''
+        hint = f'; it is a directory: write {pattern.rstrip("/")}/*' if fs.isdir(path) else '; name text that is there'
         raise ConfigError(f'{field}: no file matches {pattern!r} (from {os.getcwd()}){hint}')
     return [File.of(fs, fs.info(p)) for p in sorted(found)]
 

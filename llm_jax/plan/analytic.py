@@ -15,14 +15,13 @@ from llm_jax.ops.pipeline import Schedule
 from llm_jax.plan.cases import Case
 from llm_jax.plan.cost import Collective, Cost
 from llm_jax.plan.memory import (
-    device_bytes,
-    host_bytes,
     logit_slices,
     mesh_shards,
     offloaded,
     state_parts,
     stream_shards,
 )
+from llm_jax.train.memory import device_bytes, host_bytes
 
 # What the backward pass computes again, as a share of the forward pass through the layers.
 _AGAIN = {'none': 0.0, 'attention': 0.0, 'dots': 0.0, 'offload': 0.0, 'full': 1.0}

@@ -12,8 +12,8 @@ from llm_jax.config import parts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate import decode
 from llm_jax.plan.cases import Case
-from llm_jax.train import offload
 from llm_jax.train.losses import chunk_length
+from llm_jax.train.memory import device_bytes, kept_parts
 from llm_jax.train.step import make_loss
 from llm_jax.train.trainable import merge_params, split_params
 
@@ -52,14 +52,7 @@ class Memory:
 
 def state_parts(case: Case) -> dict[str, float]:
     """Bytes on one device of what a run keeps from step to step, and of its batch."""
-    shapes, mesh = case.plan.shapes, case.plan.mesh
-    parts = {
-        'parameters': device_bytes(case.plan.param_shapes, mesh),
-        'optimizer': device_bytes(shapes.opt_state, mesh),
-        'average of parameters': device_bytes(shapes.ema, mesh),
-        'batch': device_bytes(case.plan.step_shapes, mesh),
-    }
-    return {name: n for name, n in parts.items() if n}
+    return kept_parts(case.plan)
 
 
 def gradient_bytes(case: Case) -> float:
@@ -77,33 +70,6 @@ def stream_shards(case: Case) -> int:
     """Into how many pieces the tensor axis splits the residual stream."""
     split = mesh_lib.mesh_axes(dict(case.config.model.rules)['residual_length'])
     return case.sizes['tensor'] if 'tensor' in split else 1
-
-
-def device_bytes(tree: Any, mesh: Any) -> float:
-    """Bytes that one device holds of a tree of sharded shapes; what is in the host's memory is not among them."""
-    return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree) if not _on_host(leaf)))
-
-
-def host_bytes(tree: Any, mesh: Any) -> float:
-    """Bytes that a device's host holds for it."""
-    return float(sum(_part(leaf, mesh) for leaf in jax.tree.leaves(tree) if _on_host(leaf)))
-
-
-def _on_host(leaf: Any) -> bool:
-    sharding = getattr(leaf, 'sharding', None)
-    return sharding is not None and sharding.memory_kind == offload.HOST
-
-
-def _part(leaf: Any, mesh: Any) -> float:
-    dtype = leaf.dtype
-    width = 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
-    if dtype == jax.dtypes.float0:
-        return 0.0
-    sharding = leaf.sharding if hasattr(leaf, 'sharding') else None
-    spec = tuple(sharding.spec) if sharding is not None else ()
-    sizes = dict(mesh.shape)
-    pieces = math.prod(sizes[axis] for entry in spec for axis in mesh_lib.mesh_axes(entry))
-    return math.prod(leaf.shape) * width / pieces
 
 
 def residual_bytes(case: Case) -> float:

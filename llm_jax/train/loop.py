@@ -21,7 +21,7 @@ from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
-from llm_jax.train import reproducible, run_log, setup
+from llm_jax.train import memory, reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt, Stopped
 from llm_jax.train.lock import RunLock
@@ -129,7 +129,8 @@ def _train_locked(
     clock.lap('prepare')
     with jax.set_mesh(mesh):
         try:
-            state, frozen, origin = start_state(plan, checkpoints, prepared)
+            with memory.explained(plan):
+                state, frozen, origin = start_state(plan, checkpoints, prepared)
         except ConfigError:
             checkpoints.close()
             raise
@@ -143,7 +144,8 @@ def _train_locked(
         if config.train.reproducible:  # which compiles for one device after the other as it goes
             train_step = plan.train_step()
         else:
-            train_step = plan.compiled_step(state)
+            with memory.explained(plan):
+                train_step = plan.compiled_step(state)
             hosts.meet(f'compiled from step {start}')
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
@@ -158,7 +160,10 @@ def _train_locked(
                 held_out['test'] = ('test', 0)
             values = {}
             for prefix, (split, most) in held_out.items():
-                part = evaluate(plan, eval_step, params, prepared, split, max_batches=most, stop=interrupt.asked_here)
+                with memory.explained(plan, train_step):
+                    part = evaluate(
+                        plan, eval_step, params, prepared, split, max_batches=most, stop=interrupt.asked_here
+                    )
                 if part is None:
                     return None
                 values |= {f'{prefix}/{name}': value for name, value in part.items()}
@@ -172,7 +177,8 @@ def _train_locked(
 
         def finish(step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
             """Fetches the metrics of a step, which by now the device has computed."""
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            with memory.explained(plan, train_step):
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):
                 file = _keep_batch(run_dir, step, batch)
                 what = f'step {step} has loss {values["loss"]} and gradient norm {values["grad_norm"]}; its batch is in'
@@ -230,7 +236,8 @@ def _train_locked(
                 profiler.before(step)
                 batch = plan.place(next(batches))
                 batch = plan.collect(merge_params(state.params, frozen), batch, step - 1)
-                with jax.transfer_guard('disallow'):  # nothing but the batch goes to the device, and nothing waits
+                # Nothing but the batch goes to the device, and nothing waits.
+                with memory.explained(plan, train_step), jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, batch, *not_donated)  # returns before it is computed
                 record.input_wait(batches.wait_seconds())
                 if pending:
