@@ -21,7 +21,7 @@ from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
-from llm_jax.train import memory, reproducible, run_log, setup
+from llm_jax.train import compile_cache, memory, reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.interrupt import Interrupt, Stopped
 from llm_jax.train.lock import RunLock
@@ -98,7 +98,8 @@ def _train_locked(
     lock: RunLock | None,
     console: Console,
 ) -> Result:
-    setup.keep_compiled(config.train.compile_cache)
+    if removed := compile_cache.keep_compiled(config.train.compile_cache):
+        console.event(f'{len(removed)} compiled program(s) in the cache were cut off, and are compiled again')
     clock.lap('start')
     is_main = jax.process_index() == 0
     mesh = mesh_lib.make_mesh(config.mesh)
