@@ -147,6 +147,7 @@ def _train_locked(
         else:
             with memory.explained(plan):
                 train_step = plan.compiled_step(state)
+            memory.release_freed()
             hosts.meet(f'compiled from step {start}')
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)

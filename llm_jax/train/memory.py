@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import ctypes
 import math
 from typing import Any
 
@@ -73,6 +74,15 @@ def explained(plan: Plan, program: Any = None) -> Iterator[None]:
         if _STATUS not in str(error):
             raise
         raise ConfigError(_shortage(plan, program, str(error))) from error
+
+
+def release_freed() -> None:
+    """Gives memory that the compiler has freed back to the system, where the C library is GNU's.
+
+    It is in pieces between what lives on, which malloc keeps for itself; the steps that follow need blocks of another size.
+    """
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):
+        trim(0)
 
 
 def _shortage(plan: Plan, program: Any, message: str) -> str:

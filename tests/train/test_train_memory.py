@@ -1,6 +1,9 @@
 """A device without memory: one line with what takes the most, and what to change."""
 
+import ctypes
 import json
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +78,24 @@ def test_a_run_that_does_not_fit_ends_with_that_line(tmp_path, monkeypatch, when
         loop.train(config_lib.validate(config), tmp_path / 'run')
     if when == 'runs':
         assert json.loads((tmp_path / 'run' / 'run.json').read_text())['reason'].startswith('out of memory')
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='needs the C library of GNU')
+def test_what_lies_free_between_what_lives_goes_back_to_the_system():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    resident = lambda: int(re.search(r'VmRSS:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]) >> 10
+    blocks = [libc.malloc(60_000) for _ in range(4000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 60_000)
+    full = resident()
+    for block in blocks[::2]:
+        libc.free(block)
+    memory.release_freed()
+    assert full - resident() > 80  # MiB, of 114
+    for block in blocks[1::2]:
+        libc.free(block)
