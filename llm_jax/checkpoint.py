@@ -14,11 +14,11 @@ an evaluation. Until then the checkpoint before is kept too, whatever `keep` say
 turns out bad is moved out of `checkpoints/` (`set_aside`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import errno
+from collections.abc import Mapping, Sequence
 import json
+import logging
 import math
-import os
+import sys
 from typing import Any
 
 from etils import epath
@@ -26,6 +26,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import orbax.checkpoint as ocp
 
+from llm_jax import disk
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 
@@ -42,6 +43,8 @@ class Checkpoints:
         Half-written checkpoints of a killed run are removed, unless `read_only`: then the
         run may be going on.
         """
+        if not read_only:
+            _tell_once()
         self._run_dir, self._read_only = epath.Path(run_dir), read_only
         self._evaluations_file = self._run_dir / 'evaluations.json'
         self._evaluations = _read_evaluations(self._evaluations_file)
@@ -211,11 +214,20 @@ class Checkpoints:
 
 
 def write_atomically(file: epath.Path, text: str) -> None:
-    """Writes a file that a reader sees whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file that a reader sees whole or not at all.
+
+    Raises:
+      OSError: naming the file.
+    """
     partial = file.parent / f'.{file.name}.partial'
-    partial.write_text(text)
-    partial.replace(file)  # `rename` refuses a file that exists, on a bucket
+    with disk.naming(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text)
+            partial.replace(file)  # `rename` refuses a file that exists, on a bucket
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -273,10 +285,6 @@ def _read_evaluations(file: epath.Path) -> dict[int, dict[str, float]]:
     return {int(step): metrics for step, metrics in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
-# What an operating system says when a disk takes no more; libraries below Orbax only quote it.
-_REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)]
-
-
 class _disk_errors:  # noqa: N801 - used like a function
     """Turns an error of the file system into one clear message."""
 
@@ -287,23 +295,34 @@ class _disk_errors:  # noqa: N801 - used like a function
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        causes = list(_causes(error))
-        quoted = next((reason for reason in _REASONS for cause in causes if reason in str(cause)), None)
-        cause = next((cause for cause in causes if isinstance(cause, OSError)), None)
-        if quoted or cause:
+        if reason := disk.reason(error):
             raise ConfigError(
-                f'no checkpoint could be written to {self._directory}: {quoted or _first_line(cause)}. '
+                f'no checkpoint could be written to {self._directory}: {reason[:300]}. '
                 'The checkpoints that are complete are untouched: make room and run the same command again'
             ) from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and all that it came from."""
-    while error is not None:
-        yield error
-        for part in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-            yield from _causes(part)
-        error = error.__cause__ or error.__context__
+class _ToldOnce(logging.Filter):
+    """Keeps Orbax from logging a traceback in each of its threads for an error of the disk, which is raised as well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or disk.reason(error) is None
+
+
+def _ignore_closed_loop(unraisable: Any) -> None:
+    """Prints what could not be raised, but for a write of TensorStore that ends after Orbax gave up at another."""
+    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == 'Event loop is closed'):
+        sys.__unraisablehook__(unraisable)
+
+
+def _tell_once() -> None:
+    """Has an error of the disk told by its one message alone."""
+    logger = logging.getLogger('absl')
+    if not any(isinstance(one, _ToldOnce) for one in logger.filters):
+        logger.addFilter(_ToldOnce())
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _ignore_closed_loop
 
 
 def _placed(tree: Any, mesh: Mesh | None) -> Any:

@@ -2,6 +2,8 @@
 
 import errno
 import math
+import subprocess
+import sys
 
 import numpy as np
 from orbax.checkpoint._src.path import temporary_paths
@@ -88,3 +90,33 @@ def test_a_new_directory_can_go_at_once_and_an_old_one_is_cleaned(tmp_path, monk
     save(checkpoints, 4)
     checkpoints.close()
     assert len(looked) == 1
+
+
+_FULL = """
+import os, sys
+import jax.numpy as jnp
+from llm_jax.checkpoint import Checkpoints
+from llm_jax.config import cli, schema
+
+def main(argv):
+    checkpoints = Checkpoints(argv[0], schema.Checkpoint())
+    tree = {str(i): jnp.arange(4000.0) + i for i in range(40)}
+    checkpoints.save(1, {'params': tree}, {})
+    checkpoints.wait()
+    # From here on a file of more than 4 kB is as on a disk without room.
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    checkpoints.save(2, {'params': tree}, {})
+    checkpoints.close()
+
+cli.run(main, sys.argv[1:])
+"""
+
+
+def test_a_save_that_fails_in_orbax_threads_prints_one_line(tmp_path):
+    done = subprocess.run([sys.executable, '-c', _FULL, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'error: no checkpoint could be written to {tmp_path}/checkpoints: File too large. ')
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()] == ['1']

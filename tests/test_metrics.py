@@ -17,6 +17,8 @@ from llm_jax.config.schema import ConfigError, Model, Moe
 from llm_jax.metrics import format as fmt
 from llm_jax.metrics import writers
 from llm_jax.nn.transformer import build, init_params, weights_of
+from llm_jax.train import run_log
+from llm_jax.train.trainable import split_params
 
 # --- Parameters and FLOPs --------------------------------------------------------------
 
@@ -105,6 +107,46 @@ def test_flops_equal_those_of_every_matrix_product(name):
     # Per query token and head: `length` scores of `width` products, and as many to mix the values.
     forward += model.n_layers * model.n_heads * 2 * (2 * length * width)
     assert metrics.flops_per_token(model, count(model), length) == 3 * forward  # the backward pass is two more
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_frozen_parts_have_no_gradients_to_compute(tied):
+    model = Model(
+        vocab_size=100, d_model=32, n_layers=4, n_heads=4, d_ff=64, tie_embeddings=tied,
+        first_layers=((('window', 16),),),
+    )  # fmt: skip
+    length, layer, head = 128, 4 * 32 * 32 + 3 * 32 * 64, 100 * 32
+    first_attention, attention = 12 * 32 * 16 / 3, 12 * 32 * length / 3  # in the forward pass
+    transformer = build(model, vocab_size=100, seq_len=length)
+    params, weights = jax.eval_shape(lambda: init_params(transformer, jax.random.key(0))), weights_of(transformer)
+    whole = metrics.flops_per_token(model, count(model), length)
+    for trainable, wanted in (
+        ('.*', whole),
+        # Gradients go down to the stack, and weights of all but its attention have none.
+        (
+            'layers/attention/.*',
+            2 * layer + first_attention
+            + 3 * (2 * layer + 2 * layer + 2 * 4 * 32 * 32 + 3 * attention) + 4 * head,
+        ),
+        ('first_0/.*', whole - 2 * (3 * layer + head)),
+        ('final_norm/.*', 4 * 2 * layer + first_attention + 3 * attention + 4 * head),
+        *((('unembed/.*', 4 * 2 * layer + first_attention + 3 * attention + 4 * head),) if not tied else ()),
+    ):  # fmt: skip
+        trained, frozen = split_params(params, trainable)
+        saved = metrics.frozen_flops_per_token(model, trained, frozen, weights, length)
+        assert whole - saved == wanted, trainable
+
+
+def test_a_step_that_the_host_saw_late_does_not_have_a_rate_of_its_own():
+    throughput = run_log.Throughput()
+    assert throughput.measure(1, 10.0, 0.5) is None
+    assert throughput.measure(2, 10.1, 0.5) == pytest.approx((10, 0))
+    # Steps 3 and 4 were seen to end together.
+    assert throughput.measure(3, 10.3, 0.6) == pytest.approx((2 / 0.3, 0.1 / 0.3))
+    assert throughput.measure(4, 10.30001, 0.6) == pytest.approx((10, 0.1 / 0.3), rel=1e-3)
+    # Long steps are measured one by one.
+    assert throughput.measure(5, 12.3, 1.6) == pytest.approx((1 / 2, 1 / 2), rel=1e-3)
+    assert throughput.measure(7, 13.3, 1.6) == pytest.approx((2, 0), rel=1e-3)
 
 
 def test_flops_agree_with_what_xla_counts():
@@ -286,6 +328,16 @@ def test_tensorboard_files_read_back(tmp_path):
     starts = [e.step for e in events(tmp_path) if e.HasField('session_log')]
     assert starts == [0, 2]  # TensorBoard hides earlier events from these steps on
     assert scalars(tmp_path)[-1] == (2, 'loss', 1.25)
+
+
+@pytest.mark.skipif(not pathlib.Path('/dev/full').exists(), reason='needs /dev/full')
+def test_tensorboard_on_a_full_disk_is_an_error_and_never_waits(tmp_path):
+    writer = metrics.TensorBoardWriter(tmp_path)
+    record = writer._events._py_recordio_writer
+    record._writer = open('/dev/full', 'wb', buffering=0)  # noqa: SIM115
+    with pytest.raises(OSError, match=f'No space left on device; make room.*{tmp_path}'):
+        for step in range(100):
+            writer.write(step, {'loss': 1.0})
 
 
 def test_tensorboard_refuses_a_path_it_would_take_for_local():

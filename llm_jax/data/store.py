@@ -1,7 +1,6 @@
 """Directories that are built once and kept: by name, whole or not at all."""
 
 from collections.abc import Callable
-import errno
 import fcntl
 import os
 import pathlib
@@ -10,11 +9,11 @@ import shutil
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from llm_jax import disk
 from llm_jax.config import schema
 from llm_jax.data import files
 
-# A disk, or a user's share of it, without room.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FIX = 'free some space, or set data.cache_dir to another disk'
 # In a cloud bucket this object is written last: with it, the directory is complete.
 _COMPLETE = 'COMPLETE'
 
@@ -61,7 +60,8 @@ def _cached_locally(root: pathlib.Path, name: str, build: Callable[[pathlib.Path
     final = root / name
     if final.is_dir():
         return final
-    root.mkdir(parents=True, exist_ok=True)
+    with disk.naming(root, _FIX):
+        root.mkdir(parents=True, exist_ok=True)
     with open(root / f'.{name}.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when the process ends, however it ends
         if final.is_dir():
@@ -70,12 +70,10 @@ def _cached_locally(root: pathlib.Path, name: str, build: Callable[[pathlib.Path
         shutil.rmtree(partial, ignore_errors=True)  # what a killed process left; the lock says it is nobody's
         partial.mkdir()
         try:
-            build(partial)
-            os.rename(partial, final)
-        except BaseException as error:
+            with disk.naming(final, _FIX):
+                build(partial)
+                os.rename(partial, final)
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in _FULL:  # a write does not say which file it was
-                reason = f'{error.strerror}; free some space, or set data.cache_dir to another disk'
-                raise OSError(error.errno, reason, str(final)) from error
             raise
     return final

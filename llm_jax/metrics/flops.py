@@ -80,3 +80,51 @@ def flops_per_token(config: Model, counts: Counts, seq_len: int) -> float:
     for layer in (config.layer(i) for i in range(config.n_layers)):
         attention += 6 * parts.attention(layer).attention_products(layer, seq_len)
     return 6.0 * counts.matmul + attention
+
+
+def frozen_flops_per_token(config: Model, trained: Any, frozen: Any, weights: Any, seq_len: int) -> float:
+    """Training FLOPs per token that `flops_per_token` counts and a run without some gradients has not.
+
+    A weight that is not trained has no gradient: 2 FLOPs less. If nothing below it is trained either, no gradient
+    passes through it: 2 more, and those of the attention there.
+
+    Args:
+      config: of the model.
+      trained: shapes of the parameters that are trained.
+      frozen: of the others; None if there are none.
+      weights: the tree of `Weight`s from `weights_of`.
+      seq_len: tokens L of one row.
+    """
+    if frozen is None:
+        return 0.0
+    known = {jax.tree_util.keystr(path): weight for path, weight in _leaves(weights)}
+    lowest = min(_height(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained))
+    saved = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+        weight = known.get(jax.tree_util.keystr(path))
+        if weight and weight.lookup and config.tie_embeddings and path[0].key == 'embed':  # which is the head, too
+            saved += 2 * config.vocab_size * config.d_model
+        elif weight and not weight.lookup:
+            size = math.prod(leaf.shape) * weight.active_fraction
+            saved += (2 if _height(path) >= lowest else 4) * size
+    if lowest == _HEAD:  # nothing takes the gradient of its input
+        saved += 2 * config.vocab_size * config.d_model
+    params = {*trained, *frozen}
+    before, after = (sum(name.startswith(kind) for name in params) for kind in ('first_', 'last_'))
+    for i in range(config.n_layers):
+        height = (1, i) if i < before else (2, 0) if i < config.n_layers - after else (3, i - config.n_layers + after)
+        if height < lowest:
+            layer = config.layer(i)
+            saved += 4 * parts.attention(layer).attention_products(layer, seq_len)
+    return saved
+
+
+_HEAD = (5, 0)
+
+
+def _height(path: tuple) -> tuple[int, int]:
+    """Orders parameters from the embedding to the head; layers that are stacked are as one."""
+    kind, _, index = path[0].key.partition('_')
+    if kind in ('first', 'last') and index.isdigit():
+        return (1 if kind == 'first' else 3), int(index)
+    return {'layers': 2, 'final_norm': 4, 'unembed': _HEAD[0]}.get(path[0].key, 0), 0

@@ -1,6 +1,7 @@
 """Writers of metrics: JSON lines and TensorBoard event files, behind one interface."""
 
 from collections.abc import Iterable, Mapping
+import contextlib
 import json
 import math
 import os
@@ -9,13 +10,15 @@ from typing import Any, Protocol
 import uuid
 
 from etils import epath
-import tensorboardX
-from tensorboardX import record_writer
+from tensorboardX import event_file_writer, record_writer, summary
+from tensorboardX.proto import event_pb2
 
+from llm_jax import disk
 from llm_jax.config.schema import ConfigError
 
 _NON_FINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 _REMOTE_INTERVAL = 30.0  # seconds between rewrites of a remote file
+_FLUSH_INTERVAL = 30.0  # seconds between flushes of event files
 
 
 class Writer(Protocol):
@@ -43,8 +46,9 @@ class MultiWriter:
             writer.flush()
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        with contextlib.ExitStack() as stack:  # each of them, also if one fails
+            for writer in reversed(self._writers):
+                stack.callback(writer.close)
 
 
 class JsonlWriter:
@@ -69,31 +73,35 @@ class JsonlWriter:
 
     def __init__(self, path: epath.PathLike, resume_step: int = -1):
         self._path = epath.Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with disk.naming(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_jsonl(self._path) if line['step'] <= resume_step]
         text = ''.join(_dump(line) for line in kept)
         if self._path.exists() and self._path.read_text() != text:
-            _replace(self._path, text)
+            with disk.naming(self._path):
+                _replace(self._path, text)
         remote = '://' in os.fspath(self._path)
         self._file = _RewrittenFile(self._path, text) if remote else self._path.open('a')
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds a line. Values are numbers, NumPy or JAX scalars, strings or None."""
-        try:
+        with disk.naming(self._path):
             self._file.write(_dump({'step': step, **metrics}))
             self._file.flush()
-        except OSError as error:  # its own message does not say which file
-            raise OSError(error.errno, error.strerror, os.fspath(self._path)) from error
 
     def flush(self) -> None:
-        self._file.flush()
+        with disk.naming(self._path):
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with disk.naming(self._path):
+            self._file.close()
 
 
 class TensorBoardWriter:
     """Event files that TensorBoard shows; needs no TensorFlow.
+
+    They are written in the thread of the caller: in one of its own, tensorboardX loses an error, then waits for ever.
 
     Args:
       directory: local, or gs:// and s3:// where their client library is installed.
@@ -102,6 +110,7 @@ class TensorBoardWriter:
 
     Raises:
       ConfigError: a remote directory that cannot be written.
+      OSError: from any method, naming the directory, when the disk is full.
     """
 
     def __init__(self, directory: epath.PathLike, resume_step: int = -1):
@@ -111,23 +120,38 @@ class TensorBoardWriter:
             package = {'gs': 'google-cloud-storage', 's3': 'boto3'}.get(scheme)
             fix = f'install {package}' if package else 'use a local, gs:// or s3:// run directory'
             raise ConfigError(f'TensorBoard event files cannot be written to {directory}: {fix}')
-        # The suffix keeps two writers that start in the same second in two files.
-        self._writer = tensorboardX.SummaryWriter(
-            directory, purge_step=resume_step + 1, flush_secs=30, filename_suffix=f'.{uuid.uuid4().hex[:8]}'
-        )
+        self._directory, self._flushed_at = directory, time.monotonic()
+        with disk.naming(directory):
+            if not scheme:
+                epath.Path(directory).mkdir(parents=True, exist_ok=True)
+            # The suffix keeps two writers that start in the same second in two files.
+            self._events = event_file_writer.EventsWriter(f'{directory}/events', f'.{uuid.uuid4().hex[:8]}')
+            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._events.write_event(self._event(step=resume_step + 1, session_log=session))
+            self._events.flush()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one scalar per number; what is not a number has no place here."""
-        for name, value in metrics.items():
-            value = _plain(value)
-            if isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, step)
+        numbers = {name: _plain(value) for name, value in metrics.items()}
+        with disk.naming(self._directory):
+            for name, value in numbers.items():
+                if isinstance(value, (int, float)):
+                    self._events.write_event(self._event(step=step, summary=summary.scalar(name, value)))
+        if time.monotonic() - self._flushed_at > _FLUSH_INTERVAL:
+            self.flush()
 
     def flush(self) -> None:
-        self._writer.flush()
+        with disk.naming(self._directory):
+            self._events.flush()
+        self._flushed_at = time.monotonic()
 
     def close(self) -> None:
-        self._writer.close()
+        with disk.naming(self._directory):
+            self._events.close()
+
+    @staticmethod
+    def _event(**content: Any) -> event_pb2.Event:
+        return event_pb2.Event(wall_time=time.time(), **content)
 
 
 def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import chat, runs
+from llm_jax import chat, disk, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
@@ -22,7 +22,7 @@ from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
 from llm_jax.tokenizer import load as load_tokenizer
-from llm_jax.train import reproducible, run_log, setup
+from llm_jax.train import compile_cache, reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.footprint import explain_exhaustion
 from llm_jax.train.interrupt import Interrupt, Stopped
@@ -100,7 +100,8 @@ def _train_locked(
     lock: RunLock | None,
     console: Console,
 ) -> Result:
-    setup.keep_compiled(config.train.compile_cache)
+    if removed := compile_cache.keep_compiled(config.train.compile_cache):
+        console.event(f'{len(removed)} compiled program(s) in the cache were cut off, and are compiled again')
     clock.lap('start')
     is_main = jax.process_index() == 0
     mesh = mesh_lib.make_mesh(config.mesh)
@@ -154,6 +155,7 @@ def _train_locked(
         else:
             train_step = plan.compiled_step(state)
             step_is_compiled(train_step)
+            compile_cache.release_freed()
             hosts.meet(f'compiled from step {start}')
             clock.lap('compile')
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
@@ -240,7 +242,8 @@ def _train_locked(
                 profiler.before(step)
                 batch = plan.place(next(batches))
                 batch = plan.collect(merge_params(state.params, frozen), batch, step - 1)
-                with jax.transfer_guard('disallow'):  # nothing but the batch goes to the device, and nothing waits
+                # Nothing but the batch goes to the device, and nothing waits.
+                with jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, batch, *not_donated)  # returns before it is computed
                 record.input_wait(batches.wait_seconds())
                 if pending:
@@ -276,8 +279,7 @@ def _train_locked(
                 checkpoints.confirm(step)
             checkpoints.close()
         except BaseException as error:
-            reason = str(error).partition('\n')[0] or type(error).__name__
-            record.end('failed', clock, reason=reason)
+            record.fail(clock, error)
             if jax.process_count() == 1:  # of several, one that failed may wait for the others forever
                 checkpoints.wait()
             raise
@@ -305,7 +307,7 @@ def _keep_batch(run_dir: epath.Path, step: int, batch: Any) -> epath.Path:
         for path, array in jax.tree_util.tree_leaves_with_path(batch)
         for s in array.addressable_shards
     }
-    with file.open('wb') as out:
+    with disk.naming(file), file.open('wb') as out:
         np.savez(out, **shards)
     return file
 

@@ -1,5 +1,6 @@
 """What a run tells of itself: progress, metrics.jsonl, TensorBoard, samples, run.json."""
 
+import collections
 from collections.abc import Callable, Iterator
 import contextlib
 import datetime
@@ -25,6 +26,7 @@ from llm_jax.metrics import (
     TensorBoardWriter,
     count,
     flops_per_token,
+    frozen_flops_per_token,
     mfu,
     peak_flops,
     read_jsonl,
@@ -34,6 +36,38 @@ from llm_jax.nn.transformer import weights_of
 from llm_jax.train.setup import Plan
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'sentencepiece', 'numpy')
+
+
+# Seconds that a rate is measured over, at least.
+_RATE_SECONDS = 0.25
+
+
+class Throughput:
+    """Steps per second of training.
+
+    Of short steps the host sees several end at once, as when it waits for all of them before a pause; so no step is
+    measured alone, but all that ended within the last `_RATE_SECONDS`.
+    """
+
+    def __init__(self) -> None:
+        # Of each line: the step that was done, seconds of training until then, and those waited for data.
+        self._lines: collections.deque[tuple[int, float, float]] = collections.deque()
+
+    def measure(self, step: int, seconds: float, wait: float) -> tuple[float, float] | None:
+        """Returns (steps per second, share of the time waited for data) up to a line; None at the first one.
+
+        Args:
+          step: that is done.
+          seconds: of training until then, without pauses.
+          wait: seconds of them that were waited for data.
+        """
+        while len(self._lines) > 1 and seconds - self._lines[1][1] >= _RATE_SECONDS:
+            self._lines.popleft()
+        self._lines.append((step, seconds, wait))
+        first_step, first_seconds, first_wait = self._lines[0]
+        if step == first_step:  # before the first line is compilation
+            return None
+        return (step - first_step) / (seconds - first_seconds), (wait - first_wait) / (seconds - first_seconds)
 
 
 class Clock:
@@ -90,10 +124,11 @@ class Record:
         self._run_dir, self._plan, self._enabled = run_dir, plan, enabled
         self._clock = Clock()
         self._wait = 0.0
-        self._logged = (start, None)  # step and training time of the last line
+        self._throughput = Throughput()
         self._tokens_per_step = config.train.batch_size * config.data.seq_len
-        counts = count(config.model, plan.param_shapes, weights_of(plan.model))
-        self._flops = flops_per_token(config.model, counts, config.data.seq_len)
+        weights, length = weights_of(plan.model), config.data.seq_len
+        self._flops = flops_per_token(config.model, count(config.model, plan.param_shapes, weights), length)
+        self._flops -= frozen_flops_per_token(config.model, plan.shapes.params, plan.frozen_shapes, weights, length)
         self._peak = peak_flops(plan.mesh.devices.flat[0])
         self.console = Console(plan.steps.total, enabled=enabled)
         files = [JsonlWriter(run_dir / 'metrics.jsonl', start), TensorBoardWriter(run_dir / 'tensorboard', start)]
@@ -148,15 +183,12 @@ class Record:
         """One finished step; every so many make a line."""
         if not self._plan.steps.due(self._plan.steps.log, step):
             return
-        now = self._clock.training()
-        last_step, last_time = self._logged
         line = {'tokens': step * self._tokens_per_step, **values, 'seconds': self._clock.seconds()}
-        if last_time is not None:  # the first interval is compilation
-            rate = (step - last_step) * self._tokens_per_step / (now - last_time)
+        if measured := self._throughput.measure(step, self._clock.training(), self._wait):
+            rate = measured[0] * self._tokens_per_step
             share = mfu(rate, self._flops, self._plan.mesh.size, self._peak)
-            line |= {'tokens_per_second': rate, 'input_wait': self._wait / (now - last_time)}
+            line |= {'tokens_per_second': rate, 'input_wait': measured[1]}
             line |= {} if share is None else {'mfu': share}
-        self._logged, self._wait = (step, now), 0.0
         self._writer.write(step, line)
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
@@ -191,14 +223,22 @@ class Record:
             if self._enabled:
                 self._write_info()
 
-    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0, reason: str = '') -> None:
-        """Closes the files and notes how it ended; `reason` says why it failed."""
+    def fail(self, clock: Clock, error: BaseException) -> None:
+        """Closes the files and notes what a run failed of; if a full disk keeps it from that, it says so instead."""
+        self._info['reason'] = f'{error or type(error).__name__}'.strip().splitlines()[0][:1000]
+        try:
+            self.end('failed', clock)
+        except OSError as second:
+            self.console.event(f'warning: run.json does not say that this run failed, because of {second}')
+
+    def end(self, status: str, clock: Clock, *, signal: str = '', step: int = 0) -> None:
+        """Closes the files and notes how it ended."""
         self._info |= {'status': status, 'finished': _now(), 'seconds_total': clock.seconds()}
-        if reason:
-            self._info['reason'] = reason.strip().splitlines()[0][:1000]
-        self.close()
-        if self._enabled:
-            self._write_info()
+        try:
+            self.close()
+        finally:
+            if self._enabled:
+                self._write_info()
         if status == 'stopped':
             self.console.event(f'{signal}: saved at step {step}; run the same command to go on')
 

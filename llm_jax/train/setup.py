@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -252,9 +251,3 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     return Plan(
         config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, bos_id, attention, compiler_options
     )
-
-
-def keep_compiled(directory: str) -> None:
-    """Keeps compiled programs in `directory` between runs, unless JAX was told of another; '' keeps none."""
-    if directory and not jax.config.jax_compilation_cache_dir:
-        jax.config.update('jax_compilation_cache_dir', directory if '://' in directory else os.path.abspath(directory))

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tarfile
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
 from llm_jax.config.schema import ConfigError
+from llm_jax.corpus.read.source import Source, open_source
 from llm_jax.data import files
 
 _PEAK = """
@@ -57,6 +60,16 @@ def _write(path):
                 info = tarfile.TarInfo(name)
                 info.size = size
                 tar.addfile(info, io.BytesIO(b'some text') if size < 10 else io.BufferedReader(_Zeros(size)))
+    elif path.suffix == '.parquet':
+        # One string of 4 MiB that all rows share: 640 MiB if each had its own.
+        shared = pyarrow.DictionaryArray.from_arrays([0] * 160, pyarrow.array(['a' * (4 << 20)]))
+        ends = pyarrow.DictionaryArray.from_arrays([0], pyarrow.array(['end']))
+        for array in (shared, ends):
+            table = pyarrow.table({'text': array})
+            if array is shared:
+                writer = pyarrow.parquet.ParquetWriter(path, table.schema, store_schema=path.name == 'arrow.parquet')
+            writer.write_table(table)
+        writer.close()
     elif path.suffix == '.zst':
         with path.open('wb') as raw, zstandard.ZstdCompressor().stream_writer(raw) as stream:
             _fill(stream, _GOOD, b'\n', _GOOD)
@@ -71,6 +84,8 @@ def _write(path):
         ('blank.jsonl.zst', {'text': 2}),
         ('line.jsonl.gz', {'text': 2, 'skip.too_large': 1}),
         ('image.tar.zst', {'text': 2, 'skip.suffix': 1}),
+        ('strings.parquet', {'text': 161}),
+        ('arrow.parquet', {'text': 161}),
     ],
 )
 def test_peak_of_a_process(tmp_path, name, expected):
@@ -79,6 +94,24 @@ def test_peak_of_a_process(tmp_path, name, expected):
     peak, _, found = done.stdout.partition(' ')
     assert eval(found) == expected
     assert int(peak) < 260  # MiB; a line is held up to 64 MiB
+
+
+def test_rows_of_parquet_that_are_too_long_are_counted_without_becoming_python_objects(tmp_path):
+    texts = ['short', 'b' * 90_000, None, 'é' * 600, 'end']
+    column = pyarrow.array(texts)
+    for i, array in enumerate((column, column.dictionary_encode())):
+        for nested in (False, True):
+            table = {'body': pyarrow.StructArray.from_arrays([array], ['text'])} if nested else {'text': array}
+            path = tmp_path / f'{i}{nested}.parquet'
+            pyarrow.parquet.write_table(pyarrow.table(table), path)
+            options = Source(path=str(path), max_bytes=1000, text_field='body.text' if nested else 'text')
+            found = [(r.where.partition('#')[2], getattr(r, 'reason', '')) for r in read(options)]
+            wanted = ['', 'skip.too_large', 'skip.empty', 'skip.too_large', '']
+            assert found == [(str(key), reason) for key, reason in enumerate(wanted)]
+
+
+def read(source):
+    return [record for one in open_source('s', source) for record in one.read()]
 
 
 def blocks(path):

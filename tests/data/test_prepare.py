@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
+from llm_jax import config as config_lib
 from llm_jax import tokenizer
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
@@ -396,3 +397,10 @@ def test_a_full_disk_names_the_directory_and_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r'No space left on device; .* data.cache_dir .*/tokenizer-1'):
         store.cached(str(tmp_path), 'tokenizer-1', build)
     assert [path.name for path in tmp_path.iterdir()] == ['.tokenizer-1.lock']
+
+
+@pytest.mark.parametrize('name', ['gpt2_124m', 'llama3_8b', 'mixtral_8x7b', 'tinystories_10m'])
+def test_experiments_for_text_of_your_own_do_not_train_on_another_in_its_place(name):
+    config = config_lib.validate(config_lib.load_experiment(f'experiments/pretrain/{name}.py'))
+    with pytest.raises(ConfigError, match=r"data.sources\S*: no file matches 'data/.*; name text that is there"):
+        prepare.prepare(config.data, seed=0)

@@ -1,6 +1,12 @@
-"""Parquet files, by groups of their row groups."""
+"""Parquet files, by groups of their row groups.
 
-from collections.abc import Iterator
+Memory. A page is decompressed whole by Arrow, which cannot be told to stop. Past that, what is held at a time is
+bounded: a column is read through a buffer, a batch has so few rows that they take `_BATCH_BYTES` even if each is
+as long as its column chunk (a dictionary keeps a string once that thousands of rows share), and a row becomes Python
+objects only if it is no longer than records may be.
+"""
+
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 from typing import Any
@@ -11,12 +17,15 @@ import pyarrow.parquet
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken
 from llm_jax.corpus.read import rows, unit
-from llm_jax.corpus.read.unit import Input, Record, Source, groups, numbered
+from llm_jax.corpus.read.unit import Input, Record, Source, groups, longest, numbered
 from llm_jax.data import files
 
 # Fields that a document takes over besides those that the options name.
 _FIELDS = ('title', 'language', 'lang', 'licence', 'license', 'path')
-_BATCH_ROWS, _BATCH_BYTES = 256, 32 << 20
+_BATCH_ROWS, _BATCH_BYTES = 256, 64 << 20
+_BUFFER_BYTES = 1 << 20
+# Of a row in Arrow, besides its values: offsets and masks.
+_ROW_OVERHEAD = 4096
 
 
 def inputs(name: str, source: Source, path: str, file: files.File) -> list[Input]:
@@ -87,12 +96,10 @@ def _row_group(
 ) -> Iterator[Record]:
     key = start
     try:
-        group = table.metadata.row_group(index)
-        # Long rows come one by one.
-        size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)))
-        for batch in table.iter_batches(size, row_groups=[index], columns=columns):
-            for row in _rows(batch):
-                yield fields.record(row, key)
+        limit = longest(fields.source) + _ROW_OVERHEAD
+        for batch in table.iter_batches(_batch_rows(table, index, columns), row_groups=[index], columns=columns):
+            for row in _rows(batch, limit):
+                yield fields.too_large(key) if row is None else fields.record(row, key)
                 key += 1
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, 'errno', None):  # of the file system; Arrow's own have no number
@@ -101,33 +108,60 @@ def _row_group(
         yield fields.broken(key, 'damaged', f'{error}; {left} rows are lost')
 
 
-def _rows(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
-    """Rows of a batch; their strings are bytes if one is not UTF-8, which writers need not check."""
+def _batch_rows(table: pyarrow.parquet.ParquetFile, index: int, columns: list[str]) -> int:
+    """Returns how many rows of a row group are read at a time."""
+    group = table.metadata.row_group(index)
+    chunks = (group.column(i) for i in range(group.num_columns))
+    size = sum(c.total_uncompressed_size for c in chunks if _column(c.path_in_schema, columns) in columns)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(size, 1)))
+
+
+def _rows(batch: pyarrow.RecordBatch, limit: int) -> Iterator[dict[str, Any] | None]:
+    """Yields the rows of a batch, None for one of more than `limit` bytes."""
+    kinds = [_replaced(kind, _plain) for kind in batch.schema.types]
+    if batch.nbytes <= limit and kinds == batch.schema.types:
+        yield from _python_rows(batch)
+        return
+    for i in range(batch.num_rows):
+        # The size of an array with a dictionary is that of all its strings.
+        row = [column.slice(i, 1).cast(kind, safe=False) for column, kind in zip(batch.columns, kinds, strict=True)]
+        small = sum(column.nbytes for column in row) <= limit
+        yield _python_rows(pyarrow.RecordBatch.from_arrays(row, batch.schema.names))[0] if small else None
+
+
+def _python_rows(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """Returns the rows of a batch; their strings are bytes if one is not UTF-8, which writers need not check."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
-        return pyarrow.RecordBatch.from_arrays(list(map(_bytes, batch.columns)), batch.schema.names).to_pylist()
+        columns = [column.cast(_replaced(column.type, _bytes)) for column in batch.columns]
+        return pyarrow.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
 
 
-def _bytes(array: pyarrow.Array) -> pyarrow.Array:
-    """An array with bytes in the place of strings, however deep in structs and lists."""
-    array = array.dictionary_decode() if pyarrow.types.is_dictionary(array.type) else array
-    return array.cast(_bytes_type(array.type))
+def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
 
 
-def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
+def _bytes(kind: pyarrow.DataType) -> pyarrow.DataType:
     types = pyarrow.types
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return pyarrow.large_binary()
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return pyarrow.large_binary() if is_text else kind
+
+
+def _replaced(kind: pyarrow.DataType, leaf: Callable[[pyarrow.DataType], pyarrow.DataType]) -> pyarrow.DataType:
+    """Returns a type with `leaf` of those that it is made of, however deep in structs and lists."""
+    types = pyarrow.types
     if types.is_struct(kind):
-        return pyarrow.struct([(kind.field(i).name, _bytes_type(kind.field(i).type)) for i in range(kind.num_fields)])
-    if types.is_list(kind) or types.is_large_list(kind):
-        return pyarrow.large_list(_bytes_type(kind.value_type))
+        return pyarrow.struct([field.with_type(_replaced(field.type, leaf)) for field in kind.fields])
+    if types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_replaced(kind.value_type, leaf)))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(kind.value_field.with_type(_replaced(kind.value_type, leaf)))
     if types.is_fixed_size_list(kind):
-        return pyarrow.list_(_bytes_type(kind.value_type), kind.list_size)
+        return pyarrow.list_(kind.value_field.with_type(_replaced(kind.value_type, leaf)), kind.list_size)
     if types.is_map(kind):
-        return pyarrow.map_(_bytes_type(kind.key_type), _bytes_type(kind.item_type))
-    return kind
+        return pyarrow.map_(_replaced(kind.key_type, leaf), _replaced(kind.item_type, leaf))
+    return leaf(kind)
 
 
 def _column(field: str, columns: list[str]) -> str:
@@ -136,5 +170,5 @@ def _column(field: str, columns: list[str]) -> str:
 
 @contextlib.contextmanager
 def _opened(file: files.File) -> Iterator[pyarrow.parquet.ParquetFile]:
-    with file.open() as stream, pyarrow.parquet.ParquetFile(stream) as table:
+    with file.open() as stream, pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as table:
         yield table

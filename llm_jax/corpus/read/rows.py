@@ -41,7 +41,13 @@ class RecordFields:
     path: str
 
     def record(self, row: Any, key: int | str, size: int = 0) -> Record:
-        """The record of one row; `key` is its number or place in the file."""
+        """The record of one row.
+
+        Args:
+          row: its fields.
+          key: its number or place in the file.
+          size: its bytes there; 0 takes those of its text.
+        """
         where = f'{self.path}#{key}'
         if not isinstance(row, Mapping):
             return self.broken(key, 'no_object', f'is {type(row).__name__}, not an object with fields')
@@ -53,14 +59,14 @@ class RecordFields:
                 return self.broken(key, 'encoding', f'{self.source.text_field!r} is not UTF-8 at byte {error.start}')
         if not isinstance(text, str):
             field = self.source.text_field
-            is_there = text is not None or field in row
+            is_there = text is not None or _has(row, field)
             if text is None and is_there:  # null: a document without text
                 return Skipped(self.name, where, 'skip.empty')
             detail = f'{field!r} is {type(text).__name__}, not text' if is_there else f'has {no_field(field, row)}'
             return self.broken(key, 'no_text', detail)
         if not text.strip():
             return Skipped(self.name, where, 'skip.empty')
-        if (size or len(text)) > longest(self.source):
+        if (size or _utf8_bytes(text)) > longest(self.source):
             return self.too_large(key)
         own = _plain(value_of(row, self.source.id_field)) if self.source.id_field else None
         url = _plain(value_of(row, self.source.url_field)) if self.source.url_field else None
@@ -98,6 +104,15 @@ def value_of(row: Mapping[str, Any], field: str) -> Any:
     return value_of(within, inner) if inner and isinstance(within, Mapping) else None
 
 
+def _has(row: Mapping[str, Any], field: str) -> bool:
+    """Tells whether a row has a field, or 'a.b' within a; it has if a is null."""
+    if field in row:
+        return True
+    outer, _, inner = field.partition('.')
+    within = row.get(outer, {})
+    return bool(inner) and (within is None or isinstance(within, Mapping) and _has(within, inner))
+
+
 def no_field(wanted: str, names: Iterable[Any]) -> str:
     """Says that there is no such field, with the nearest and all that there are."""
     names = [str(name) for name in names]
@@ -118,6 +133,10 @@ def check(name: str, source: Source, where: str, row: Any) -> None:
         wanted = getattr(source, option)
         if wanted and value_of(row, wanted) is None and wanted not in row:
             raise missing_field(f'sources.{name}.{option}', wanted, where, row)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode('utf-8', 'surrogatepass'))
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ _SEPARATORS = str.maketrans(_SPACES + _DASHES, ' ' * len(_SPACES) + '-' * len(_D
 _CANDIDATE = re.compile(
     # What is looked for behind comes after the first character: so `re` skips to the next '+', '(' or digit.
     # Chinese or Japanese may stand before a number without a space.
-    rf'[+(0-9](?<![A-Za-z0-9_\u00c0-\u04ff+(].)(?:[{_SPACES}.()/\{_DASHES}]{{0,3}}[0-9]){{6,17}}(?![^\Wx]|x(?![0-9])|[.,:]\d)'
+    rf'[+(0-9](?<![A-Za-z0-9_\u00c0-\u04ff+(].)(?:[{_SPACES}.()/\{_DASHES}]{{0,3}}[0-9]){{6,24}}(?![^\Wx]|x(?![0-9])|[.,:]\d)'
 )
 _EXTENSION = re.compile(r',?\s?(?:ext|extension|x)\.?\s?[0-9]{1,5}(?!\w)', re.I)
 # Country codes (ITU E.164) and how many digits follow them where that is told from other numbers by it.
@@ -66,6 +66,8 @@ _SAID = re.compile(
 )
 # 'call 1000000 times', 'cell 12345678', 'dial 1 000 000'
 _COUNT = re.compile(r'\d{7,9}|\d{1,3}(?:[ .]\d{3})+')
+# 'fax 2000000 pages'
+_ROUND = re.compile(r'\d{1,4}0{5,}|\d{1,3}[ .]000[ .]000')
 _NORTH_AMERICAN_AMONG_OTHERS = re.compile(rf'(?<![^ ])(?:{_NORTH_AMERICAN.pattern})(?![^ ])')
 _NUMBER_BEFORE = re.compile(r'\d[.,;]\s$')
 _POST_CODE = re.compile(r'\b[A-Z]{2} \d{5}(?:-\d{4})?[.,;]?\s$')
@@ -105,7 +107,8 @@ def _is_phone(raw: str, digits: str, before: str, code: bool) -> bool:
         return not before[-1:].isalnum() and _is_international(raw)
     if _DATE.match(raw):
         return False
-    if (said := _SAID.search(before)) and not (said['weak'] and ':' not in said[0] and _COUNT.fullmatch(raw)):
+    said = _SAID.search(before)
+    if said and (':' in said[0] or not (_ROUND if not said['weak'] else _COUNT).fullmatch(raw)):
         return 7 <= len(digits) <= 15
     if _NORTH_AMERICAN.fullmatch(raw) and (_POST_CODE if raw[0] != '(' else _NUMBER_BEFORE).search(before):
         return True

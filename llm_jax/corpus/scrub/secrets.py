@@ -3,10 +3,11 @@
 Three ways to know one:
   - its own form: the issuers of tokens give them prefixes so that they can be found;
   - a private key in PEM armour, a token in an Authorization header, a password in a URL;
-  - a value that is assigned to a name such as `password` or `api_key` and looks as if nobody
-    had chosen its letters: at least `_MIN_ENTROPY` bits a character and a mixture of classes.
+  - a value that is given to a name such as `password` or `api_key` (by an assignment, an element of XML,
+    an option of a command, a statement of SQL and the other forms of `_ELSEWHERE`) and looks as if nobody
+    had chosen its letters: at least `_MIN_ENTROPY` bits a character, and neither a word nor a path.
 Left: what stands for a secret (changeme, <YOUR_KEY>, xxxx, ${TOKEN}), public keys and certificates,
-names, paths and calls.
+names, words of any language, paths and calls.
 """
 
 from collections import Counter
@@ -66,56 +67,112 @@ _PRIVATE_KEY = re.compile(
 _URL_PASSWORD = re.compile(r'://[^\s/:@"\'<>]{0,64}:([^\s/@"\'<>{}$]{3,128})@(?=[\w\[])')
 _HEADER = re.compile(r'(?:Bearer (?=\S*\d)|[Bb]asic (?=\S*[=0-9]))([\w+/.~-]{16,}={0,2})')
 _VALUE = re.compile(
-    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*(?:[rbuf]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
+    r'[=:](?:(?<=:)=|(?<==)>)?(?!=)[ \t]*'
+    r'(?:[rbufLN@$]?(["\'`])([^"\'`\s]{8,200})\1|([^\s"\'`,;]{8,200})(?=[ \t]*(?:$|#)))',
     re.M,
 )
-# Where a name and its value are not joined by '=' or ':'.
-_ELSEWHERE = (
-    # <password>...</password>
-    re.compile(r'<([\w.:-]{2,60})(?:\s[^<>]{0,200})?>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</\1>'),
-    # name="password" value="..."
-    re.compile(r'(?:name|key|id)=["\']([\w.:-]{2,60})["\'][^<>\n]{0,80}?\svalue=["\'](?P<secret>[^\s"\']{8,200})["\']'),
-    # IDENTIFIED BY '...', PASSWORD '...'
-    re.compile(
-        r'\b(?:IDENTIFIED\s(?:WITH\s\S{1,40}\s)?(?:BY|AS)|PASSWORD)(?:\s*\(|\s)\s*(?:PASSWORD\s)?([\'"])(?P<secret>[^\s\'"]{8,200})\1',
-        re.I,
-    ),
-    # --password=..., --token ..., -u user:...
-    re.compile(r'(?<![\w-])--?([\w-]{2,40})[= ](["\']?)(?P<secret>[^\s"\']{8,200})\2(?=[\s;|&]|$)'),
-    re.compile(r'(?<![\w-])(?:-u|--user)[= ]?["\']?[\w.@-]{1,64}:(?P<secret>[^\s"\']{8,200})'),
-    # auth=('user', '...'), login('user', '...')
-    re.compile(
-        r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}'
-        r'(?:\w+=)?(["\'])(?P<secret>[^\s"\']{8,200})\2',
-        re.I,
-    ),
-)
-# Those whose first group is a name that has to say that a secret follows.
-_NAMED = _ELSEWHERE[:2] + _ELSEWHERE[3:4]
-# One of these stands in the text wherever one of those does.
-_HINT = re.compile(r'</|value=|identified\s|password[\s(]|-u|--|auth|credential|login', re.I)
+# Where a name and its value are not joined by '=' or ':', or are not alone on their line.
+_QUOTED = r'(?P<q>["\'`])(?P<secret>[^\s"\'`]{8,200})(?P=q)'
+_BARE = r'(?P<q>["\']?)(?P<secret>[^\s"\'`<>]{8,200})(?P=q)'
+_IN_MARKUP = r'>\s{0,8}(?P<secret>[^\s<>]{8,200})\s{0,8}</'
+# One of these stands in the text, in lower case -> the secret, and perhaps the 'name' that has to call it one.
+_ELSEWHERE = tuple(
+    (hints, re.compile(pattern, re.I | re.M))
+    for hints, pattern in (
+        # <password>...</password>
+        (('</',), r'<(?P<name>[\w.:-]{2,60})(?:\s[^<>]{0,200})?' + _IN_MARKUP + r'(?P=name)>'),
+        # <entry name="password">...</entry>
+        (('</',), r'(?:name|key|id)=["\'](?P<name>[\w.:-]{2,60})["\'][^<>\n]{0,80}' + _IN_MARKUP),
+        # name="password" value="...", "name": "password", "value": "...", and the same on two lines of YAML
+        (
+            ('value',),
+            r'\b(?:name|key|id)["\']?\s?[=:]\s{0,2}["\']?(?P<name>[\w.:-]{2,60})["\']?[^<>\w]{1,60}'
+            r'\bvalue["\']?\s?[=:]\s{0,2}' + _BARE,
+        ),
+        # password: >- and the value on the next line
+        (
+            ('|\n', '>\n', '|-', '>-', '|+', '>+'),
+            r'^[ \t-]*["\']?(?P<name>[\w.-]{2,60})["\']?:[ \t]+[|>][+-]?[ \t]*\n[ \t]+(?P<secret>\S{8,200})[ \t]*$',
+        ),
+        # Server=a;Password=...;
+        ((';',), r';\s?(?P<name>password|pwd|\w{1,20}key)\s?=\s?(?P<secret>[^\s;"\'<>]{8,200})(?=[;"\'<\s]|$)'),
+        # IDENTIFIED BY '...', PASSWORD '...'
+        (
+            ('identified', 'password'),
+            r'\b(?:IDENTIFIED\s(?:WITH\s\S{1,40}\s)?(?:BY|AS)|PASSWORD)(?:\s*\(|\s)\s*(?:PASSWORD\s)?N?' + _QUOTED,
+        ),
+        # ENV PASSWORD ...
+        (('env ',), r'^[ \t]*ENV[ \t]+(?P<name>\w{2,60})[ \t]+' + _BARE + r'[ \t]*$'),
+        # A=1 PASSWORD=... psql
+        (('=',), r'(?-i:(?P<name>[A-Z](?<!\S.)[A-Z0-9_]{2,60}))=' + _BARE + r'(?=[ \t\\;]|$)'),
+        # --password=..., --token ...
+        (('--',), r'-(?<![\w-]-)-?(?P<name>[\w-]{2,40})[= ]' + _BARE + r'(?=[\s;|&]|$)'),
+        # -u user:...
+        ((' -u', '--user'), r'-(?<![\w-]-)(?:u|-user)[= ]?["\']?[\w.@-]{1,64}:(?P<secret>[^\s"\']{8,200})'),
+        # mysql -p..., sshpass -p ..., redis-cli -a ..., docker login -p ...
+        (('mysql', 'mariadb'), r'\b(?:mysql|mariadb)\w*[ \t][^\n|;]{0,200}?-p(?P<secret>[^\s"\'|;]{8,200})'),
+        (
+            ('sshpass', 'redis-cli', ' login '),
+            r'\b(?:sshpass|redis-cli|\w+[ \t]login)[ \t](?:[^\n|;]{0,200}?[ \t])?-[ap][ \t]?' + _BARE,
+        ),
+        # .netrc: machine host login user password ...
+        (('machine',), r'\bmachine\s+\S+\s+login\s+\S+\s+password\s+(?P<secret>\S{8,200})'),
+        # .npmrc: //registry/:_authToken=...
+        (('//',), r'^//\S{1,200}:_?(?P<name>\w{2,30})[ \t]?=[ \t]?' + _BARE),
+        # "X-Api-Key: ..."
+        (('key:', 'token:'), r'["\'](?P<name>[\w-]{2,40}):[ \t]?(?P<secret>[^\s"\']{8,200})["\']'),
+        # define('PASSWORD', '...')
+        (('",', "',", '`,'), r'\(\s{0,8}["\'`](?P<name>[\w.:-]{2,60})["\'`],\s{0,8}' + _QUOTED),
+        # auth=('user', '...'), login('user', '...')
+        (
+            ('auth=(', 'auth = (', 'auth(', 'credential', 'login(', 'authenticate('),
+            r'(?:auth|credentials?|login|HTTPBasicAuth|authenticate)\s{0,2}=?\s{0,2}'
+            r'\(\s{0,8}(?:\w+=)?(["\'])[^"\'\n]{1,80}\1,\s{0,8}(?:\w+=)?' + _QUOTED,
+        ),
+        # The password is ...
+        (
+            tuple(f'{name} {verb}' for name in ('password', 'passphrase', 'token', ' key') for verb in ('is', 'was')),
+            r'\b(?P<name>password|passphrase|token|(?:api|access|secret) key) (?:is|was) ["\'`]?'
+            r'(?-i:(?=\S*[a-z])(?=\S*[A-Z])(?=\S*[0-9]))(?P<secret>[^\s"\'`<>]{7,200}[^\s"\'`<>.,;!?)])',
+        ),
+    )
+)  # fmt: skip
+# INSERT INTO users (name, password) VALUES ('a', '...'), ('b', '...')
+_INSERT = re.compile(r'\binsert\s+into\s+\S{1,80}\s*\(([^()]{1,2000})\)\s*values\s*', re.I)
+_STRING = r"'(?:[^']|'')*+'"
+_ROW = re.compile(rf"\s*,?\s*\(((?:[^()']|{_STRING}|\([^()]*\)){{1,4000}}+)\)")
+_CELL = re.compile(rf'\s*N?(?P<string>{_STRING})\s*|(?:[^,(]|\([^()]*\)|\()+', re.I)
+# Without one of these there is no such name, and none of the tools that take a password.
+_WORDS = (
+    'pass', 'pwd', 'secret', 'token', 'key', 'credential', 'auth', 'login', 'identified', '-u', 'mysql', 'mariadb',
+    'redis-cli',
+)  # fmt: skip
 # Languages in which a value needs no quotation marks.
 SETTINGS = frozenset((
     'yaml', 'ini', 'toml', 'dockerfile', 'xml', 'properties', 'bash', 'batchfile', 'powershell', 'makefile', 'text', '',
 ))  # fmt: skip
 _NAME = re.compile(
-    r'(?:passw(?:or)?d|passphrase|passwd|pwd|secret|token|api_?key|apikey|access_?key|private_?key|auth_?key|'
-    r'client_?secret|secret_?key|signing_?key|encryption_?key|account_?key|credential)s?(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
+    r'(?:passw(?:or)?d|passphrase|passwd|(?<![a-z])pass|pwd|secret|token|credential|'
+    r'(?:api|access|private|auth|secret|signing|encryption|account)[ _-]?key)s?'
+    r'(?:[_-]?(?:key|value|id|hash|string|prod|dev|live))?'
     r'["\'\])]*[ \t]*(?::[ \t]*\w+[ \t]*)?$',
     re.I,
 )
 _PLACEHOLDER = re.compile(
-    r'(?i)x{4,}|\*{3,}|\.{3}|_{4,}|example|change.?me|placeholder|dummy|sample|your|insert|replace|redacted|todo|fixme|'
-    r'fake|mock|default|1234567|abcdef|foobar|hunter2|n0t|not.?a.?real|undefined|invalid|<.*>|\{.*\}|^\$|\$[{(]|%[sd(]|\(|\['
+    r'(?i)x{4,}|\*{3,}|\.{3}|…|_{4,}|example|change.?me|placeholder|dummy|sample|your|insert|replace|redacted|todo|fixme|'
+    r'fake|mock|default|1234567|abcdef|foobar|hunter2|n0t|not.?a.?real|undefined|invalid|<.*>|\{.*\}|^\$|\$[{(]|'
+    r'%[sd(]|\(|\[|^(?:id|type|src|source|env|file|name)=|(?-i:\$[A-Z_]{3})'
 )
 # Words of which values are made that keep no secret; digits and marks around them do not count.
 _PLAIN = re.compile(
-    r'(?i)\W*(?:my|guest|anonymous|the|new|old|bad|good|some|super|user|admin|root|test\w*|pass(?:word|phrase|wd)?|secret\w*|token\w*|key|api|'
-    r'auth|access|refresh|client|login|hello|world|foo|bar|baz|spam|eggs|none|null|true|false|string|hash|value|'
+    r'(?i)\W*(?:my|guest|anonymous|the|new|old|bad|good|some|super|user|admin|root|test\w*|pass(?:word|phrase|wd)?|'
+    r'secret\w*|token\w*|key|api|auth|access|refresh|client|login|hello|world|foo|bar|baz|spam|eggs|none|null|true|false|string|hash|value|'
     r'[\W_]|\d{1,4}(?!\d))+'
 )
+# Words in any script and a few marks around them; paths; attributes; marks and numbers; addresses.
 _IDENTIFIER = re.compile(
-    r'[A-Za-z_][A-Za-z_.:-]*\d{0,2}|(?:[A-Za-z_.:~-]*\d{0,2}/)+[A-Za-z_.-]*\d{0,2}|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|\W+|[0-9.:,-]+|https?://.*'
+    r'\W{0,3}[^\W\d](?:[^\W\d]|[.:-])*+\d{0,2}\W{0,3}|(?:[A-Za-z_.:~-]*\d{0,2}/)+[A-Za-z_.-]*\d{0,2}|'
+    r'(?:[\w.:~-]*/)+[\w-]+\.[a-z]{2,4}|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+|\W+|[0-9.:,-]+|https?://.*'
 )
 _MIN_ENTROPY = 2.75
 
@@ -127,8 +184,7 @@ def secrets(text: str, code: bool) -> Iterator[tuple[int, int]]:
       code: whether an unquoted value is an expression; it is not in files of settings (`SETTINGS`).
     """
     yield from _tokens(text)
-    if _HINT.search(text):
-        yield from _elsewhere(text)
+    yield from _elsewhere(text)
     for match in _VALUE.finditer(text):
         quoted = match[2] is not None
         name = _NAME.search(text, max(0, match.start() - 40), match.start())
@@ -137,10 +193,34 @@ def secrets(text: str, code: bool) -> Iterator[tuple[int, int]]:
 
 
 def _elsewhere(text: str) -> Iterator[tuple[int, int]]:
-    for pattern in _ELSEWHERE:
-        for match in pattern.finditer(text):
-            if (pattern not in _NAMED or _NAME.search(match[1])) and _is_secret(match['secret']):
-                yield match.span('secret')
+    lower = text.lower()
+    if not any(word in lower for word in _WORDS):
+        return
+    for hints, pattern in _ELSEWHERE:
+        if any(hint in lower for hint in hints):
+            for match in pattern.finditer(text):
+                if _says_secret(match.groupdict().get('name')) and _is_secret(match['secret']):
+                    yield match.span('secret')
+    if 'insert' in lower:
+        yield from _inserted(text)
+
+
+def _inserted(text: str) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of the secrets in the rows of INSERT statements whose columns are named."""
+    for match in _INSERT.finditer(text):
+        are_secret = [_says_secret(column.strip().strip('"`[]')) for column in match[1].split(',')]
+        row = _ROW.match(text, match.end()) if any(are_secret) else None
+        while row:
+            for is_secret, cell in zip(are_secret, _CELL.finditer(text, *row.span(1)), strict=False):
+                value = (cell['string'] or '')[1:-1]
+                if is_secret and re.fullmatch(r'\S{8,200}', value) and _is_secret(value):
+                    yield cell.start('string') + 1, cell.end('string') - 1
+            row = _ROW.match(text, row.end())
+
+
+def _says_secret(name: str | None) -> bool:
+    """Tells whether what has this name is a secret; it is where no name has to say so."""
+    return name is None or _NAME.search(name) is not None
 
 
 def _tokens(text: str) -> Iterator[tuple[int, int]]:
@@ -174,7 +254,7 @@ def _is_setting(text: str, at: int, code: bool) -> bool:
     line = text[text.rfind('\n', 0, at) + 1 : at]
     if code:  # there, an unquoted value is an expression
         return text[at] == '=' and re.fullmatch(r'\s*(?:export |ENV |ARG |set )?[A-Z][A-Z0-9_]*', line) is not None
-    return re.fullmatch(r'\s*(?:export |set |ENV |ARG |-\s)?["\']?[\w. -]{1,40}["\']?', line) is not None
+    return re.fullmatch(r'\s*(?:export |set |ENV |ARG |-\s)?["\']?[\w./:@ -]{1,80}["\']?', line) is not None
 
 
 def entropy(text: str) -> float:
