@@ -37,6 +37,7 @@ class Weight:
       fixed: axes among WIDTHS that nevertheless stay the same in a wider model.
       grow_in: fan_in over that at the base width; 1 without muP.
       grow_out: the same for fan_out.
+      dtype: of the product that it is an operand of.
     """
 
     axes_in: tuple[str, ...]
@@ -50,6 +51,7 @@ class Weight:
     fixed: tuple[str, ...] = ()
     grow_in: float = 1.0
     grow_out: float = 1.0
+    dtype: str = 'float32'
 
     @property
     def role(self) -> str:
@@ -107,6 +109,7 @@ def describe(config: Model, shape: tuple[int, ...], axes: tuple[str, ...], n_in:
         grow_in=grow(axes[:n_in]),
         grow_out=grow(axes[n_in:]),
         fixed=tuple(axis for axis in axes if axis in WIDTHS and _stays(config, axis)),
+        dtype=config.dtype,
         **known,
     )
 

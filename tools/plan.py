@@ -4,6 +4,7 @@
 ./tools/run plan experiments/pretrain/llama3_70b.py --topology v5p:8x8x8 --slices 4 --search
 ./tools/run plan experiments/pretrain/llama3_8b.py --gpu h100 --devices 64 --tokens 15e12
 ./tools/run plan experiments/pretrain/llama3_8b.py --gpu b200 --devices 64 --analytic
+./tools/run plan llama:3.1-8b --topology v6e:2x2 --decode 64 --context 2048 --config.mesh.tensor=4
 """
 
 import argparse
@@ -28,6 +29,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
     parser.add_argument('--compile', type=int, default=3, help='a search compiles until so many fit')
+    parser.add_argument('--decode', type=int, metavar='ROWS', help='instead of training: a token of so many rows')
+    parser.add_argument('--context', type=int, help='tokens in the cache of a row (model.max_seq_len), with --decode')
     parser.add_argument('--out', default='plan.html', help='the page that is written')
     cli.add_debug(parser)
     known, rest = parser.parse_known_args(argv)
@@ -38,7 +41,8 @@ def main(argv: list[str]) -> None:
 
     request = command.Request(
         known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
-        known.analytic, known.compile, known.out, shlex.join(['./tools/run', 'plan', *argv]),
+        known.analytic, known.compile, known.decode, known.context, known.out,
+        shlex.join(['./tools/run', 'plan', *argv]),
     )  # fmt: skip
     command.plan(config, request)
 

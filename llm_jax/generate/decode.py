@@ -6,6 +6,7 @@ and back at every token, which took two to five times as long as the decoding it
 updated in place.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 from llm_jax.config import parts
 from llm_jax.config.schema import ConfigError, Model
 from llm_jax.dist import mesh
-from llm_jax.nn.transformer import Transformer, layer_params, place
+from llm_jax.init import Weight
+from llm_jax.nn.transformer import Transformer, layer_params, place, weights_of
 
 
 @flax.struct.dataclass
@@ -52,10 +54,19 @@ def decoding_model(model: Transformer) -> Transformer:
 @functools.partial(jax.jit, static_argnames='model')
 def prepare(model: Transformer, params: Any) -> Weights:
     """Makes the weights that `forward` takes, once for all calls: layer by layer, in the dtype of the computation."""
-    config = model.config
+    config, params = model.config, _cast(params, weights_of(model))
     layers = tuple(layer_params(params, config, i) for i in range(config.n_layers))
     stacks = {place(config, i)[0][0] for i in range(config.n_layers)}
     return Weights({name: value for name, value in params.items() if name not in stacks}, layers)
+
+
+def _cast(params: Any, weights: Any) -> Any:
+    """Casts the kernels to the dtype of their products; other parameters, as the scales of norms, stay as they are."""
+    if isinstance(weights, Weight):
+        return params.astype(weights.dtype)
+    if not isinstance(params, Mapping):
+        return params
+    return {name: _cast(value, (weights or {}).get(name)) for name, value in params.items()}
 
 
 def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from llm_jax.config.schema import Config, ConfigError
 from llm_jax.plan import facts, page, planner, topology
 from llm_jax.plan import search as search_lib
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit
+from llm_jax.plan.decoding import plan_decoding
 from llm_jax.plan.facts import Table, gib
 from llm_jax.plan.planner import Outcome
 
@@ -29,6 +30,8 @@ class Request:
     search: bool
     analytic: bool
     compile_best: int
+    decode: int | None
+    context: int | None
     out: str
     command: str
 
@@ -57,6 +60,9 @@ def plan(config: Config, request: Request) -> None:
     say = lambda text: print(text, file=sys.stderr, flush=True)
     with topology.compiler() if request.topology else contextlib.nullcontext():
         devices = _devices(machine, request, say)
+        if request.decode is not None:
+            _show_decoding(console, config, machine, devices, request)
+            return
         tried = []
         if request.search:
             tried = search_lib.search(config, machine, devices, compile_best=request.compile_best, progress=say)
@@ -74,6 +80,27 @@ def plan(config: Config, request: Request) -> None:
         console.print(f'wrote {request.out}')
         if not outcome.memory.fits:
             raise ConfigError(f'{config.name} {facts.verdict(outcome)}. {_advice(config, machine, devices)}')
+
+
+def _show_decoding(
+    console: rich.console.Console, config: Config, machine: topology.Machine, devices: list | None, request: Request
+) -> None:
+    """Plans a step of decoding and prints it.
+
+    Raises:
+      ConfigError: it does not fit.
+    """
+    case = planner.case_of(config, machine, devices)
+    context = case.config.model.max_seq_len if request.context is None else request.context
+    found = plan_decoding(case, request.decode, context, compiles=devices is not None)
+    rows = [tuple(row) for row in facts.decoding_rows(found)]
+    console.print(_table(Table(f'A token of {found.rows} rows on {machine}', ('', '', 'source'), rows)))
+    if not found.fits:
+        raise ConfigError(
+            f'{config.name} does not fit {machine} when {found.rows} rows of {context} tokens are decoded: '
+            f'{gib(sum(found.memory.values()))} of {gib(machine.hbm)}; take fewer rows, a shorter --context, or a '
+            'larger mesh.tensor'
+        )
 
 
 def _devices(machine: topology.Machine, request: Request, say) -> list | None:

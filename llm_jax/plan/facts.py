@@ -7,6 +7,7 @@ from llm_jax.config import parts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
 from llm_jax.plan.candidates import short
+from llm_jax.plan.decoding import Decoding
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
 from llm_jax.plan.planner import ATTENTION_PRODUCTS, Budget, Outcome
 from llm_jax.plan.search import Tried, of_each_kind
@@ -118,6 +119,30 @@ def serving_rows(outcome: Outcome) -> list[Row]:
         Row('fewest devices to serve', f'{it.devices} with one whole context', ANALYTIC),
         Row('whole contexts at once', f'{it.contexts:,} on this machine', ANALYTIC),
     ]  # fmt: skip
+
+
+def decoding_rows(found: Decoding) -> list[Row]:
+    """Memory and time of a decoding step."""
+    roof, source = found.roofline, found.source
+    gathered = sum(n for n, _ in found.gathered_weights)
+    rows = [Row(f'{name} a device', gib(n), source) for name, n in found.memory.items()]
+    rows += [
+        Row('available', gib(found.case.machine.hbm), ASSUMED),
+        Row('context', f'{found.context:,} tokens a row', 'config'),
+        Row('HBM', seconds(roof.hbm), source),
+        Row('compute', seconds(roof.compute), source),
+        Row('waiting for collectives', seconds(roof.exposed), source),
+        Row('shortest step', f'{seconds(roof.step)}, bound by {roof.bound}', source),
+        Row('tokens a second', f'{found.tokens_per_second:,.0f}', source),
+    ]
+    if source == COMPILED:
+        says = (
+            f'{len(found.gathered_weights)}: {gib(gathered)} a token; split them over mesh.tensor alone'
+            if gathered
+            else 'none'
+        )
+        rows.append(Row('weights that are gathered', says, source))
+    return rows
 
 
 def assumed_rows(outcome: Outcome) -> list[Row]:

@@ -6,11 +6,15 @@ import dataclasses
 import functools
 import gc
 import json
+import os
 import pathlib
 import resource
 import sys
+import tempfile
 import time
 from typing import Any
+
+import bench_train
 
 from llm_jax import config as config_lib
 from llm_jax.config import cli
@@ -24,6 +28,9 @@ SHAPES = {
     'tiny': (LLAMA | {'d_model': 64, 'n_layers': 2, 'n_heads': 4, 'd_ff': 128, 'vocab_size': 512}, 512),
 }
 ROUNDS = 6
+# Tokens of the requests whose difference gives the time of a step.
+SHORT, LONG = 4, 100
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +100,10 @@ def bench_step(shape: str) -> Iterator[Result]:
     model, params = make(shape)
     runs = {}
     for rows in (1, 8):
-        runs[f'step {rows}'] = _steps(model, params, rows)
+        runs |= _decoding(model, params, rows)
         runs[f'products {rows}'] = _products(model, params, rows)
     best = fastest(runs)
-    step = {rows: best[f'step {rows}'] / 16 for rows in (1, 8)}
+    step = {rows: _step(best, rows) for rows in (1, 8)}
     products = {rows: best[f'products {rows}'] / 16 for rows in (1, 8)}
     for rows, bar in ((1, 1.25), (8, 1.45)):
         note = f'{1e3 * step[rows]:.1f} ms a step, {1e3 * products[rows]:.1f} ms of products'
@@ -104,23 +111,21 @@ def bench_step(shape: str) -> Iterator[Result]:
     yield Result(f'{shape}: tokens of 8 rows over 1', 8 * step[1] / step[8], 4.2, True)
 
 
-def _steps(model: Any, params: Any, rows: int) -> Callable[[], None]:
-    """Decodes a block of 16 tokens of each row; starts again where the context ends."""
+def _decoding(model: Any, params: Any, rows: int) -> dict[str, Callable[[], None]]:
+    """Decodes SHORT and LONG tokens of each row: the difference is what steps take, without prefill."""
     from llm_jax.generate.engine import Engine
     from llm_jax.generate.requests import Request
     from llm_jax.generate.settings import Sampler
 
     engine = Engine(model, params, n_slots=rows, context=256)
-    request = lambda i: Request([1, 5, 9], 240, Sampler(0), choice=i)
+    request = lambda n, i: Request([1, 5, 9], n, Sampler(0), choice=i)
+    run = lambda n: engine.run(request(n, i) for i in range(rows))
+    return {f'{name} {rows}': functools.partial(run, n) for name, n in (('short', SHORT), ('long', LONG))}
 
-    def run() -> None:
-        if engine.is_idle:
-            for i in range(rows):
-                engine.submit(request(i))
-            engine.step()
-        engine.step()
 
-    return run
+def _step(best: dict[str, float], rows: int) -> float:
+    """Seconds of a step, of the best times of `_decoding`."""
+    return (best[f'long {rows}'] - best[f'short {rows}']) / (LONG - SHORT)
 
 
 def _products(model: Any, params: Any, rows: int) -> Callable[[], None]:
@@ -149,6 +154,51 @@ def _products(model: Any, params: Any, rows: int) -> Callable[[], None]:
 
     x_BD = jnp.full((rows, D), 1e-3)
     return lambda: run(weights, x_BD).block_until_ready()
+
+
+def bench_transformers(shape: str) -> Iterator[Result]:
+    """Transformers' `generate` at the same shape, at one row and at eight, on as many threads."""
+    import jax
+
+    model, params = make(shape)
+    config = model.config
+    sizes = {name: getattr(config, name) for name in ('n_layers', 'd_model', 'n_heads', 'd_ff', 'vocab_size')}
+    command = [
+        bench_train.torch_python(),
+        ROOT / 'tools/bench/peers/transformers_generate.py',
+        f'--context={config.max_seq_len}',
+    ]
+    command += [f'--{name}={value}' for name, value in sizes.items()] + [f'--threads={os.cpu_count()}']
+    environment = {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', *bench_train.MALLOC)}
+    peer = bench_train.Peer(command, environment)
+    for rows in (1, 8):
+        ours, theirs = _in_turns(_decoding(model, params, rows), rows, functools.partial(peer.step, str(rows)))
+        note = f'{1e3 * ours:.1f} and {1e3 * theirs:.1f} ms a step on {jax.devices()[0].device_kind}; {peer.name}'
+        yield Result(f'{shape}: speed over Transformers, {rows} rows', theirs / ours, 3, True, note)
+    peer.close()
+
+
+def bench_llama2c(shape: str, source: str) -> Iterator[Result]:
+    """llama2.c at the same shape, one row."""
+    from peers.llama2c import Llama2c
+
+    model, params = make(shape)
+    fields, context = SHAPES[shape]
+    with tempfile.TemporaryDirectory() as directory:
+        peer = Llama2c(pathlib.Path(source).absolute(), fields, context, pathlib.Path(directory))
+        ours, theirs = _in_turns(_decoding(model, params, 1), 1, peer.step)
+    note = f'{1e3 * ours:.1f} and {1e3 * theirs:.1f} ms of CPU a token; {peer.name}'
+    yield Result(f'{shape}: step over llama2.c', ours / theirs, 1.4, False, note)
+
+
+def _in_turns(runs: dict[str, Callable[[], None]], rows: int, peer: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a step of ours and of a peer's, the best of several, in turns."""
+    ours, theirs = dict.fromkeys(runs, float('inf')), float('inf')
+    for _ in range(ROUNDS):
+        found = fastest(runs, rounds=1)
+        ours = {name: min(seconds, found[name]) for name, seconds in ours.items()}
+        theirs = min(theirs, peer())
+    return _step(ours, rows), theirs
 
 
 def bench_batching(shape: str) -> Iterator[Result]:
@@ -328,6 +378,10 @@ def main(argv: list[str]) -> None:
         '--only', action='append', choices=list(BENCHES), help='one of them; may be given several times'
     )
     parser.add_argument('--shape', choices=list(SHAPES), help='of the model; default: that of each benchmark')
+    parser.add_argument(
+        '--peer', choices=('none', 'transformers', 'llama2c'), default='none', help='compare a step with'
+    )
+    parser.add_argument('--llama2c', metavar='FILE', help='run.c of llama2.c, for --peer llama2c')
     parser.add_argument('--json', metavar='FILE', help='write one JSON object a row')
     cli.add_debug(parser)
     args = parser.parse_args(argv)
@@ -337,9 +391,17 @@ def main(argv: list[str]) -> None:
 
     table = Table('', 'ratio', 'bar', 'holds', 'figures')
     results = []
-    for name in args.only or BENCHES:
-        bench, shape = BENCHES[name]
-        for result in bench(args.shape or shape):
+    runs = [(bench, args.shape or shape) for bench, shape in map(BENCHES.get, args.only or BENCHES)]
+    if args.peer != 'none':
+        runs = runs if args.only else []
+        if args.peer == 'llama2c' and not (args.llama2c and pathlib.Path(args.llama2c).is_file()):
+            raise ConfigError(f'--peer llama2c needs its run.c: --llama2c {args.llama2c} is no file')
+        against = (
+            functools.partial(bench_llama2c, source=args.llama2c) if args.peer == 'llama2c' else bench_transformers
+        )
+        runs.append((against, args.shape or '110m'))
+    for bench, shape in runs:
+        for result in bench(shape):
             sign = '≥' if result.at_least else '≤'
             table.add_row(
                 result.name,

@@ -146,8 +146,8 @@ class Peer:
             raise ConfigError('the peer did not start; see its message above')
         self.name += how
 
-    def step(self) -> float:
-        print('step', file=self._process.stdin, flush=True)
+    def step(self, request: str = 'step') -> float:
+        print(request, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
             raise ConfigError(f'{self.name} ended; see its message above')
