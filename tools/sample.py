@@ -37,20 +37,28 @@ def main(argv: list[str]) -> None:
         metavar='HOW',
         help='guess tokens ahead, the same text faster: lookup (in the text so far), or a run of a smaller model',
     )
-    parser.add_argument('--num_samples', type=cli.at_least(1), default=1, help='of each prompt (1)')
+    parser.add_argument('--beams', type=int, metavar='N', help='search for the likeliest texts with N beams, not draw')
+    parser.add_argument('--length_penalty', type=float, help='of --beams: above 0 prefers longer texts, 0 the sum (1)')
+    parser.add_argument(
+        '--num_samples', type=cli.at_least(1), default=1, help='of each prompt; with --beams, the best ones (1)'
+    )
     parser.add_argument('--seed', type=cli.at_least(0), default=0, help='the same seed draws the same text (0)')
     parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     args = parser.parse(argv)
+    check_beams(args, parser)
     prompts = read_prompts(args.prompt, args.prompt_file)
     kind, rules = read_rules(args)
 
     from llm_jax.generate import text  # imports JAX: a mistake in the arguments comes first, and at once
+    from llm_jax.generate.beam import Beams
     from llm_jax.generate.constrain import Grammars
     from llm_jax.generate.settings import Sampler
     from llm_jax.generate.speculate import Speculation
     from llm_jax.runs import load
 
     sampler = Sampler(args.temperature, args.top_k, args.top_p)
+    penalty = 1.0 if args.length_penalty is None else args.length_penalty
+    beams = None if args.beams is None else Beams(args.beams, penalty, n_return=args.num_samples)
     loaded = load(args.run_dir, args.step)
     if loaded.tokenizer is None:
         raise ConfigError(f'{args.run_dir} has no tokenizer; give one to convert with --tokenizer')
@@ -58,6 +66,14 @@ def main(argv: list[str]) -> None:
         args.max_new_tokens = (
             100 if args.slide else min(100, max(1, text.room(loaded.model, loaded.tokenizer, prompts)))
         )
+    if beams:
+        options = {'max_new_tokens': args.max_new_tokens, 'beams': beams}
+        found = text.search(loaded.model, loaded.params, loaded.tokenizer, prompts, **options)
+        for i, (prompt, row) in enumerate(zip(prompts, found, strict=True)):
+            of_prompt = f'prompt {i + 1} of {len(prompts)}, ' if len(prompts) > 1 else ''
+            for rank, (new, score) in enumerate(row):
+                print(f'=== {of_prompt}beam {rank + 1} of {len(row)}, score {score:.4f} ===\n{prompt}{new}\n')
+        return
     constraint = getattr(Grammars(loaded.tokenizer), kind)(rules).start if kind else None
     speculation = {}
     if args.speculate == 'lookup':
@@ -101,6 +117,20 @@ def _timing(counts: list[int], seconds: list[float]) -> str:
     return f'{sum(counts)} tokens in {seconds[-1]:.2f} s: the first after {seconds[0]:.2f} s with compilation' + (
         f', then {speed:.0f} tokens/s' if speed else ''
     )
+
+
+def check_beams(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises: ConfigError: --beams with a flag of drawing, or --length_penalty without it."""
+    if args.beams is None:
+        if args.length_penalty is not None:
+            raise ConfigError(f'--length_penalty = {args.length_penalty} needs --beams, whose scores it changes')
+        return
+    if args.num_samples > args.beams:
+        raise ConfigError(f'--num_samples = {args.num_samples} exceeds --beams = {args.beams}; search with more beams')
+    drawing = ('temperature', 'top_k', 'top_p', 'seed', 'stop', 'slide', 'speculate')
+    for name in (*drawing, 'json_schema', 'regex', 'choice', 'grammar'):
+        if getattr(args, name) != parser.get_default(name):
+            raise ConfigError(f'--{name} does not go with --beams, which searches without drawing; leave one out')
 
 
 def read_prompts(texts: list[str], files: list[str]) -> list[str]:

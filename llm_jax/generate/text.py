@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from llm_jax.generate import engine
+from llm_jax.generate import beam, engine
+from llm_jax.generate.beam import Beams
 from llm_jax.generate.requests import Constraint
 from llm_jax.generate.stops import StopText
 from llm_jax.nn.transformer import Transformer
@@ -52,6 +53,19 @@ def stream(
     if constraint:
         options['constraints'] = [constraint(bool(p)) for p in prompts]
     return _read(engine.stream(model, params, _encode(tokenizer, prompts), watchers=texts, **limits, **options), texts)
+
+
+def search(
+    model: Transformer, params: Any, tokenizer: Tokenizer, prompts: Sequence[str], *, max_new_tokens: int, beams: Beams
+) -> list[list[tuple[str, float]]]:
+    """Returns (continuation, score) of the best beams of each prompt, the best first; see `beam.search`."""
+    stop_ids = [tokenizer.bos_id, *tokenizer.eos_ids]
+    limits = {'max_new_tokens': max_new_tokens, 'stop_ids': stop_ids, 'vocab_size': tokenizer.vocab_size}
+    found = beam.search(model, params, _encode(tokenizer, prompts), beams=beams, **limits)
+    return [
+        [(tokenizer.decode(one.tokens, continues=bool(prompt)), one.score) for one in row]
+        for prompt, row in zip(prompts, found, strict=True)
+    ]
 
 
 def _read(blocks: Iterator[list[list[int]]], texts: list[StopText]) -> Iterator[list[tuple[str, int]]]:

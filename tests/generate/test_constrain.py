@@ -399,6 +399,10 @@ def test_flags_of_sample(tmp_path):
         (['--regex', 'a', '--choice', 'b'], '--regex and --choice exclude each other'),
         (['--json_schema', f'{tmp_path}/schema.json'], 'schema.json is not JSON: Expecting'),
         (['--grammar', f'{tmp_path}/latin.txt'], '--grammar .*latin.txt is not UTF-8 text'),
+        (['--beams', '4', '--regex', 'a'], '--regex does not go with --beams'),
+        (['--beams', '4', '--temperature', '1'], '--temperature does not go with --beams'),
+        (['--beams', '4', '--num_samples', '5'], '--num_samples = 5 exceeds --beams = 4'),
+        (['--length_penalty', '2'], '--length_penalty = 2.0 needs --beams'),
     ):
         with pytest.raises(ConfigError, match=message):
             sample.main(['no_such_run', *flags])

@@ -5,7 +5,8 @@ from tiny import LLAMA, random_params, tiny_config
 
 from llm_jax import tokenizer as tokenizer_lib
 from llm_jax.config import schema
-from llm_jax.generate import engine, text
+from llm_jax.generate import beam, engine, text
+from llm_jax.generate.beam import Beams
 from llm_jax.generate.settings import Sampler
 from llm_jax.nn.transformer import build
 
@@ -93,6 +94,18 @@ def test_a_window_that_slides_sees_the_last_tokens_that_fit(tokenizer, trained):
     together = engine.generate(model, params, short, slide=True, **drawn)
     assert together[0] == engine.generate(model, params, short[:1], slide=True, **drawn)[0]
     assert together[0][:60] == engine.generate(model, params, short[:1], **drawn | {'max_new_tokens': 60})[0]
+
+
+def test_beams_are_texts_with_their_scores(tokenizer, trained):
+    beams = Beams(3, n_return=2)
+    found = text.search(*trained, tokenizer, ['def ', ''], max_new_tokens=12, beams=beams)
+    for prompt, row in zip(['def ', ''], found, strict=True):
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        limits = {'stop_ids': [tokenizer.bos_id, *tokenizer.eos_ids], 'vocab_size': 300}
+        (alone,) = beam.search(*trained, [ids], max_new_tokens=12, beams=beams, **limits)
+        assert [new for new, _ in row] == [tokenizer.decode(one.tokens, continues=bool(prompt)) for one in alone]
+        assert np.allclose([score for _, score in row], [one.score for one in alone], rtol=1e-4)
+        assert len(row) == 2 and row[0][1] >= row[1][1]
 
 
 def test_room_is_what_the_longest_prompt_leaves(tokenizer, trained):
