@@ -32,16 +32,9 @@ def main(argv: list[str]) -> None:
         config, args.corpora, texts.read_texts(specs, args.max_bytes), directory, seeds=args.seeds,
         progress=lambda text: print(text, flush=True),
     )  # fmt: skip
-<<<<<<< HEAD
     page = report.write(directory, result.numbers, command=shlex.join(['./tools/run', 'compare_data', *argv]))
     table = report.tabulate(result.numbers)
     cli.print_table(table.title, table.lines)
-=======
-    page = compare_data.write(
-        result, directory, name=config.name, command=shlex.join(['./tools/run', 'compare_data', *argv])
-    )
-    cli.print_table('bits per byte', compare_data.table(result))
->>>>>>> main
     print(f'wrote {page}')
 
 

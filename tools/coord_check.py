@@ -30,14 +30,9 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
     command = shlex.join(['./tools/run', 'coord_check', *argv])
-<<<<<<< HEAD
     page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
     table = report.tabulate(result.numbers)
     cli.print_table(table.title, table.lines)
-=======
-    page = report.write_coord_check(result, directory, name=config.name, command=command)
-    cli.print_table('exponent of the width in the change of activations', report.coord_check_table(result))
->>>>>>> main
     print(result.sentence)
     print(f'wrote {page}')
     if not result.passed:

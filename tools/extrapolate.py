@@ -33,17 +33,11 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
     command = shlex.join(['./tools/run', 'extrapolate', *argv])
-<<<<<<< HEAD
     page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
     table = report.tabulate(result.numbers)
     cli.print_table(table.title, table.lines)
     print(result.sentence)
     print(f'wrote {page}')
-=======
-    written = page.write(result, directory, name=config.name, command=command)
-    cli.print_table('perplexity of tokens at these positions', page.table(result))
-    print(f'wrote {written}')
->>>>>>> main
 
 
 if __name__ == '__main__':

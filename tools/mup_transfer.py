@@ -37,14 +37,9 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
     command = shlex.join(['./tools/run', 'mup_transfer', *argv])
-<<<<<<< HEAD
     page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
     table = report.tabulate(result.numbers)
     cli.print_table(table.title, table.lines)
-=======
-    page = report.write_transfer(result, directory, name=config.name, command=command)
-    cli.print_table('held-out loss by learning rate', report.transfer_table(result))
->>>>>>> main
     print(result.sentence)
     print(f'wrote {page}')
 

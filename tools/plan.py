@@ -25,15 +25,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--tokens', help='budget of the whole run, such as 15e12; default train.duration')
     parser.add_argument('--price', help='of one chip-hour')
     parser.add_argument('--search', action='store_true', help='try meshes, remat policies and micro-batches')
-<<<<<<< HEAD
-    parser.add_argument('--compile', type=int, default=3, help='a search compiles until so many fit')
-    parser.add_argument('--decode', type=int, metavar='ROWS', help='instead of training: a token of so many rows')
-    parser.add_argument('--context', type=int, help='tokens in the cache of a row (model.max_seq_len), with --decode')
-    parser.add_argument('--out', help='the page that is written; default plans/<experiment>-<machine>.html')
-    cli.add_debug(parser)
-    known, rest = parser.parse_known_args(argv)
-    load = config_lib.load_experiment if known.experiment.endswith('.py') else models.experiment
-=======
     parser.add_argument('--compile', type=cli.at_least(1), default=3, help='a search compiles until so many fit')
     parser.add_argument(
         '--decode', type=cli.at_least(1), metavar='ROWS', help='instead of training: a token of so many rows'
@@ -41,9 +32,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--context', type=cli.at_least(1), help='tokens in the cache of a row (model.max_seq_len), with --decode'
     )
-    parser.add_argument('--out', help='the page that is written; default runs/<name of the experiment>/plan.html')
+    parser.add_argument('--out', help='the page that is written; default plans/<experiment>-<machine>.html')
     known, fields = parser.parse_with_config(argv)
->>>>>>> main
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
     from llm_jax.interop import published  # imports JAX
 
@@ -53,8 +43,7 @@ def main(argv: list[str]) -> None:
     request = command.Request(
         known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
         known.analytic, known.compile, known.decode, known.context,
-        known.out or os.path.join('runs', config.name, 'plan.html'),
-        shlex.join(['./tools/run', 'plan', *argv]),
+        known.out, shlex.join(['./tools/run', 'plan', *argv]),
     )  # fmt: skip
     command.plan(config, request)
 

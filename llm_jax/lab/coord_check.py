@@ -17,11 +17,7 @@ import numpy as np
 
 from llm_jax.config.schema import Config
 from llm_jax.data.batch import unpack_rows
-<<<<<<< HEAD
 from llm_jax.lab.widths import MUP, STANDARD, require_two, slope, widened
-=======
-from llm_jax.lab.widths import MUP, STANDARD, check_widths, slope, widened
->>>>>>> main
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.train.optimizer import make_optimizer
 from llm_jax.train.state import init_state
@@ -29,13 +25,8 @@ from llm_jax.train.step import make_train_step
 
 # A slope from which on muP counts as broken.
 LIMIT = 0.25
-<<<<<<< HEAD
 # What a firm verdict takes: from two widths any noise is a power, and one seed has no error.
 FIRM_WIDTHS, FIRM_SEEDS = 3, 2
-=======
-# With fewer, a slope is that of chance: through two widths a line always fits, and one seed shows no spread.
-LEAST_WIDTHS, LEAST_SEEDS = 3, 2
->>>>>>> main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +164,7 @@ def check(
     Raises:
       ConfigError: fewer than two widths, or one that the experiment cannot have.
     """
-<<<<<<< HEAD
     widths = require_two(widths)
-=======
-    check_widths(widths)
-    widths = sorted(widths)
->>>>>>> main
     size, names = {STANDARD: [], MUP: []}, []
     change = {STANDARD: [], MUP: []}
     for parametrisation in size:

@@ -9,11 +9,7 @@ import numpy as np
 
 from llm_jax.config.schema import Config
 from llm_jax.lab.trial import Trial
-<<<<<<< HEAD
 from llm_jax.lab.widths import MUP, STANDARD, require_two, slope, widened
-=======
-from llm_jax.lab.widths import MUP, STANDARD, check_widths, slope, widened
->>>>>>> main
 from llm_jax.train.step import make_loss
 
 
@@ -34,13 +30,8 @@ class Transfer:
     def best(self, parametrisation: str) -> list[float]:
         """The best rate at each width: the lowest point of a parabola through the best of `rates` and its neighbours.
 
-<<<<<<< HEAD
         The parabola is over log2 of the rate; at the ends of the range, and beside a
         run that diverged, it is the best of `rates` itself. NaN where all diverged.
-=======
-        The parabola is over log2 of the rate; at the ends of the range (see `beyond`), and
-        beside a run that diverged, it is the best of `rates` itself.
->>>>>>> main
         """
         out = []
         for losses in self.loss[parametrisation]:
@@ -53,28 +44,16 @@ class Transfer:
             out.append(float(self.rates[i] * 2**shift) if np.isfinite(losses[i]) else float('nan'))
         return out
 
-<<<<<<< HEAD
     def beyond(self, parametrisation: str) -> list[int]:
         """-1 or 1 for each width whose best rate is the lowest or highest of `rates`, so that a better one may be past
         it; 0 for the others.
         """
         ends = {0: -1, len(self.rates) - 1: 1}
         return [ends.get(int(np.argmin(losses)), 0) for losses in self.loss[parametrisation]]
-=======
-    def beyond(self, parametrisation: str) -> list[str]:
-        """Where the best rate of each width may be outside of `rates`: 'below', 'above', or '' if it is among them.
-
-        A run that diverged at the next rate bounds the range as well as one that is worse.
-        """
-        last = len(self.rates) - 1
-        ends = {0: 'below', last: 'above'} if last else {0: 'below or above'}
-        return [ends.get(int(np.argmin(losses)), '') for losses in self.loss[parametrisation]]
->>>>>>> main
 
     def drift(self, parametrisation: str) -> float:
         """The exponent of the width in the best rate: -1 halves it with every doubling, 0 is perfect transfer.
 
-<<<<<<< HEAD
         Of the widths whose best rate is within the range; NaN if these are fewer than two.
         """
         inside = np.asarray(self.beyond(parametrisation)) == 0
@@ -119,35 +98,6 @@ class Transfer:
             'beyond': {p: self.beyond(p) for p in both},
             'loss': {p: values.tolist() for p, values in self.loss.items()},
         }
-=======
-        Over the widths that have their best among `rates`; NaN where these are fewer than two.
-        """
-        known = [i for i, side in enumerate(self.beyond(parametrisation)) if not side]
-        best = self.best(parametrisation)
-        if len(known) < 2:
-            return float('nan')
-        return slope([self.widths[i] for i in known], np.asarray([best[i] for i in known]))
-
-    @property
-    def sentence(self) -> str:
-        """The result, and which rates to add where it is not one."""
-        drifts = {p: self.drift(p) for p in (STANDARD, MUP)}
-        known = [f'{2**drift:.2f} ({p})' for p, drift in drifts.items() if np.isfinite(drift)]
-        out = []
-        if known:
-            out.append(
-                f'With every doubling of the width, the best learning rate is multiplied by {" and ".join(known)}.'
-            )
-        for parametrisation in drifts:
-            sides = self.beyond(parametrisation)
-            if at := [str(width) for width, side in zip(self.widths, sides, strict=True) if side]:
-                where = ' and '.join(sorted({side for side in sides if side}))
-                out.append(
-                    f'The best rate of width {", ".join(at)} ({parametrisation}) is at the edge of those tried and '
-                    f'counts for nothing: it may be {where} them; give more --log2-rates.'
-                )
-        return ' '.join(out)
->>>>>>> main
 
 
 def sweep(
@@ -176,12 +126,7 @@ def sweep(
     Raises:
       ConfigError: fewer than two widths, or one that the experiment cannot have.
     """
-<<<<<<< HEAD
     widths, rates = require_two(widths), sorted(rates)
-=======
-    check_widths(widths)
-    widths, rates = sorted(widths), sorted(rates)
->>>>>>> main
     loss = {STANDARD: [], MUP: []}
     for parametrisation in loss:
         for width in widths:

@@ -56,14 +56,8 @@ class Case:
 
     def with_config(self, config: Config) -> 'Case':
         """Under another config that has the same parameters in the same places, of which the counts are kept."""
-<<<<<<< HEAD
-        known = self.config.model
-        sizes = {'vocab_size': known.vocab_size, 'max_seq_len': known.max_seq_len}
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
-=======
         filled = {name: getattr(self.config.model, name) for name in ('vocab_size', 'max_seq_len')}  # by `build`
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **filled))
->>>>>>> main
         plan = dataclasses.replace(self.plan, config=config, model=self.plan.model.clone(config=config.model))
         other = dataclasses.replace(self, config=config, plan=plan)
         other.__dict__['counts'] = self.counts

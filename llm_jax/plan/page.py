@@ -26,10 +26,6 @@ def collect(
     """All that the page shows.
 
     Args:
-<<<<<<< HEAD
-=======
-      path: of the file; its directory is made.
->>>>>>> main
       outcome: the configuration that was planned.
       command: that makes the page again.
       budget: of the whole run.
@@ -37,7 +33,6 @@ def collect(
       tried: from a search; may be empty.
     """
     case = outcome.case
-<<<<<<< HEAD
     tables = [
         ('Step', facts.step_rows(outcome)),
         ('Memory of one device', facts.memory_rows(outcome)),
@@ -62,21 +57,6 @@ def collect(
         notes=facts.notes(outcome),
         command=command,
     )
-=======
-    charts = [_memory(outcome), _timeline(outcome)] + ([_pareto(tried, case.machine.hbm)] if tried else [])
-    tables = [('Step', facts.step_rows(outcome)), ('Memory of one device', facts.memory_rows(outcome)),
-              ('The whole run', facts.budget_rows(budget, price, case.machine)),
-              ('Serving', facts.serving_rows(outcome)), ('Rates of the chip', facts.assumed_rows(outcome))]  # fmt: skip
-    wide = [facts.traffic_table(outcome)] + ([facts.search_table(tried)] if tried else [])
-    text = load_template('plan.html.jinja').render(
-        name=case.config.name, machine=str(case.machine), fits=outcome.memory.fits, verdict=facts.verdict(outcome),
-        share=outcome.memory.total / outcome.memory.limit, cards=_cards(outcome, budget), charts=charts,
-        tables=tables, wide=wide, notes=facts.notes(outcome), command=command,
-    )  # fmt: skip
-    file = epath.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
->>>>>>> main
 
 
 def _cards(outcome: Outcome, budget: Budget | None) -> list[Card]:

@@ -118,7 +118,6 @@ def test_verdict():
     assert not result(-0.5, 'd_head', 'logits').passed
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ('exponent', 'shape', 'said'),
     [
@@ -145,31 +144,6 @@ def test_the_steepest_is_one_that_counts():
 def test_one_width_is_no_study():
     with pytest.raises(ConfigError, match='give two different ones'):
         check(tiny_config(**LLAMA), tokens(2), vocab_size=V, bos_id=BOS, widths=[32, 32], seeds=1)
-=======
-def test_a_verdict_is_firm_from_three_widths_and_two_seeds_on():
-    change = lambda widths, seeds: {
-        p: np.array(widths, float)[:, None, None, None] ** 0 * np.ones((1, seeds, 1, 1)) for p in (STANDARD, MUP)
-    }
-    of = lambda widths, seeds: CoordCheck(widths, 'heads', ['logits'], change(widths, seeds), change(widths, seeds))
-    firm = of([32, 64, 128], 2)
-    assert firm.passed and not firm.doubts and firm.sentence.startswith('muP holds: of')
-    few = of([32, 64], 1)
-    assert (
-        few.passed and 'seems to hold, but this is from 2 widths' in few.sentence and '1 seed (at least' in few.sentence
-    )
-    assert '--widths 64,128,256' in few.sentence and '--seeds 2' in few.sentence
-    assert 'seed' not in of([32, 64], 2).doubts and 'width' not in of([32, 64, 128], 1).doubts
-    steep = result(0.3)
-    assert steep.sentence.startswith('muP does not seem to hold, but this is from 1 seed')
-
-
-def test_one_width_is_refused():
-    config = tiny_config(**LLAMA, n_layers=1)
-    with pytest.raises(ConfigError, match='--widths 32: a slope needs at least two'):
-        check(config, tokens(2), vocab_size=V, bos_id=BOS, widths=[32], seeds=1)
-    with pytest.raises(ConfigError, match='--widths 32: a slope needs at least two'):
-        sweep(config, tokens(1), tokens(1), vocab_size=V, bos_id=BOS, widths=[32], rates=[0.1])
->>>>>>> main
 
 
 def test_page(tmp_path, checked):
@@ -196,21 +170,11 @@ def test_best_rate_and_its_drift():
     assert got.drift(STANDARD) == pytest.approx(-1.0)
     assert got.beyond(STANDARD) == [0, 0, 0]
     assert got.best(MUP) == [2.0**-8] * 3
-<<<<<<< HEAD
-=======
-    # All at the edge of the rates: how the best one moves is not known.
-    assert got.beyond(STANDARD) == [''] * 3 and got.beyond(MUP) == ['below'] * 3
-    assert np.isnan(got.drift(MUP))
-    assert 'multiplied by 0.50 (standard).' in got.sentence
-    assert f'The best rate of width 32, 64, 128 ({MUP}) is at the edge' in got.sentence
-    assert [row[-1] for row in transfer_table(got)[-3:]] == ['2^-8.00 or below'] * 3
->>>>>>> main
     losses[0, 5] = np.inf  # beside the best of them, a parabola has nothing to go through
     losses[0, 4] = -1
     assert got.best(STANDARD)[0] == rates[4]
 
 
-<<<<<<< HEAD
 def test_a_best_rate_at_an_end_of_the_range_does_not_count():
     rates = [2.0**k for k in range(-8, -2)]
     parabola = lambda best: (np.log2(rates) - best) ** 2
@@ -227,21 +191,6 @@ def test_a_best_rate_at_an_end_of_the_range_does_not_count():
     assert got.sentence.endswith('a better rate may be past it: standard 128, muP 32, muP 64.')
     cells = [row[-1] for row in transfer_page.tabulate(got.numbers).rows]
     assert cells == ['2^-4.00', '2^-5.00', '≤ 2^-8.00', '≥ 2^-3.00', 'all diverged', '2^-5.00']
-=======
-def test_a_best_rate_at_the_edge_counts_for_nothing():
-    rates = [2.0**k for k in range(-8, -2)]
-    parabola = lambda best: (np.log2(rates) - best) ** 2
-    two = np.stack([parabola(-5.0), parabola(-6.0), parabola(-9.0)])
-    diverged = np.full((3, 6), np.inf)
-    got = Transfer([32, 64, 128], rates, {STANDARD: two, MUP: diverged})
-    assert got.beyond(STANDARD) == ['', '', 'below']
-    assert got.drift(STANDARD) == pytest.approx(-1.0)  # of the two that are known, not -2 of all
-    assert got.beyond(MUP) == ['below'] * 3 and np.isnan(got.drift(MUP))
-    above = Transfer([32, 64], rates, {STANDARD: np.stack([parabola(0)] * 2), MUP: np.stack([parabola(-5)] * 2)})
-    assert above.beyond(STANDARD) == ['above'] * 2 and 'it may be above them' in above.sentence
-    one = Transfer([32, 64], [0.01], {STANDARD: np.ones((2, 1)), MUP: np.ones((2, 1))})
-    assert one.beyond(MUP) == ['below or above'] * 2
->>>>>>> main
 
 
 def test_sweep(tmp_path):
