@@ -46,6 +46,9 @@ def pop(key, default):  # the next of a list in the plan
 def option(key, default=None):
     found = [a.split('=', 1)[1] for a in args if a.startswith(key + '=')]
     return found[-1] if found else default
+if args[:1] == ['-c'] and 'find_spec' in args[1]:  # ./tools/run asks whether this is a Python with the packages
+    print('python')
+    sys.exit(0)
 with open(path('calls'), 'a') as log:
     log.write(json.dumps([name, *args]) + '\n')
 def fail_if_planned(verb):  # plan: {'fails': {verb: [1, 3]}}: the first and third time
@@ -231,9 +234,6 @@ sys.exit(max(codes.values()))
 
 # What ./tools/run calls on a host: a training that ends as planned, or saves when it is told to stop.
 _TRAINING = r"""
-if args[0] == '-c':  # whether this is a Python with the packages
-    print('python')
-    sys.exit(0)
 if 'show.py' in args[0]:
     sys.exit(0)
 host = os.environ.get('HOST', '0')

@@ -114,9 +114,11 @@ cli.run(main, sys.argv[1:])
 """
 
 
-def test_a_save_that_fails_in_orbax_threads_prints_one_line(tmp_path):
+def test_a_save_that_fails_in_orbax_threads_has_no_traceback(tmp_path):
     done = subprocess.run([sys.executable, '-c', _FULL, tmp_path], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
-    (line,) = done.stderr.splitlines()
+    # Orbax may warn besides: of a wait, and of a write that it did not get to.
+    assert 'Traceback' not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert line.startswith(f'error: no checkpoint could be written to {tmp_path}/checkpoints: File too large. ')
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()] == ['1']

@@ -1,10 +1,10 @@
 """Run a program that nobody trusts: sandbox FILE.py [--timeout 5] [--json] | --check | --attacks DIR [--open]"""
 
-import argparse
 import json
 import pathlib
 import sys
 
+from llm_jax.config import cli
 from llm_jax.evals.sandbox import Limits, Sandbox, SandboxError, check_sandbox
 
 
@@ -42,7 +42,7 @@ def run(path: pathlib.Path, limits: Limits, as_json: bool) -> int:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog='sandbox', description=__doc__, allow_abbrev=False)
+    parser = cli.Parser('sandbox', __doc__)
     parser.add_argument('file', nargs='?', type=pathlib.Path, metavar='FILE.py', help='a Python program; - reads it')
     parser.add_argument('--check', action='store_true', help='tries what holds on this machine')
     parser.add_argument('--attacks', type=pathlib.Path, metavar='DIR', help='of programs, with a manifest.json')
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--processes', type=int, default=defaults.processes, help='at once (%(default)s)')
     parser.add_argument('--files', type=int, default=defaults.files, help='MiB of its files (%(default)s)')
     parser.add_argument('--output', type=float, default=defaults.output, help='MiB that it may print (%(default)s)')
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if (args.file is not None) + args.check + (args.attacks is not None) != 1:
         parser.error('one of FILE.py, --check and --attacks DIR is needed')
     if args.open and not args.attacks:
@@ -75,4 +75,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    cli.run(lambda argv: sys.exit(main(argv)), sys.argv[1:])

@@ -28,7 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data.sources = {'web': 'parquet:data/web/*.parquet'}  # or what there is: --config.data.sources=...
     config.data.seq_len = 131_072
-    config.data.sources = 'parquet:data/web/*.parquet'  # stands for text of your own
     config.data.tokenizer.vocab_size = 128_256
     config.data.validation_fraction = config.data.test_fraction = 0.0005
 

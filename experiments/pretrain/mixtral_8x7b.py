@@ -25,7 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = 'bfloat16'
     config.model.remat = 'full'
 
-    config.data.sources = 'parquet:data/web/*.parquet'  # stands for text of your own
     config.data.tokenizer.vocab_size = 32_000
     config.data.validation_fraction = config.data.test_fraction = 0.005
 

@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train.duration = 2000
     config.train.batch_size = 12
+    config.mesh.fsdp = 1  # twelve rows are for one device
     config.train.eval_every = 500
     config.train.sample_prompts = ('ROMEO:\n', 'First Citizen:\n')
     config.train.sample_tokens = 200

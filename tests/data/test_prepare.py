@@ -402,5 +402,5 @@ def test_a_full_disk_names_the_directory_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize('name', ['gpt2_124m', 'llama3_8b', 'mixtral_8x7b', 'tinystories_10m'])
 def test_experiments_for_text_of_your_own_do_not_train_on_another_in_its_place(name):
     config = config_lib.validate(config_lib.load_experiment(f'experiments/pretrain/{name}.py'))
-    with pytest.raises(ConfigError, match=r"data.sources\S*: no file matches 'data/.*; name text that is there"):
+    with pytest.raises(ConfigError, match=r"data.sources\S*: no file matches 'data/.*; put files there"):
         prepare.prepare(config.data, seed=0)

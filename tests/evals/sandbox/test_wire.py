@@ -32,7 +32,7 @@ VALUES = [
     (),
     (1, 'a'),
     {1, 2},
-    frozenset('ab'),
+    frozenset((1, 2)),
     {},
     {'a': {'b': [1]}, (1, 2): None},
     range(2, 9, 3),
