@@ -112,31 +112,6 @@ class CoordCheck:
             'size': {p: values.tolist() for p, values in self.size.items()},
         }
 
-    @property
-    def doubts(self) -> str:
-        """Why the slopes are no proof; '' if there are enough widths and seeds."""
-        seeds = self.change[MUP].shape[1]
-        few = [
-            f'{n} {what}{"s" if n > 1 else ""} (at least {least} are needed: {flag})'
-            for what, n, least, flag in (
-                ('width', len(self.widths), LEAST_WIDTHS, '--widths 64,128,256'),
-                ('seed', seeds, LEAST_SEEDS, f'--seeds {LEAST_SEEDS}'),
-            )
-            if n < least
-        ]
-        return ' and '.join(few)
-
-    @property
-    def sentence(self) -> str:
-        """The verdict, and how firm it is."""
-        name, steepest = max(self.slopes(MUP).items(), key=lambda item: abs(item[1]))
-        holds, seems = ('holds', 'seems to hold') if self.passed else ('does not hold', 'does not seem to hold')
-        verdict = f'muP {seems}, but this is from {self.doubts}' if self.doubts else f'muP {holds}'
-        return (
-            f'{verdict}: of the changes of activations in the first {self.change[MUP].shape[2]} steps the steepest '
-            f'under it is {name}, as the width to the power of {steepest:+.2f}; the limit is {LIMIT}.'
-        )
-
 
 def check(
     config: Config,
