@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-import posixpath
 import tempfile
 from typing import Any
 
@@ -81,8 +80,7 @@ def publish(run: Run, out: Store, final: Sequence[Shard], inputs: Mapping[str, S
 
 def _report(run: Run, out: Store, result: Mapping[str, Any]) -> None:
     defaults = config_lib.to_dict(Corpus())
-    name = posixpath.basename(posixpath.abspath(run.config.out))
-    for file, text in report.render(name, result, run.funnel().tallies, defaults).items():
+    for file, text in report.render(result['name'], result, run.funnel().tallies, defaults).items():
         out.write(file, encode(text))
 
 

@@ -41,7 +41,7 @@ def render(name: str, manifest: Manifest, tallies: Tallies, defaults: Mapping[st
     """report.html and report.md.
 
     Args:
-      name: of the corpus: that of its directory.
+      name: of the corpus.
       manifest: of the corpus; of one with nothing left, without 'tokenizer' and 'rows'.
       tallies: source -> its tally, with the examples.
       defaults: the config with every field at its default.
