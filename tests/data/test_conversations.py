@@ -27,7 +27,7 @@ BOS = 1
 def config(tmp_path_factory):
     directory = tmp_path_factory.mktemp('conversations')
     texts = [f'word{i % 7} and number {i} are said here' for i in range(200)]
-    recipe = schema.Tokenizer(vocab_size=320, special=('<|im_start|>', '<|im_end|>'))
+    recipe = schema.Tokenizer(vocab_size=320, reserved=('<|im_start|>', '<|im_end|>'))
     tokenizer.train(recipe, iter(texts), 0).save(directory / 'tokenizer')
     records = [{'prompt': f'number {i}?', 'response': 'word ' * (1 + i % 5)} for i in range(60)]
     records.append({'prompt': 'long', 'response': 'here ' * 200})
