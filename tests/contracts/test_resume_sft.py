@@ -21,6 +21,8 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path):
     chosen = f"""
     config.chat.template = 'chatml'
     config.train.objective = 'sft'
+    config.train.eval_every = 1  # slow enough for a checkpoint to be complete before the kill
+    config.data.seq_len = 96
     config.data.sources = {{'chat': 'conversations:{tmp_path}/chat.jsonl'}}
     config.data.tokenizer.path = '{tmp_path}/tokenizer'
     return config"""
@@ -31,7 +33,7 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path):
     assert 'gzip -9' not in said
 
     process = start(experiment, killed)
-    wait_for_step(process, killed, 9)
+    wait_for_step(process, killed, 20)
     process.send_signal(signal.SIGKILL)
     finish(process, code=-signal.SIGKILL)
     assert 'resumed at step' in finish(start(experiment, killed))
