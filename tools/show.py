@@ -3,7 +3,8 @@
 ./tools/run show experiments/pretrain/gpt2_124m.py --devices 8
 ./tools/run show llama:3.1-8b --devices 8 --config.mesh.tensor=2
 ./tools/run show hf:OWNER/NAME
-./tools/run show experiments/post/sft_tiny.py --tokens 2
+
+With --tokens ROWS it prints training rows instead, each token in the colour of its weight in the loss.
 """
 
 import sys

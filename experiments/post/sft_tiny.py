@@ -2,7 +2,6 @@
 
   ./tools/run train experiments/quickstart.py --config.chat.template=llm_jax
   ./tools/run train experiments/post/sft_tiny.py --config.data.sources.instructions=conversations:mine.jsonl
-  ./tools/run chat runs/sft_tiny
 
 The first command trains the base with the marks of the template in its tokenizer. A model of a million parameters
 learns the form of an answer, not its truth.
