@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -27,12 +28,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--data', type=pathlib.Path, help='the directory with the files of the benchmarks')
     parser.add_argument('--limit', type=cli.at_least(0), default=0, help='first items of each task; 0 takes all (0)')
     parser.add_argument('--shots', type=cli.at_least(0), default=0, help='examples before each question (0)')
+    parser.add_argument(
+        '--rolling', action='append', default=[], metavar='NAME=SOURCE', help='as --text, each document by itself'
+    )
     parser.add_argument('--out', type=pathlib.Path, help='where items and results go; default RUN/evals')
     args = parser.parse(argv)
     specs = cli.named(args.text, '--text') if args.text else {}
+    rolling = cli.named(args.rolling, '--rolling') if args.rolling else {}
     tasks = [name for name in args.tasks.split(',') if name]
-    if not tasks and not specs:
-        raise ConfigError('nothing to evaluate: give --tasks with --data, or --text NAME=SOURCE')
+    if not tasks and not specs and not rolling:
+        raise ConfigError('nothing to evaluate: give --tasks with --data, or --text or --rolling NAME=SOURCE')
     if tasks and args.data is None:
         raise ConfigError(f'--tasks {args.tasks} needs --data DIR, the directory with the files of the benchmarks')
     out = args.out or pathlib.Path(args.run_dir) / 'evals'
@@ -47,6 +52,7 @@ def main(argv: list[str]) -> None:
     for name in tasks:
         find_task(name)
     read = texts.read_texts(specs, args.max_bytes)
+    documents = texts.read_texts(rolling, args.max_bytes)
     loaded = load(args.run_dir, args.step, max_seq_len=args.seq_len or None)
     scores = {name: texts.score(loaded, some, seq_len=args.seq_len) for name, some in read.items()}
     report: dict[str, Any] = {name: dataclasses.asdict(score) for name, score in scores.items()}
@@ -58,8 +64,13 @@ def main(argv: list[str]) -> None:
         ]
         header = ['text', 'bits per byte', 'perplexity of a token', 'bytes', 'tokens', 'documents']
         cli.print_table(title, [header, *rows])
+    evaluation = Evaluation(loaded, args.data, limit=args.limit, shots=args.shots) if tasks or documents else None
+    for name, some in documents.items():
+        size = sum(len(text.encode()) for text in some)
+        bits = -sum(evaluation.roll(some)) / math.log(2) / size
+        report[name] = {'bits_per_byte': bits, 'bytes': size, 'documents': len(some)}
+        print(f'{name}: {bits:.4f} bits per byte over {len(some):,} documents, each by itself')
     if tasks:
-        evaluation = Evaluation(loaded, args.data, limit=args.limit, shots=args.shots)
         table = [['task', 'metric', 'score', 'stderr', '95 %', 'chance', 'items', 'cut']]
         for name in tasks:
             results = report[name] = evaluation.run(name, out)

@@ -17,6 +17,7 @@ from llm_jax.evals.tasks.task import Document, grade
 from llm_jax.runs import Loaded
 
 SEED = 1234  # of the draws of examples, as lm-eval's
+POOL = 50  # documents after the judged ones that examples are drawn from
 
 
 def begins_with_bos(loaded: Loaded) -> bool:
@@ -33,10 +34,10 @@ def begins_with_bos(loaded: Loaded) -> bool:
 class Evaluation:
     """Scores tasks with one model; programs that are compiled once serve all of them."""
 
-    def __init__(self, loaded: Loaded, data: pathlib.Path, *, limit: int = 0, shots: int = 0) -> None:
+    def __init__(self, loaded: Loaded, data: pathlib.Path | None, *, limit: int = 0, shots: int = 0) -> None:
         """Args:
         loaded: the model.
-        data: the directory of the benchmarks.
+        data: the directory of the benchmarks; None where none is run.
         limit: the first items of each; 0 takes all.
         shots: examples before each question.
 
@@ -56,6 +57,8 @@ class Evaluation:
         task = find_task(name)
         if self._shots and task.shot is None:
             raise ConfigError(f'--shots {self._shots}: {name} has no examples in this form; leave --shots out')
+        if self._data is None:
+            raise ConfigError(f'{name} needs a directory of benchmarks; give --data DIR')
         documents, digest = sources.read_documents(self._data, task)
         settings = {
             'task': name, 'form': task.form, 'shots': self._shots, 'limit': self._limit, 'step': self._step,
@@ -87,11 +90,24 @@ class Evaluation:
         write_atomically(file, json.dumps(results, indent=1) + '\n')
         return json.loads(file.read_text())
 
+    def roll(self, texts: Sequence[str]) -> list[float]:
+        """Log-likelihood of each text in nats: every token once, BOS given and never scored.
+
+        Raises:
+          ConfigError: a score that is not finite.
+        """
+        options = {'bos_id': self._tokenizer.bos_id, 'max_seq_len': self._scorer.max_seq_len}
+        windows = [encode.rolling_windows(self._tokenizer.encode(text), **options) for text in texts]
+        flat = [(window, f'text {number}') for number, several in enumerate(windows) for window in several]
+        answers = iter(self._scorer.score([window for window, _ in flat], [name for _, name in flat]))
+        return [sum(next(answers).log_likelihood for _ in several) for several in windows]
+
     def build_items(self, task: Task, documents: Sequence[Document]) -> list[Item]:
         """The items of the first documents, with their examples before the contexts.
 
-        Examples are drawn by one stream over the documents in order, one more than asked for, less the document
-        itself (lm-eval, where the examples come from the documents that are judged).
+        Examples are drawn by one stream over the documents in order, as lm-eval draws them: where --limit leaves
+        documents unjudged, from the next POOL of them; else from the judged ones, one more than asked for, less the
+        document itself. Those of MMLU are the first of its dev set.
         """
         items, draw = [], random.Random(SEED)
         chosen = list(documents)[: self._limit or None]
@@ -103,14 +119,15 @@ class Evaluation:
                 dev = task.files[0].replace('/test/', '/dev/').replace('_test.', '_dev.')
                 examples, _ = sources.read_documents(self._data, dataclasses.replace(task, files=[dev]))
                 heading += ''.join(map(task.shot, examples[: self._shots]))
+        pool = list(documents)[len(chosen) :][:POOL]
+        is_apart = len(pool) >= self._shots
+        pool = pool if is_apart else chosen
+        if self._shots and not heading and len(pool) < self._shots + (not is_apart):
+            raise ConfigError(f'--shots {self._shots}: {task.name} has {len(documents)} documents; ask for fewer')
         for document in chosen:
             prefix = heading
             if self._shots and task.shot is not None and not heading:
-                if len(documents) <= self._shots:
-                    raise ConfigError(
-                        f'--shots {self._shots}: {task.name} has {len(documents)} documents; ask for fewer'
-                    )
-                drawn = draw.sample(list(documents), self._shots + 1)
+                drawn = draw.sample(pool, self._shots + (not is_apart))
                 prefix = ''.join(map(task.shot, [one for one in drawn if one != document][: self._shots]))
             item = task.item(document)
             requests = [(prefix + context, continuation) for context, continuation in item.requests]

@@ -168,7 +168,8 @@ def find_task(name: str) -> Task:
         keep = (lambda document: document['UID'] == part) if part else (lambda document: True)
         return Task(name, ['blimp_52x500.jsonl.gz'], blimp, ('acc',), "'' | sentence", 0.5, keep=keep)
     if kind == 'mmlu' and part:
-        return Task(name, [f'mmlu_csv.tar.gz:mmlu/test/{part}_test.csv'], mmlu, ('acc',), 'question, A. to D. | letter',
-                    0.25, shot=lambda document: f'{_mmlu_question(document)} {LETTERS[document["gold"]]}\n\n')  # fmt: skip
+        file = f'mmlu_csv.tar.gz:mmlu/test/{part}_test.csv'
+        shot = lambda document: f'{_mmlu_question(document)} {LETTERS[document["gold"]]}\n\n'
+        return Task(name, [file], mmlu, ('acc',), 'question, A. to D. | letter', 0.25, shot=shot)
     known = [*TASKS, 'blimp', 'mmlu_SUBJECT']
     raise ConfigError(f'--tasks has {name!r}, which is no task{nearest(name, known)} Known: {", ".join(known)}')
