@@ -30,7 +30,8 @@ def write(
 
     def put(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
         rows_B1 = jnp.arange(slots_BGSK.shape[0])[:, None]
-        return slots_BGSK.at[rows_B1, :, positions_BL].set(new_BLGK, unique_indices=True)
+        # The barrier keeps XLA from fusing the write into each of its readers, for which it would copy the cache.
+        return jax.lax.optimization_barrier(slots_BGSK.at[rows_B1, :, positions_BL].set(new_BLGK, unique_indices=True))
 
     if not jax.sharding.get_abstract_mesh().empty:
         # Each device writes into the rows and heads that it holds.
