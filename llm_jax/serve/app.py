@@ -1,7 +1,7 @@
 """The HTTP application: routes, keys, errors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 import contextlib
 import hmac
 import pathlib
@@ -157,14 +157,18 @@ async def _beside(size: int, function: Callable[[], Any]) -> Any:
     return await asyncio.to_thread(function) if size > _LARGE else function()
 
 
-async def _answer_error(request: Request, error: ApiError) -> Response:
+def _write_error(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers())
 
 
-def _answer_http(request: Request, error: HTTPException) -> Awaitable[Response]:
+async def _answer_error(request: Request, error: ApiError) -> Response:
+    return _write_error(error)
+
+
+async def _answer_http(request: Request, error: HTTPException) -> Response:
     message = {404: f'there is nothing at {request.url.path}', 405: f'{request.url.path} takes no {request.method}'}
-    return _answer_error(request, ApiError(error.status_code, message.get(error.status_code, str(error.detail))))
+    return _write_error(ApiError(error.status_code, message.get(error.status_code, str(error.detail))))
 
 
-def _answer_bug(request: Request, error: Exception) -> Awaitable[Response]:
-    return _answer_error(request, ApiError(500, f'the server failed: {type(error).__name__}'))
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    return _write_error(ApiError(500, f'the server failed: {type(error).__name__}'))

@@ -109,6 +109,7 @@ class Service:
             'continue_final_message',
             'weights',
             'now',
+            'self',
         }
         if taken := sorted(reserved & variables.keys()):
             raise ApiError(400, f'chat_template_kwargs.{taken[0]} is not for clients to set', 'chat_template_kwargs')
