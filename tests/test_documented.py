@@ -57,6 +57,7 @@ UNTIL = {
     'report': (),
     'sample': ('llm_jax.generate.text:stream',),
     'sandbox': (':check', ':run', 'llm_jax.evals.sandbox.attacks:run_command'),
+    'serve': ('llm_jax.serve.run:make_server',),
     'show': ('llm_jax.hub:fetch_tokenizer',),
     'train': ('llm_jax.train.loop:train', 'llm_jax.train.restart:supervise'),
     'train_main_text': (':fit',),
