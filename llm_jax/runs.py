@@ -14,6 +14,7 @@ import json
 from typing import Any
 
 from etils import epath
+import jax
 
 from llm_jax import config as config_lib
 from llm_jax import hub
@@ -23,7 +24,8 @@ from llm_jax.config import moved
 from llm_jax.config.parts import EXPERIMENT
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.interop import hf
-from llm_jax.nn.transformer import Transformer, build
+from llm_jax.nn.transformer import Transformer, build, weights_of
+from llm_jax.ops.quantised import quantise_params
 from llm_jax.tokenizer import Tokenizer, find
 
 # A change of these makes another model, other data or another stage: the checkpoints no longer fit. The last three
@@ -50,7 +52,8 @@ class Loaded:
 
     Attributes:
       model: the Linen module.
-      params: nested dict, float32; of a run with adapters, these beside the kernels, and the base as it is held.
+      params: nested dict, float32; of a run with adapters, these beside the kernels, and the base as it is held;
+        matrices are `Quantised` where config.model.quantised says so.
       tokenizer: the one it was trained with; None if there is none.
       config: of the experiment.
       step: of the checkpoint.
@@ -94,6 +97,8 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     step = pick_step(checkpoints, run_dir, step)
     shapes = param_shapes(model)
+    if kind := config.model.quantised:
+        shapes = jax.eval_shape(lambda params: quantise_params(params, weights_of(model), kind), shapes)
     item = 'ema' if checkpoints.has(step, 'ema') else 'params'
     params = checkpoints.restore(step, {item: shapes}, mesh=None)[item]
     return Loaded(model, params, tokenizer, config, step)

@@ -44,7 +44,7 @@ UNTIL = {
     'bench_plan': ('subprocess:run', ':worked'),
     'bench_train': (':measure', ':start_peers'),
     'compare_data': ('llm_jax.lab.compare_data:compare',),
-    'convert': ('llm_jax.interop.convert:from_hf', 'llm_jax.interop.convert:to_hf'),
+    'convert': tuple(f'llm_jax.interop.convert:{name}' for name in ('from_hf', 'to_hf', 'quantise_run')),
     'coord_check': ('llm_jax.data.prepare:prepare',),
     'evaluate': ('llm_jax.evals.texts:score',),
     'extrapolate': ('llm_jax.data.prepare:prepare',),

@@ -13,7 +13,11 @@ import llm_jax
 from llm_jax import config as config_lib
 from llm_jax import runs, tokenizer
 from llm_jax.config.schema import ConfigError
+from llm_jax.evals import texts
+from llm_jax.interop import convert
 from llm_jax.metrics import read_jsonl
+from llm_jax.nn.transformer import weights_of
+from llm_jax.ops.quantised import quantise_params
 from llm_jax.train.loop import train
 
 EXPERIMENT = '''
@@ -113,6 +117,30 @@ def test_a_run_leaves_everything(run_dir):
     for name in ('report.html', 'report.md', 'config.json', 'experiment.py', 'tokenizer'):
         assert (run_dir / name).exists(), name
     assert list((run_dir / 'tensorboard').glob('events*'))
+
+
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_a_quantised_run_loads_and_is_not_trained(run_dir, experiment, tmp_path, kind):
+    """Its checkpoint holds the quantised weights, of parts of the experiment too; it is read like any other."""
+    out = tmp_path / 'narrow'
+    convert.quantise_run(run_dir, out, kind)
+    whole, narrow = llm_jax.load(run_dir), llm_jax.load(out)
+    assert json.loads((out / 'config.json').read_text())['model']['quantised'] == kind
+    assert narrow.params['layers']['feed_forward']['first']['kernel'].kind == kind
+    assert narrow.tokenizer.fingerprint == whole.tokenizer.fingerprint
+    assert narrow.step == whole.step
+    expected = quantise_params(whole.params, weights_of(whole.model), kind)
+    jax.tree.map(np.testing.assert_array_equal, narrow.params, expected)
+    scores = [texts.score(run, ['the cat sat on mats']).bits_per_byte for run in (whole, narrow)]
+    assert scores[1] == pytest.approx(scores[0], rel=0.02)
+    with pytest.raises(ConfigError, match=f"model.quantised = '{kind}': quantised weights are not trained"):
+        train(narrow.config, tmp_path / 'trained')
+    config = config_lib.load_experiment(experiment)
+    config.init_from = str(out)
+    with pytest.raises(ConfigError, match=f'its weights are {kind}, which are not trained'):
+        train(config_lib.validate(config), tmp_path / 'tuned')
+    with pytest.raises(ConfigError, match='is not empty'):
+        convert.quantise_run(run_dir, out, kind)
 
 
 def test_load_needs_only_the_path_and_keeps_parts_of_the_experiment(run_dir, experiment):

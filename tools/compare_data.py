@@ -25,16 +25,16 @@ def main(argv: list[str]) -> None:
 
     from llm_jax.evals import texts
     from llm_jax.lab import compare_data  # imports JAX: a mistake in the arguments comes first, and at once
+    from llm_jax.report import comparison as report
 
     directory = pathlib.Path(args.workdir or f'runs/{config.name}')
     result = compare_data.compare(
         config, args.corpora, texts.read_texts(specs, args.max_bytes), directory, seeds=args.seeds,
         progress=lambda text: print(text, flush=True),
     )  # fmt: skip
-    page = compare_data.write(
-        result, directory, name=config.name, command=shlex.join(['./tools/run', 'compare_data', *argv])
-    )
-    cli.print_table('bits per byte', compare_data.table(result))
+    page = report.write(directory, result.numbers, command=shlex.join(['./tools/run', 'compare_data', *argv]))
+    table = report.tabulate(result.numbers)
+    cli.print_table(table.title, table.lines)
     print(f'wrote {page}')
 
 

@@ -1,4 +1,4 @@
-"""Convert weights: convert --from hf:OWNER/NAME --to runs/NAME, or --from runs/NAME --to hf:DIR"""
+"""Convert weights: convert --from hf:OWNER/NAME --to runs/NAME [--quantize int8], or --from runs/NAME --to hf:DIR"""
 
 import sys
 
@@ -24,21 +24,35 @@ def main(argv: list[str]) -> None:
         '--dtype', choices=('float32', 'bfloat16'), default='float32', help='of what is written to hf: (float32)'
     )
     parser.add_argument('--family', default='', help='whose form hf: takes; default the first that fits')
+    parser.add_argument(
+        '--quantize', choices=('int8', 'int4'), default='', help='the weights of the run directory that is written'
+    )
     args = parser.parse(argv)
     kinds = tuple(_kind(value) for value in (args.source, args.target))
 
     from llm_jax.interop import convert  # imports JAX: a mistake in the arguments comes first, and at once
 
+    options = {'tokenizer': args.tokenizer, 'quantise': args.quantize}
+    if args.quantize and kinds[1] != 'run':
+        raise ConfigError(
+            f'--quantize {args.quantize} --to {args.target}: only a run directory holds quantised weights'
+        )
     if kinds == ('hf', 'run'):
-        tokenizer = convert.from_hf(args.source, args.target, tokenizer=args.tokenizer, max_seq_len=args.max_seq_len)
+        tokenizer = convert.from_hf(args.source, args.target, max_seq_len=args.max_seq_len, **options)
     elif kinds == ('llama2c', 'run'):
-        tokenizer = convert.from_llama2c(_path(args.source), args.target, tokenizer=args.tokenizer)
+        tokenizer = convert.from_llama2c(_path(args.source), args.target, **options)
+    elif kinds == ('run', 'run') and args.quantize:
+        tokenizer = convert.quantise_run(
+            args.source, args.target, args.quantize, step=args.step, tokenizer=args.tokenizer
+        )
     elif kinds == ('run', 'hf'):
         family = convert.to_hf(args.source, _path(args.target), step=args.step, family=args.family, dtype=args.dtype)
         print(f'wrote {_path(args.target)} as {family}')
         return
     else:
-        raise ConfigError(f'--from {args.source} --to {args.target}: one of them has to be a run directory')
+        raise ConfigError(
+            f'--from {args.source} --to {args.target}: one of them has to be a run directory, both only with --quantize'
+        )
     print(f'wrote {args.target}' + ('' if tokenizer else ', without a tokenizer: give one with --tokenizer'))
 
 

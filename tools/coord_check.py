@@ -18,9 +18,9 @@ def main(argv: list[str]) -> None:
     known, fields = parser.parse_with_config(argv)
     config = cli.experiment(known.experiment, fields)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.lab import widths_page as report
     from llm_jax.lab.coord_check import check
     from llm_jax.lab.widths import training_batches
+    from llm_jax.report import coord_check as report
 
     prepared = prepare(config.data, config.seed)
     result = check(
@@ -30,8 +30,9 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
     command = shlex.join(['./tools/run', 'coord_check', *argv])
-    page = report.write_coord_check(result, directory, name=config.name, command=command)
-    cli.print_table('exponent of the width in the change of activations', report.coord_check_table(result))
+    page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
+    table = report.tabulate(result.numbers)
+    cli.print_table(table.title, table.lines)
     print(result.sentence)
     print(f'wrote {page}')
     if not result.passed:

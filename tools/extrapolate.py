@@ -18,9 +18,9 @@ def main(argv: list[str]) -> None:
     known, fields = parser.parse_with_config(argv)
     config = cli.experiment(known.experiment, fields)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.lab import extrapolation_page as page
     from llm_jax.lab.extrapolate import extrapolate, longer_rows
     from llm_jax.lab.widths import training_batches
+    from llm_jax.report import extrapolation as report
     from llm_jax.train.setup import Steps
 
     prepared = prepare(config.data, config.seed)
@@ -33,9 +33,11 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
     command = shlex.join(['./tools/run', 'extrapolate', *argv])
-    written = page.write(result, directory, name=config.name, command=command)
-    cli.print_table('perplexity of tokens at these positions', page.table(result))
-    print(f'wrote {written}')
+    page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
+    table = report.tabulate(result.numbers)
+    cli.print_table(table.title, table.lines)
+    print(result.sentence)
+    print(f'wrote {page}')
 
 
 if __name__ == '__main__':

@@ -22,9 +22,9 @@ def main(argv: list[str]) -> None:
     known, fields = parser.parse_with_config(argv)
     config = cli.experiment(known.experiment, fields)
     from llm_jax.data.prepare import prepare  # imports JAX: errors in the config come first, and at once
-    from llm_jax.lab import widths_page as report
     from llm_jax.lab.transfer import sweep
     from llm_jax.lab.widths import training_batches
+    from llm_jax.report import transfer as report
     from llm_jax.train.setup import Steps
 
     prepared = prepare(config.data, config.seed)
@@ -37,8 +37,9 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     directory = pathlib.Path(known.workdir or pathlib.Path('runs') / config.name)
     command = shlex.join(['./tools/run', 'mup_transfer', *argv])
-    page = report.write_transfer(result, directory, name=config.name, command=command)
-    cli.print_table('held-out loss by learning rate', report.transfer_table(result))
+    page = report.write(directory, result.numbers, sentence=result.sentence, command=command)
+    table = report.tabulate(result.numbers)
+    cli.print_table(table.title, table.lines)
     print(result.sentence)
     print(f'wrote {page}')
 

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--context', type=cli.at_least(1), help='tokens in the cache of a row (model.max_seq_len), with --decode'
     )
-    parser.add_argument('--out', help='the page that is written; default runs/<name of the experiment>/plan.html')
+    parser.add_argument('--out', help='the page that is written; default plans/<experiment>-<machine>.html')
     known, fields = parser.parse_with_config(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
     from llm_jax.interop import published  # imports JAX
@@ -43,8 +43,7 @@ def main(argv: list[str]) -> None:
     request = command.Request(
         known.topology, known.slices, known.gpu, known.devices, known.tokens, known.price, known.search,
         known.analytic, known.compile, known.decode, known.context,
-        known.out or os.path.join('runs', config.name, 'plan.html'),
-        shlex.join(['./tools/run', 'plan', *argv]),
+        known.out, shlex.join(['./tools/run', 'plan', *argv]),
     )  # fmt: skip
     command.plan(config, request)
 

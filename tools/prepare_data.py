@@ -40,12 +40,12 @@ def main(argv: list[str]) -> None:
         manifest = build(corpus, engine, console)
     finally:
         engine.close()
-    kept = sum(source['stages'][-1]['documents'] for source in manifest['sources'].values())
-    train = manifest['rows']['splits']['train'].values()
-    total = lambda what: sum(entry[what] for entry in train)
+    splits = manifest['rows']['splits']
+    total = lambda what, *names: sum(entry[what] for name in names for entry in splits[name].values())
     console.event(
-        f'{corpus.out}: {kept:,} documents, of which {total("documents"):,} to train on ({total("tokens"):,} tokens, '
-        f'{total("rows"):,} rows); see {corpus.out}/report.html'
+        f'{corpus.out}: {total("documents", "train"):,} documents to train on ({total("documents", *splits):,} with '
+        f'validation and test), {total("tokens", "train"):,} tokens, {total("rows", "train"):,} rows; '
+        f'see {corpus.out}/report.html'
     )
 
 

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--num_samples', type=cli.at_least(1), default=1, help='of each prompt; with --beams, the best ones (1)'
     )
+    parser.add_argument('--quantize', choices=('int8', 'int4'), default='', help='the weights, as they are loaded')
+    parser.add_argument('--cache', choices=('int8',), default='', help='kind of the keys and values of earlier tokens')
     parser.add_argument('--seed', type=cli.at_least(0), default=0, help='the same seed draws the same text (0)')
     parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     args = parser.parse(argv)
@@ -86,7 +88,8 @@ def main(argv: list[str]) -> None:
     blocks = text.stream(
         loaded.model, loaded.params, loaded.tokenizer, rows,
         max_new_tokens=args.max_new_tokens, sampler=sampler, seed=args.seed,
-        slide=args.slide, stop=args.stop, constraint=constraint, **speculation,
+        slide=args.slide, stop=args.stop, constraint=constraint, quantise=args.quantize,
+        cache=args.cache, **speculation,
     )  # fmt: skip
 
     alone = len(rows) == 1

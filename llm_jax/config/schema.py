@@ -236,6 +236,9 @@ class Model:
     adapter: Adapter = section(Adapter, 'low-rank adapters on frozen matrices')
     options: PartOptions = section(PartOptions, 'what parts of your own are made with')
     dtype: Dtype = field('float32', 'dtype of the computation; parameters are always float32', per_layer=False)
+    quantised: Literal['', 'int8', 'int4'] = field(
+        '', 'kind of the weights in the checkpoint, of convert --quantize: int8, int4; not trained', per_layer=False
+    )
     matmul: str = field('default', 'how linear maps multiply: default (in dtype), fp8, int8; not the head or routers')
     remat: Part = field(
         'none',

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
+import posixpath
 import tempfile
 from typing import Any
 
@@ -23,6 +24,7 @@ from llm_jax.corpus.steps import DONE, Group
 from llm_jax.corpus.storage import Store
 from llm_jax.data import array_record, pack
 from llm_jax.report import corpus as report
+from llm_jax.report.page import encode
 from llm_jax.tokenizer import training
 
 # Text of each source on which two tokenizers are compared.
@@ -79,8 +81,9 @@ def publish(run: Run, out: Store, final: Sequence[Shard], inputs: Mapping[str, S
 
 def _report(run: Run, out: Store, result: Mapping[str, Any]) -> None:
     defaults = config_lib.to_dict(Corpus())
-    for name, text in report.render(result, run.funnel().tallies, defaults).items():
-        out.write(name, text.encode('utf-8', 'backslashreplace'))
+    name = posixpath.basename(posixpath.abspath(run.config.out))
+    for file, text in report.render(name, result, run.funnel().tallies, defaults).items():
+        out.write(file, encode(text))
 
 
 def _sum(groups: Sequence[Group], counts: Sequence[Sequence[int]]) -> dict[str, tuple[int, int]]:

@@ -20,6 +20,7 @@ from llm_jax.config.schema import ConfigError, Model
 from llm_jax.dist import mesh
 from llm_jax.init import Weight
 from llm_jax.nn.transformer import Transformer, layer_params, place, weights_of
+from llm_jax.ops.quantised import narrow_zeros, quantise_params
 
 
 @flax.struct.dataclass
@@ -51,10 +52,24 @@ def decoding_model(model: Transformer) -> Transformer:
     return Transformer(dataclasses.replace(config, **changes))
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def prepare(model: Transformer, params: Any) -> Weights:
-    """Makes the weights that `forward` takes, once for all calls: layer by layer, in the dtype of the computation."""
-    config, params = model.config, _cast(params, weights_of(model))
+@functools.partial(jax.jit, static_argnames=('model', 'quantise'))
+def prepare(model: Transformer, params: Any, quantise: str = '') -> Weights:
+    """Makes the weights that `forward` takes, once for all calls: layer by layer, in the dtype of the computation.
+
+    Args:
+      model: the Transformer.
+      params: its parameters, on the current mesh; quantised ones stay so.
+      quantise: 'int8' or 'int4' quantises its matrices; '' leaves them.
+
+    Raises:
+      ConfigError: an unknown kind, or parameters that are quantised in another way.
+    """
+    config, weights = model.config, weights_of(model)
+    if quantise and config.adapter.kind != 'none':
+        raise ConfigError(
+            f'quantise = {quantise!r}: the model has adapters; merge them first, as convert does to hf:DIR'
+        )
+    params = _cast(quantise_params(params, weights, quantise) if quantise else params, weights)
     layers = tuple(layer_params(params, config, i) for i in range(config.n_layers))
     stacks = {place(config, i)[0][0] for i in range(config.n_layers)}
     return Weights({name: value for name, value in params.items() if name not in stacks}, layers)
@@ -62,15 +77,21 @@ def prepare(model: Transformer, params: Any) -> Weights:
 
 def _cast(params: Any, weights: Any) -> Any:
     """Casts the kernels to the dtype of their products; other parameters, as the scales of norms, stay as they are."""
-    if isinstance(weights, Weight):
+    if isinstance(weights, Weight) and isinstance(params, jax.Array):
         return params.astype(weights.dtype)
-    if not isinstance(params, Mapping):
-        return params
+    if isinstance(weights, Weight) or not isinstance(params, Mapping):
+        return params  # held in few bits, or no kernel
     return {name: _cast(value, (weights or {}).get(name)) for name, value in params.items()}
 
 
-def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Any, ...]:
+def empty_caches(config: Model, batch_size: int, slots: int, kind: str = '') -> tuple[Any, ...]:
     """Makes an empty cache for each layer, sharded over the current mesh. Call it under jit.
+
+    Args:
+      config: of the model.
+      batch_size: number of rows.
+      slots: tokens of each.
+      kind: 'int8' keeps vectors in int8, with a scale for each token and head; '' as the part makes them.
 
     Raises:
       ConfigError: an attention part that keeps none.
@@ -83,7 +104,8 @@ def empty_caches(config: Model, batch_size: int, slots: int) -> tuple[Any, ...]:
                 f'model.attention = {layer.attention!r} keeps no cache, so it cannot be sampled from: give its class '
                 '`empty_cache(config, rows, slots)`, or train without samples (train.sample_every = 0)'
             )
-        return attention.empty_cache(layer, batch_size, slots)
+        cache = attention.empty_cache(layer, batch_size, slots)
+        return jax.tree.map(narrow_zeros, cache) if kind else cache
 
     return tuple(empty(config.layer(i)) for i in range(config.n_layers))
 

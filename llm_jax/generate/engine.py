@@ -19,6 +19,7 @@ from llm_jax.generate.requests import Constraint, Finish, Request, Row, Watcher,
 from llm_jax.generate.settings import NO_ID, Sampler, pack_settings
 from llm_jax.generate.speculate import Speculation, check_draft
 from llm_jax.nn.transformer import Transformer
+from llm_jax.ops.quantised import KINDS
 
 # Most stop ids of one request; the number is part of the compiled programs.
 MAX_STOP_IDS = 16
@@ -52,6 +53,8 @@ class Engine:
         prefix_tokens: int = 0,
         speculation: Speculation | None = None,
         draft_params: Any = None,
+        quantise: str = '',
+        cache: str = '',
     ) -> None:
         """Args:
           model: the Transformer.
@@ -65,9 +68,11 @@ class Engine:
           speculation: guesses several tokens at once, which the model then checks together; it changes the speed,
             not the tokens.
           draft_params: parameters of `speculation.draft`.
+          quantise: 'int8' or 'int4' quantises the weights, once, also those of a draft; '' takes them as they are.
+          cache: 'int8' keeps keys and values in int8; '' in the dtype of the computation.
 
         Raises:
-          ConfigError: an argument out of its range, or an attention part that keeps no cache.
+          ConfigError: an argument out of its range or unknown, or an attention part that keeps no cache.
         """
         self.model = decode.decoding_model(model)
         config = self.model.config
@@ -79,20 +84,25 @@ class Engine:
             raise ConfigError(f"vocab_size = {vocab_size} must be between 1 and the model's {config.vocab_size}")
         if n_slots < 1:
             raise ConfigError(f'n_slots = {n_slots} must be at least 1')
+        for name, value, known in (('quantise', quantise, KINDS), ('cache', cache, ('int8',))):
+            if value not in ('', *known):
+                raise ConfigError(
+                    f"{name} = {value!r} is not known; use {' or '.join(map(repr, known))}, or '' for none"
+                )
         n_shards = mesh.batch_shard_count(config.rules)
         self.n_slots = -(-n_slots // n_shards) * n_shards
         n_pages = -(-prefix_tokens // (PAGE * n_shards)) if self.context >= PAGE else 0
         self._schedule = schedule.Schedule(self.n_slots, self.context, n_shards=n_shards, chunk=chunk, n_pages=n_pages)
-        self._weights, self._draft_weights = decode.prepare(self.model, params), None
+        self._weights, self._draft_weights = decode.prepare(self.model, params, quantise), None
         self._speculation = speculation
         if draft := speculation and speculation.draft:
             check_draft(self.model, draft, self.context)
             draft = decode.decoding_model(draft)
             self._speculation = dataclasses.replace(speculation, draft=draft)
-            self._draft_weights = decode.prepare(draft, draft_params)
+            self._draft_weights = decode.prepare(draft, draft_params, quantise)
         self._draft = draft
-        self._slots = slots.make_slots(self.model, draft, self.n_slots, self.context, self._pack({}))
-        self._pool = pages.make_pool(self.model, draft, n_pages * n_shards) if n_pages else ()
+        self._slots = slots.make_slots(self.model, draft, self.n_slots, self.context, self._pack({}), cache)
+        self._pool = pages.make_pool(self.model, draft, n_pages * n_shards, cache) if n_pages else ()
         self._sent: collections.deque[tuple[schedule.Prefill | schedule.Decode, slots.Drawn]] = collections.deque()
         self._all_allowed = np.full((self.n_slots, -(-config.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
 
@@ -264,6 +274,8 @@ def stream(
     constraints: Sequence[Constraint] = (),
     speculation: Speculation | None = None,
     draft_params: Any = None,
+    quantise: str = '',
+    cache: str = '',
 ) -> Iterator[list[list[int]]]:
     """Continues the prompts, and yields new tokens as they are decoded.
 
@@ -288,6 +300,8 @@ def stream(
       constraints: one for each prompt, which allows its tokens; none if empty.
       speculation: as of `Engine`.
       draft_params: as of `Engine`.
+      quantise: kind of the weights, as of `Engine`.
+      cache: kind of the keys and values, as of `Engine`.
 
     Yields:
       First one new token of each row, then blocks of at most BLOCK; a row that has
@@ -308,6 +322,7 @@ def stream(
     engine = Engine(
         model, params, n_slots=min(len(prompts), SLOTS), context=context, vocab_size=vocab_size, chunk=WHOLE,
         speculation=speculation, draft_params=draft_params,
+        quantise=quantise, cache=cache,
     )  # fmt: skip
     shared = {'sampler': sampler or Sampler(), 'stop_ids': tuple(stop_ids), 'seed': seed}
     requests = {

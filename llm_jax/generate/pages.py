@@ -17,11 +17,11 @@ from llm_jax.generate.slots import Slots, map_shards
 from llm_jax.nn.transformer import Transformer
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'draft', 'n_pages'))
-def make_pool(model: Transformer, draft: Transformer | None, n_pages: int) -> tuple:
-    """Makes a pool: caches of `n_pages` rows of PAGE tokens, sharded as the slots are."""
+@functools.partial(jax.jit, static_argnames=('model', 'draft', 'n_pages', 'cache'))
+def make_pool(model: Transformer, draft: Transformer | None, n_pages: int, cache: str = '') -> tuple:
+    """Makes a pool: caches of `n_pages` rows of PAGE tokens, of the same kind and sharded as the slots are."""
     models = [model, draft] if draft else [model]
-    return sum((decode.empty_caches(one.config, n_pages, PAGE) for one in models), ())
+    return sum((decode.empty_caches(one.config, n_pages, PAGE, cache) for one in models), ())
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames='slots')

@@ -128,15 +128,20 @@ class Drawn(NamedTuple):
     top_log_probs_BNA: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'draft', 'n_slots', 'context'))
-def make_slots(model: Transformer, draft: Transformer | None, n_slots: int, context: int, requests: Requests) -> Slots:
-    """Makes free slots, whose caches, also of a draft model, hold `context` tokens each."""
+@functools.partial(jax.jit, static_argnames=('model', 'draft', 'n_slots', 'context', 'cache'))
+def make_slots(
+    model: Transformer, draft: Transformer | None, n_slots: int, context: int, requests: Requests, cache: str = ''
+) -> Slots:
+    """Makes free slots, whose caches, also of a draft model, hold `context` tokens each.
+
+    `cache` is their kind, as of `decode.empty_caches`.
+    """
     config = model.config
     zeros = lambda dtype: jnp.zeros(n_slots, dtype)
     V = config.vocab_size
     slots = Slots(
-        decode.empty_caches(config, n_slots, context)
-        + (decode.empty_caches(draft.config, n_slots, context) if draft else ()),
+        decode.empty_caches(config, n_slots, context, cache)
+        + (decode.empty_caches(draft.config, n_slots, context, cache) if draft else ()),
         tokens=zeros(jnp.int32), positions=zeros(jnp.int32), remaining=zeros(jnp.int32), live=zeros(bool),
         requests=requests, seen=Seen(jnp.zeros((n_slots, V), bool), jnp.zeros((n_slots, V), jnp.int32)),
         ids=jnp.zeros((n_slots, context), jnp.int32), drafts=Drafts(zeros(jnp.int32), zeros(jnp.int32)),

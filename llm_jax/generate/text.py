@@ -21,7 +21,8 @@ def complete(
       params: its parameters.
       tokenizer: tokenizer that it was trained with.
       prompts: text; '' begins a document from nothing. For several samples, repeat a prompt.
-      **options: `stop`, `constraint`, and options of `engine.stream`: max_new_tokens, sampler, seed, slide.
+      **options: `stop`, `constraint`, and options of `engine.stream`: max_new_tokens, sampler, seed, slide, quantise,
+        cache.
 
     Raises:
       ConfigError: as `engine.stream`.

@@ -11,7 +11,7 @@ from llm_jax.nn.attention import GROUPED
 # Fields of training, of how it is computed, and of how layers are written down.
 _FREE = {
     'init', 'init_std', 'dropout', 'dtype', 'matmul', 'remat', 'scan', 'scan_unroll', 'rules', 'pattern',
-    'first_layers',
+    'first_layers', 'quantised',
 }  # fmt: skip
 # Of the experts, what only training sees.
 _FREE_MOE = {'aux_weight', 'z_weight', 'bias_update_rate'}

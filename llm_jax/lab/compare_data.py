@@ -3,21 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 from etils import epath
-import matplotlib
-from matplotlib import axes, figure
 import numpy as np
 
 from llm_jax import runs
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.prepare import prepare
 from llm_jax.evals import texts
-from llm_jax.report.charts import INK, MAIN, SECOND, STYLE, Chart, svg
-from llm_jax.report.page import write_page
 from llm_jax.train.loop import train
-
-_SIZE = (4.9, 2.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +32,12 @@ class Comparison:
     bits_per_byte: np.ndarray
 
     @property
-    def mean(self) -> np.ndarray:
-        """Over seeds: float[corpora, held_out]."""
-        return self.bits_per_byte.mean(-1)
-
-    @property
-    def error(self) -> np.ndarray:
-        """Standard error of the mean over seeds: float[corpora, held_out]; NaN for one seed."""
-        seeds = self.bits_per_byte.shape[-1]
-        return self.bits_per_byte.std(-1, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.full_like(self.mean, np.nan)
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for JSON and for `report.comparison`."""
+        return {
+            'corpora': self.corpora, 'held_out': self.held_out, 'tokens': self.tokens,
+            'bits_per_byte': self.bits_per_byte.tolist(),
+        }  # fmt: skip
 
 
 def compare(
@@ -95,43 +87,3 @@ def compare(
             progress(f'{name}, seed {seed}: {figures}')
     tokens = loaded.step * config.train.batch_size * config.data.seq_len
     return Comparison(names, list(held_out), tokens, result)
-
-
-def table(result: Comparison) -> list[list[str]]:
-    """Header and rows: mean and standard error over seeds."""
-    cells = lambda i: [f'{m:.4f} ± {e:.4f}' for m, e in zip(result.mean[i], result.error[i], strict=True)]
-    return [['corpus', *result.held_out], *([name, *cells(i)] for i, name in enumerate(result.corpora))]
-
-
-def write(result: Comparison, directory: str | epath.Path, *, name: str, command: str) -> epath.Path:
-    """Writes compare_data.html and compare_data.json; returns the path of the page."""
-    seeds = result.bits_per_byte.shape[-1]
-    sentence = (
-        f'The same model after the same {result.tokens:,} tokens of each corpus, {seeds} seeds; bits per byte of '
-        'held-out text (less is better), mean and standard error over the seeds.'
-    )
-    numbers = {
-        'corpora': result.corpora, 'held_out': result.held_out, 'tokens': result.tokens,
-        'bits_per_byte': result.bits_per_byte.tolist(),
-    }  # fmt: skip
-    charts = [_chart(result, k) for k in range(len(result.held_out))]
-    page = {'title': 'corpora compared', 'sentence': sentence, 'charts': charts, 'table': table(result)}
-    return write_page(directory, 'compare_data', name, command, page, numbers)
-
-
-def _chart(result: Comparison, k: int) -> Chart:
-    with matplotlib.rc_context(STYLE):
-        drawing = figure.Figure(_SIZE)
-        plot: axes.Axes = drawing.subplots()
-        places = np.arange(len(result.corpora))
-        plot.errorbar(result.mean[:, k], places, xerr=result.error[:, k], fmt='o', color=MAIN, capsize=3)
-        for seed in range(result.bits_per_byte.shape[-1]):
-            plot.plot(result.bits_per_byte[:, k, seed], places, '.', color=SECOND, markersize=4)
-        plot.set_yticks(places, result.corpora, color=INK)
-        plot.invert_yaxis()
-        plot.set_xlabel('bits per byte')
-        return Chart(
-            result.held_out[k],
-            'Mean with its standard error; small dots are single seeds.',
-            svg(drawing, f'compare-{k}'),
-        )

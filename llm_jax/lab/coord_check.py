@@ -17,7 +17,7 @@ import numpy as np
 
 from llm_jax.config.schema import Config
 from llm_jax.data.batch import unpack_rows
-from llm_jax.lab.widths import MUP, STANDARD, check_widths, slope, widened
+from llm_jax.lab.widths import MUP, STANDARD, require_two, slope, widened
 from llm_jax.nn.transformer import Transformer, build, parameters_of
 from llm_jax.train.optimizer import make_optimizer
 from llm_jax.train.state import init_state
@@ -25,8 +25,8 @@ from llm_jax.train.step import make_train_step
 
 # A slope from which on muP counts as broken.
 LIMIT = 0.25
-# With fewer, a slope is that of chance: through two widths a line always fits, and one seed shows no spread.
-LEAST_WIDTHS, LEAST_SEEDS = 3, 2
+# What a firm verdict takes: from two widths any noise is a power, and one seed has no error.
+FIRM_WIDTHS, FIRM_SEEDS = 3, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,41 +54,63 @@ class CoordCheck:
         return {name: slope(self.widths, last[:, i]) for i, name in enumerate(self.names)}
 
     @property
-    def passed(self) -> bool:
-        """True if all changes under muP are flat; one that is 0 or not finite is not.
+    def excess(self) -> dict[str, float]:
+        """Name -> what of its exponent under muP counts: its size; NaN if a change is 0 or not finite.
 
         Logits of wider heads may fall: divided by the width, what of q·k is not aligned
         shrinks as its root, and it is most of their change until heads are wider than
         there are different queries.
         """
         may_fall = lambda name: self.grow == 'd_head' and name.endswith('attention logits')
-        slopes = self.slopes(MUP).items()
-        return all(value < LIMIT and (value > -LIMIT or may_fall(name)) for name, value in slopes)
+        return {name: max(value, 0.0) if may_fall(name) else abs(value) for name, value in self.slopes(MUP).items()}
 
     @property
-    def doubts(self) -> str:
-        """Why the slopes are no proof; '' if there are enough widths and seeds."""
-        seeds = self.change[MUP].shape[1]
-        few = [
-            f'{n} {what}{"s" if n > 1 else ""} (at least {least} are needed: {flag})'
-            for what, n, least, flag in (
-                ('width', len(self.widths), LEAST_WIDTHS, '--widths 64,128,256'),
-                ('seed', seeds, LEAST_SEEDS, f'--seeds {LEAST_SEEDS}'),
-            )
-            if n < least
-        ]
-        return ' and '.join(few)
+    def passed(self) -> bool:
+        """True if all changes under muP are flat; one that is 0 or not finite is not."""
+        return all(value < LIMIT for value in self.excess.values())
+
+    @property
+    def is_firm(self) -> bool:
+        """False if there are too few widths to see a power in, or too few seeds to tell it from chance."""
+        return len(self.widths) >= FIRM_WIDTHS and self.change[MUP].shape[1] >= FIRM_SEEDS
 
     @property
     def sentence(self) -> str:
         """The verdict, and how firm it is."""
-        name, steepest = max(self.slopes(MUP).items(), key=lambda item: abs(item[1]))
-        holds, seems = ('holds', 'seems to hold') if self.passed else ('does not hold', 'does not seem to hold')
-        verdict = f'muP {seems}, but this is from {self.doubts}' if self.doubts else f'muP {holds}'
-        return (
-            f'{verdict}: of the changes of activations in the first {self.change[MUP].shape[2]} steps the steepest '
-            f'under it is {name}, as the width to the power of {steepest:+.2f}; the limit is {LIMIT}.'
-        )
+        excess, slopes = self.excess, self.slopes(MUP)
+        name = max(excess, key=lambda name: np.nan_to_num(excess[name], nan=np.inf))
+        verb = ('holds', 'does not hold') if self.is_firm else ('seems to hold', 'seems not to hold')
+        _, seeds, steps, _ = self.change[MUP].shape
+        if np.isfinite(slopes[name]):
+            reason = (
+                f'of the changes of activations in the first {steps} steps the steepest under it is {name}, as the '
+                f'width to the power of {slopes[name]:+.2f}; the limit is {LIMIT}.'
+            )
+        else:
+            reason = f'the change of {name} in the first {steps} steps is 0 or not finite at some width.'
+        sentence = f'muP {verb[not self.passed]}: {reason}'
+        if not self.is_firm:
+            sentence += (
+                f' That is a hint, from {len(self.widths)} widths and {seeds} seed{"s" * (seeds != 1)}; '
+                f'a verdict takes {FIRM_WIDTHS} widths and {FIRM_SEEDS} seeds.'
+            )
+        return sentence
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for JSON and for `report.coord_check`."""
+        return {
+            'widths': self.widths,
+            'grow': self.grow,
+            'names': self.names,
+            'passed': self.passed,
+            'is_firm': self.is_firm,
+            'limit': LIMIT,
+            'parametrisations': [STANDARD, MUP],
+            'slopes': {p: self.slopes(p) for p in (STANDARD, MUP)},
+            'change': {p: values.tolist() for p, values in self.change.items()},
+            'size': {p: values.tolist() for p, values in self.size.items()},
+        }
 
 
 def check(
@@ -117,8 +139,7 @@ def check(
     Raises:
       ConfigError: fewer than two widths, or one that the experiment cannot have.
     """
-    check_widths(widths)
-    widths = sorted(widths)
+    widths = require_two(widths)
     size, names = {STANDARD: [], MUP: []}, []
     change = {STANDARD: [], MUP: []}
     for parametrisation in size:

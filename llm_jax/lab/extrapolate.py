@@ -35,6 +35,25 @@ class Extrapolation:
     ends: list[int]
     perplexity: dict[str, list[float]]
 
+    @property
+    def sentence(self) -> str:
+        """The result."""
+        last = {name: values[-1] for name, values in self.perplexity.items()}
+        best = min(last, key=last.get)
+        return (
+            f'All were trained at {self.trained} tokens. At positions up to {self.ends[-1]} the best is {best}, with a '
+            f'perplexity of {last[best]:.1f}; within {self.ends[0]} it has {self.perplexity[best][0]:.1f}.'
+        )
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for JSON and for `report.extrapolation`."""
+        scaled = [name for name in self.perplexity if name.startswith('rope')]
+        return {
+            'trained': self.trained, 'ends': self.ends, 'perplexity': self.perplexity, 'trained_with': list(POSITIONS),
+            'scaled': scaled,
+        }  # fmt: skip
+
 
 def extrapolate(
     config: Config,

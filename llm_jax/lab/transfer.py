@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from llm_jax.config.schema import Config
 from llm_jax.lab.trial import Trial
-from llm_jax.lab.widths import MUP, STANDARD, check_widths, slope, widened
+from llm_jax.lab.widths import MUP, STANDARD, require_two, slope, widened
 from llm_jax.train.step import make_loss
 
 
@@ -29,8 +30,8 @@ class Transfer:
     def best(self, parametrisation: str) -> list[float]:
         """The best rate at each width: the lowest point of a parabola through the best of `rates` and its neighbours.
 
-        The parabola is over log2 of the rate; at the ends of the range (see `beyond`), and
-        beside a run that diverged, it is the best of `rates` itself.
+        The parabola is over log2 of the rate; at the ends of the range, and beside a
+        run that diverged, it is the best of `rates` itself. NaN where all diverged.
         """
         out = []
         for losses in self.loss[parametrisation]:
@@ -40,48 +41,63 @@ class Transfer:
             if len(near) == 3 and np.all(np.isfinite(near)):
                 (a, b, c), step = near, np.log2(self.rates[i + 1] / self.rates[i])
                 shift = step * (a - c) / (2 * (a - 2 * b + c))
-            out.append(float(self.rates[i] * 2**shift))
+            out.append(float(self.rates[i] * 2**shift) if np.isfinite(losses[i]) else float('nan'))
         return out
 
-    def beyond(self, parametrisation: str) -> list[str]:
-        """Where the best rate of each width may be outside of `rates`: 'below', 'above', or '' if it is among them.
-
-        A run that diverged at the next rate bounds the range as well as one that is worse.
+    def beyond(self, parametrisation: str) -> list[int]:
+        """-1 or 1 for each width whose best rate is the lowest or highest of `rates`, so that a better one may be past
+        it; 0 for the others.
         """
-        last = len(self.rates) - 1
-        ends = {0: 'below', last: 'above'} if last else {0: 'below or above'}
-        return [ends.get(int(np.argmin(losses)), '') for losses in self.loss[parametrisation]]
+        ends = {0: -1, len(self.rates) - 1: 1}
+        return [ends.get(int(np.argmin(losses)), 0) for losses in self.loss[parametrisation]]
 
     def drift(self, parametrisation: str) -> float:
         """The exponent of the width in the best rate: -1 halves it with every doubling, 0 is perfect transfer.
 
-        Over the widths that have their best among `rates`; NaN where these are fewer than two.
+        Of the widths whose best rate is within the range; NaN if these are fewer than two.
         """
-        known = [i for i, side in enumerate(self.beyond(parametrisation)) if not side]
-        best = self.best(parametrisation)
-        if len(known) < 2:
+        inside = np.asarray(self.beyond(parametrisation)) == 0
+        if inside.sum() < 2:
             return float('nan')
-        return slope([self.widths[i] for i in known], np.asarray([best[i] for i in known]))
+        return slope(np.asarray(self.widths)[inside], np.asarray(self.best(parametrisation))[inside])
 
     @property
     def sentence(self) -> str:
-        """The result, and which rates to add where it is not one."""
-        drifts = {p: self.drift(p) for p in (STANDARD, MUP)}
+        """The result, and what the range of rates leaves open."""
+        drifts = {p: self.drift(p) for p in self.loss}
         known = [f'{2**drift:.2f} ({p})' for p, drift in drifts.items() if np.isfinite(drift)]
-        out = []
+        unknown = [p for p, drift in drifts.items() if not np.isfinite(drift)]
+        ends = [
+            f'{p} {width}' for p in self.loss for width, end in zip(self.widths, self.beyond(p), strict=True) if end
+        ]
+        sentence = ''
         if known:
-            out.append(
-                f'With every doubling of the width, the best learning rate is multiplied by {" and ".join(known)}.'
+            sentence += (
+                f'With every doubling of the width, the best learning rate is multiplied by {" and ".join(known)}. '
             )
-        for parametrisation in drifts:
-            sides = self.beyond(parametrisation)
-            if at := [str(width) for width, side in zip(self.widths, sides, strict=True) if side]:
-                where = ' and '.join(sorted({side for side in sides if side}))
-                out.append(
-                    f'The best rate of width {", ".join(at)} ({parametrisation}) is at the edge of those tried and '
-                    f'counts for nothing: it may be {where} them; give more --log2-rates.'
-                )
-        return ' '.join(out)
+        if unknown:
+            names = ' and '.join(unknown)
+            sentence += f'How the best rate of {names} depends on the width is unknown: it takes those of two widths. '
+        if ends:
+            sentence += (
+                f'Not counted, as the lowest loss is at an end of the range of rates and a better rate may be past it: '
+                f'{", ".join(ends)}.'
+            )
+        return sentence.strip()
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for JSON and for `report.transfer`."""
+        both = (STANDARD, MUP)
+        return {
+            'widths': self.widths,
+            'rates': self.rates,
+            'parametrisations': list(both),
+            'drift': {p: self.drift(p) for p in both},
+            'best': {p: self.best(p) for p in both},
+            'beyond': {p: self.beyond(p) for p in both},
+            'loss': {p: values.tolist() for p, values in self.loss.items()},
+        }
 
 
 def sweep(
@@ -110,8 +126,7 @@ def sweep(
     Raises:
       ConfigError: fewer than two widths, or one that the experiment cannot have.
     """
-    check_widths(widths)
-    widths, rates = sorted(widths), sorted(rates)
+    widths, rates = require_two(widths), sorted(rates)
     loss = {STANDARD: [], MUP: []}
     for parametrisation in loss:
         for width in widths:

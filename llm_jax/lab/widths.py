@@ -71,10 +71,15 @@ def training_batches(prepared: Prepared, config: Config, n: int) -> np.ndarray:
     return TrainRows(prepared, config.data.mixture, config.seed, size, np.arange(size)).read(0, n)
 
 
-def check_widths(widths: list[int]) -> None:
-    """Raises: ConfigError: too few to compare."""
+def require_two(widths: list[int]) -> list[int]:
+    """The widths in ascending order.
+
+    Raises:
+      ConfigError: fewer than two different ones: nothing could be said of how anything depends on the width.
+    """
     if len(set(widths)) < 2:
-        raise ConfigError(f'--widths {",".join(map(str, widths))}: a slope needs at least two; try --widths 64,128,256')
+        raise ConfigError(f'widths {widths}: give two different ones or more, such as --widths 64,128,256')
+    return sorted(set(widths))
 
 
 def slope(widths: list[int], values: np.ndarray) -> float:

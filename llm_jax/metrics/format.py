@@ -60,7 +60,7 @@ def duration(seconds: float | None) -> str:
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
     if days:
-        return f'{days} d {h:02d} h'
+        return f'{days:,} d {h:02d} h'
     return f'{hours} h {m:02d} min' if hours else f'{m} min {s:02d} s'
 
 

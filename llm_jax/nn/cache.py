@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.dist import mesh
+from llm_jax.ops.quantised import Quantised, quantise
 
 
 def write(
-    slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array, rules: tuple, heads: str | None
-) -> jax.Array:
+    slots_BGSK: jax.Array | Quantised, new_BLGK: jax.Array, positions_BL: jax.Array, rules: tuple, heads: str | None
+) -> jax.Array | Quantised:
     """The cache with `new` at `positions`, distinct in each row; positions past its end are dropped.
 
     Heads stand before slots, so that a decoding step reads each head's slots in one
@@ -23,6 +24,9 @@ def write(
       rules: logical-axis table.
       heads: logical axis of G.
     """
+    if isinstance(slots_BGSK, Quantised):
+        each = lambda held, new: write(held, new, positions_BL, rules, heads)
+        return jax.tree.map(each, slots_BGSK, quantise(new_BLGK, slots_BGSK.kind))
 
     def put(slots_BGSK: jax.Array, new_BLGK: jax.Array, positions_BL: jax.Array) -> jax.Array:
         rows_B1 = jnp.arange(slots_BGSK.shape[0])[:, None]

@@ -10,18 +10,24 @@ from llm_jax.dist import mesh
 from llm_jax.init import Weight, describe, initializer
 from llm_jax.ops import adapter
 from llm_jax.ops.blockwise import Blockwise, Kernel, is_held
-from llm_jax.ops.product import activation_axes
+from llm_jax.ops.product import activation_axes, product_per_head
+from llm_jax.ops.quantised import Quantised, dequantise
 
 
-def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight) -> Kernel:
+def kernel(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], weight: Weight, wide: bool = True
+) -> Kernel:
     """A weight of a module, float32: initialised, split over the mesh and recorded as what `weight` says it is.
 
     The record is a collection 'weights' like the tree of the parameters, which `init` returns: the optimizer, counts of
-    FLOPs and reports read it. A weight that the parameters hold in few bits is dequantised by its `astype`.
+    FLOPs and reports read it. A weight that the parameters hold in few bits is dequantised by its `astype`; a quantised
+    one is returned in float32, or without `wide` as it is stored.
     """
-    config = module.config
-    if is_held(stored := module.get_variable('params', name)):
-        return Blockwise(stored, shape, axes, config.rules)
+    config, held = module.config, module.get_variable('params', name)
+    if isinstance(held, Quantised):
+        return dequantise(held) if wide else held
+    if is_held(held):
+        return Blockwise(held, shape, axes, config.rules)
     if module.is_initializing():
         module.put_variable('weights', name, weight)
     return module.param(name, initializer(config, weight), shape, jnp.float32, mesh.spec(config.rules, axes))
@@ -69,7 +75,7 @@ class Einsum(nn.Module):
         if inputs[self.lead :] != letters[:n] or outputs != inputs[: self.lead] + letters[n:]:
             raise ValueError(f'{self.equation}: contracted letters must end x and begin the kernel')
         self.weight = describe(self.config, self.shape, self.axes, n, writes_residual=self.writes_residual)
-        self.kernel = kernel(self, 'kernel', self.shape, self.axes, self.weight)
+        self.kernel = kernel(self, 'kernel', self.shape, self.axes, self.weight, wide=False)
         if self.use_bias:
             self.bias = vector(self, 'bias', nn.initializers.zeros, self.shape[n:], activation_axes(self.axes[n:]))
 
@@ -83,5 +89,4 @@ class Einsum(nn.Module):
     def per_head(self, equation: str, x: jax.Array) -> jax.Array:
         """Another product with the same kernel, whose result lies as [B, L, H, ...], e.g. 'BLHK,RHK->BLHR'."""
         w = adapter.merge(self.kernel, self.get_variable('params', 'lora'), self.weight, self.config)
-        whole = mesh.shard(w.astype(self.config.dtype), self.config.rules, (None, *self.axes[1:]))
-        return jnp.einsum(equation, x, whole, out_sharding=mesh.spec(self.config.rules, (*mesh.TOKENS, 'heads', None)))
+        return product_per_head(equation, x, w, self.axes, self.config)

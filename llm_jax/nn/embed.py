@@ -4,14 +4,13 @@ import dataclasses
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from llm_jax.config.schema import Model
 from llm_jax.dist import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import kernel
 from llm_jax.ops.adapter import add_rows
-from llm_jax.ops.product import product
+from llm_jax.ops.product import look_up, product
 
 
 class Embed(nn.Module):
@@ -24,22 +23,17 @@ class Embed(nn.Module):
     def setup(self) -> None:
         config, shape, axes = self.config, (self.size, self.config.d_model), (self.axis, 'd_model')
         weight = describe(config, shape, axes, 1, lookup=True)
-        self.embedding = kernel(self, 'embedding', shape, axes, weight)
+        self.embedding = kernel(self, 'embedding', shape, axes, weight, wide=False)
 
     def __call__(self, ids_BL: jax.Array) -> jax.Array:
         """int[B, L] -> dtype[B, L, D]."""
-        config = self.config
-        # The width is gathered first: rows are then looked up where they lie.
-        table_VD = mesh.shard(jnp.asarray(self.embedding, config.dtype), config.rules, (self.axis, 'residual'))
-        x_BLD = table_VD.at[ids_BL].get(out_sharding=mesh.spec(config.rules, (*mesh.TOKENS, 'residual')))
-        x_BLD = mesh.shard(x_BLD, config.rules, mesh.STREAM)
-        return add_rows(x_BLD, ids_BL, self.get_variable('params', 'lora'), config)
+        x_BLD = mesh.shard(look_up(self.embedding, ids_BL, self.axis, self.config), self.config.rules, mesh.STREAM)
+        return add_rows(x_BLD, ids_BL, self.get_variable('params', 'lora'), self.config)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
         """Logits float32[B, L, V] against every row."""
         config, axes = self.config, ('d_model', self.axis)
-        table_VD = self.embedding.astype(config.dtype)
-        plain = dataclasses.replace(config, matmul='default')
-        logits = product(x_BLD.astype(config.dtype), table_VD, axes, 1, plain, out_dtype='float32', transposed=True)
-        forward = describe(config, table_VD.shape[::-1], axes, 1).forward
+        plain, x_BLD = dataclasses.replace(config, matmul='default'), x_BLD.astype(config.dtype)
+        logits = product(x_BLD, self.embedding, axes, 1, plain, out_dtype='float32', transposed=True)
+        forward = describe(config, (config.d_model, self.size), axes, 1).forward
         return logits if forward == 1 else logits * forward

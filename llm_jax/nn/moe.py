@@ -19,9 +19,11 @@ from llm_jax.dist import mesh
 from llm_jax.init import describe
 from llm_jax.nn.einsum import Einsum, kernel, vector
 from llm_jax.nn.feed_forward import Plain
+from llm_jax.ops.blockwise import Blockwise
 from llm_jax.ops.dispatch import Dispatch
 from llm_jax.ops.grouped import grouped_product
 from llm_jax.ops.product import activation_axes
+from llm_jax.ops.quantised import cast, gather
 
 # Collection of what routers report, one dict of scalars or [E] vectors per layer.
 STATS = 'router'
@@ -131,7 +133,8 @@ class _Matrices(nn.Module):
         shape, axes = (self.n_experts, *self.shape), ('experts', *self.axes)
         known = {'active_fraction': self.active_fraction, 'writes_residual': self.writes_residual}
         weight = describe(self.config, self.shape, self.axes, 1, **known)
-        w = kernel(self, 'kernel', shape, axes, weight).astype(jnp.float32)
+        w = kernel(self, 'kernel', shape, axes, weight, wide=False)
+        w = w.astype(jnp.float32) if isinstance(w, Blockwise) else w
         if self.config.bias is not True:
             return (w,)
         outputs = (axes[0], activation_axes(axes)[2])
@@ -177,19 +180,21 @@ def mixture(
     def network(params: Any, rows_ND: jax.Array, sizes_e: jax.Array, expert_N: jax.Array) -> jax.Array:
         ins, out = params
 
-        def multiply(x_ND: jax.Array, w_eDF: jax.Array, bias_eF: jax.Array | None = None, n: int = 1) -> jax.Array:
-            y_NF = grouped_product(x_ND, w_eDF, sizes_e)
-            return y_NF if bias_eF is None else y_NF + bias_eF[expert_N] / n
+        def multiply(
+            x_ND: jax.Array, w_eDF: jax.Array, bias_eF: jax.Array | None = None, summed: tuple[str, ...] = ()
+        ) -> jax.Array:
+            y_NF = grouped_product(x_ND, w_eDF, sizes_e, summed)
+            # The bias of `down` is not split over d_ff: each of those n devices adds an n-th of it.
+            return y_NF if bias_eF is None else y_NF + bias_eF[expert_N] / (n_pieces if summed else 1)
 
-        # The bias of `down` is not split over d_ff: each of those n devices adds an n-th of it.
-        return multiply(dense.activation(*(multiply(rows_ND, *w) for w in ins)), *out, n=n_pieces)
+        return multiply(dense.activation(*(multiply(rows_ND, *w) for w in ins)), *out, summed=axes['d_ff'])
 
     def local(
         x_BLD: jax.Array, chosen_BLk: jax.Array, weights_BLk: jax.Array, params: Any
     ) -> tuple[jax.Array, jax.Array]:
         (*ins, out), D = params, x_BLD.shape[-1]
         if axes['d_model']:
-            whole = lambda w, dim: (jax.lax.all_gather(w[0], axes['d_model'], axis=dim, tiled=True), *w[1:])
+            whole = lambda w, dim: (gather(w[0], axes['d_model'], dim), *w[1:])
             ins, out = [whole(w, 1) for w in ins], whole(out, 2)
         x_TD, chosen_Tk, weights_Tk = (x.reshape(-1, x.shape[-1]) for x in (x_BLD, chosen_BLk, weights_BLk))
         if axes['d_ff']:
@@ -199,7 +204,7 @@ def mixture(
         y_TD = jax.lax.psum(y_TD, axes['d_ff']) if axes['d_ff'] else y_TD
         return y_TD.reshape(*x_BLD.shape[:2], D), jax.lax.psum(dropped, token_axes) if token_axes else dropped
 
-    ins, out = jax.tree.map(lambda w: w.astype(config.dtype), weights)
+    ins, out = cast(weights, config.dtype, gathered=axes['d_model'])
     x_BLD, params = x_BLD.astype(config.dtype), (*ins, out)
     if not sizes:
         return local(x_BLD, chosen_BLk, weights_BLk, params)

@@ -47,7 +47,7 @@ def multiply(
     """
     axes, n_in = weight.axes_in + weight.axes_out, len(weight.axes_in)
     x = x.astype(config.dtype)
-    run = lambda x, kernel: product(x, kernel.astype(config.dtype), axes, n_in, config, out_dtype=out_dtype)
+    run = lambda x, kernel: product(x, kernel, axes, n_in, config, out_dtype=out_dtype)
     if isinstance(kernel, Blockwise):
         # The backward pass dequantises again: it would otherwise keep all kernels in the dtype of the computation.
         run = jax.checkpoint(run, prevent_cse=not config.scan)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.dist import mesh
+from llm_jax.ops.quantised import Quantised
 
 Kind = Literal['int8', 'nf4']
 
@@ -126,7 +127,7 @@ class Blockwise:
 
 
 # What a module multiplies by.
-Kernel = jax.Array | Blockwise
+Kernel = jax.Array | Blockwise | Quantised
 
 
 def is_held(stored: Any) -> bool:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.dist import mesh
+from llm_jax.ops.quantised import Quantised, encode_rows, multiply_rows
 
 # A tile is a fourth of an even share of the rows, or half of one for the gradient of the matrices: larger tiles have
 # more padding. But it has at least so many rows that the arithmetic takes as long as reading the matrix (or as reading
@@ -25,17 +26,22 @@ _TILES_PER_SHARE_ROWS, _TILES_PER_SHARE_MATRICES = 4, 2
 _MIN_ROWS, _MIN_ROWS_ON_CPU, _MAX_ROWS = 2048, 512, 4096
 
 
-def grouped_product(rows_ND: jax.Array, kernel_eDF: jax.Array, sizes_e: jax.Array) -> jax.Array:
+def grouped_product(
+    rows_ND: jax.Array, kernel_eDF: jax.Array | Quantised, sizes_e: jax.Array, summed: tuple[str, ...] = ()
+) -> jax.Array:
     """Multiplies each row with the matrix of its group.
 
     Args:
       rows_ND: rows, in order of their group.
-      kernel_eDF: matrices, in the dtype of the rows.
+      kernel_eDF: matrices, in the dtype of the rows; or quantised ones [e, F, D], which have no gradient.
       sizes_e: int, rows of each group. Results of rows past the last group's are undefined.
+      summed: within `shard_map`, mesh axes over which D is split; the result is then one part of a sum over these.
 
     Returns:
       dtype[N, F].
     """
+    if isinstance(kernel_eDF, Quantised):
+        return _multiply_rows_quantised(rows_ND, kernel_eDF, jnp.asarray(sizes_e, jnp.int32), summed)
     # A NumPy array cannot be indexed by a traced group number, a jax.Array can.
     return _product(*unify_varying(jnp.asarray(rows_ND), jnp.asarray(kernel_eDF), jnp.asarray(sizes_e, jnp.int32)))
 
@@ -67,15 +73,41 @@ def _multiply_rows(rows_NK: jax.Array, kernel_eDF: jax.Array, contracted: int, s
     if mesh.platform() == 'tpu':
         dimensions = jax.lax.RaggedDotDimensionNumbers((((1,), (contracted,)), ((), ())), [0], [0])
         return jax.lax.ragged_dot_general(rows_NK, kernel_eDF, sizes_e, dimensions)
-    tiles = _Tiles.make(sizes_e, len(rows_NK), _TILES_PER_SHARE_ROWS)
+    multiply = lambda tile_mK, matrix: jax.lax.dot_general(tile_mK, matrix, (((1,), (contracted - 1,)), ((), ())))
+    y_NF = jnp.zeros((len(rows_NK), kernel_eDF.shape[3 - contracted]), rows_NK.dtype)
+    return _multiply_tiles(multiply, rows_NK, kernel_eDF, sizes_e, unify_varying(y_NF, rows_NK)[0])
+
+
+def _multiply_rows_quantised(
+    rows_ND: jax.Array, kernel_eFD: Quantised, sizes_e: jax.Array, summed: tuple[str, ...]
+) -> jax.Array:
+    """Rows times the quantised matrix of their group, in the dtype of the rows."""
+    multiply = lambda tile, matrix: multiply_rows(tile, matrix).astype(rows_ND.dtype)
+    leaves, tree = jax.tree.flatten((encode_rows(rows_ND, kernel_eFD, summed), kernel_eFD, sizes_e))
+    *leaves, y_NF = unify_varying(*leaves, jnp.zeros((len(rows_ND), kernel_eFD.shape[1]), rows_ND.dtype))
+    return _multiply_tiles(multiply, *jax.tree.unflatten(tree, leaves), y_NF)
+
+
+def _multiply_tiles(
+    multiply: Callable[[Any, Any], jax.Array], rows_N: Any, kernel_e: Any, sizes_e: jax.Array, y_NF: jax.Array
+) -> jax.Array:
+    """Multiplies the tiles of each group with its matrix.
+
+    Args:
+      multiply: (m rows, matrix) -> [m, F].
+      rows_N: tree of arrays [N, ...].
+      kernel_e: tree of arrays [e, ...].
+      sizes_e: int, rows of each group.
+      y_NF: zeros.
+    """
+    tiles = _Tiles.make(sizes_e, len(y_NF), _TILES_PER_SHARE_ROWS)
 
     def multiply_group(g: jax.Array, y_NF: jax.Array) -> jax.Array:
-        matrix = kernel_eDF[g]
+        matrix = jax.tree.map(lambda x: x[g], kernel_e)
 
         def multiply_tile(i: jax.Array, y_NF: jax.Array) -> jax.Array:
             start, valid_m1 = tiles.locate(g, i)
-            tile_mK = tiles.slice_rows(rows_NK, start)
-            product_mF = jax.lax.dot_general(tile_mK, matrix, (((1,), (contracted - 1,)), ((), ())))
+            product_mF = multiply(jax.tree.map(lambda x: tiles.slice_rows(x, start), rows_N), matrix)
             merged_mF = jnp.where(valid_m1, product_mF, tiles.slice_rows(y_NF, start))
             return jax.lax.dynamic_update_slice_in_dim(y_NF, merged_mF, start, 0)
 
@@ -84,8 +116,7 @@ def _multiply_rows(rows_NK: jax.Array, kernel_eDF: jax.Array, contracted: int, s
     def multiply_group_unless_empty(g: jax.Array, y_NF: jax.Array) -> jax.Array:
         return jax.lax.cond(sizes_e[g] > 0, multiply_group, lambda _, y_NF: y_NF, g, y_NF)
 
-    y_NF = jnp.zeros((len(rows_NK), kernel_eDF.shape[3 - contracted]), rows_NK.dtype)
-    return jax.lax.fori_loop(0, len(sizes_e), multiply_group_unless_empty, unify_varying(y_NF, rows_NK)[0])
+    return jax.lax.fori_loop(0, len(sizes_e), multiply_group_unless_empty, y_NF)
 
 
 def _gradient_of_matrices(rows_ND: jax.Array, d_NF: jax.Array, sizes_e: jax.Array) -> jax.Array:

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.config.schema import Model
+from llm_jax.config.schema import ConfigError, Model
 from llm_jax.dist import mesh
+from llm_jax.ops import quantised
 from llm_jax.ops.matmul import matmul
+from llm_jax.ops.quantised import Quantised
 
 # Logical axes that are split over the devices of the batch in weights, but not in activations.
 _WEIGHT_ONLY = ('d_model', 'rank')
@@ -26,14 +28,14 @@ def activation_axes(axes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def product(
-    x: jax.Array, w: jax.Array, axes: tuple[str, ...], n_in: int, config: Model, *, out_dtype: str = '',
+    x: jax.Array, w: jax.Array | Quantised, axes: tuple[str, ...], n_in: int, config: Model, *, out_dtype: str = '',
     transposed: bool = False,
 ) -> jax.Array:  # fmt: skip
     """x [B, L, *in] · w [*in, *out] -> [B, L, *out]; x may have other leading dimensions where a row is whole.
 
     Args:
       x: activations; their length may be split as that of the residual stream.
-      w: kernel, sharded by its axes.
+      w: kernel, sharded by its axes; it is cast to the dtype of x. One in few bits is [out, in], for the same axes.
       axes: logical axis of each dimension of w; a result that ends in 'd_model' is sharded
         as the residual stream.
       n_in: number of contracted dimensions.
@@ -42,17 +44,49 @@ def product(
       transposed: w is [out, in] for axes (in, out). It is contracted as it is laid out: for a single token XLA's
         CPU backend would gather a transposed table entry by entry.
     """
+    is_narrow = isinstance(w, Quantised)
+    w = w if is_narrow else w.astype(x.dtype)
     if mesh.shard_count(config.rules, 'residual_length') > 1:
+        if is_narrow:
+            raise ConfigError('quantised weights multiply whole rows, as in decoding; set mesh.context = 1')
         return _multiply_split_rows(x, w.T if transposed else w, axes, n_in, config, out_dtype)
     rules, lead = config.rules, x.ndim - n_in
-    fan_in, outputs = (w.shape[1], w.shape[:1]) if transposed else (math.prod(w.shape[:n_in]), w.shape[n_in:])
+    if is_narrow:
+        fan_in, outputs = math.prod(w.inputs), w.outputs or w.shape[:1]
+    else:
+        fan_in, outputs = (w.shape[1], w.shape[:1]) if transposed else (math.prod(w.shape[:n_in]), w.shape[n_in:])
     free_axes = activation_axes(axes[n_in:])
     tokens = ('batch', None)[: lead and 1]
     flat_x = _reshape(x, (-1, fan_in), rules, (*tokens, axes[0] if axes[0] not in _WEIGHT_ONLY else None))
-    flat_w = w if transposed else _reshape(w, (fan_in, math.prod(outputs)), rules, (axes[0], axes[n_in]))
     spec = mesh.spec(rules, (*tokens, free_axes[0]))
-    y = matmul(flat_x, flat_w, config.matmul, out_dtype=out_dtype, out_sharding=spec, transposed=transposed)
+    if is_narrow:
+        y = quantised.multiply(flat_x, w, out_dtype=out_dtype, out_sharding=spec)
+    else:
+        flat_w = w if transposed else _reshape(w, (fan_in, math.prod(outputs)), rules, (axes[0], axes[n_in]))
+        y = matmul(flat_x, flat_w, config.matmul, out_dtype=out_dtype, out_sharding=spec, transposed=transposed)
     return _reshape(y, (*x.shape[:lead], *outputs), rules, (*mesh.TOKENS[:lead], *free_axes))
+
+
+def product_per_head(equation: str, x: jax.Array, w: jax.Array | Quantised, axes: tuple, config: Model) -> jax.Array:
+    """Product by head with a kernel [R, H, K], 'BLHK,RHK->BLHR' or 'BLHR,RHK->BLHK', in the dtype of x."""
+    rules = config.rules
+    spec = mesh.spec(rules, (*mesh.TOKENS, 'heads', None))
+    if isinstance(w, Quantised):
+        return quantised.multiply_heads(equation, x, w, spec).astype(x.dtype)
+    whole = mesh.shard(w.astype(x.dtype), rules, (None, *axes[1:]))
+    return jnp.einsum(equation, x, whole, out_sharding=spec)
+
+
+def look_up(table: jax.Array | Quantised, ids_BL: jax.Array, axis: str, config: Model) -> jax.Array:
+    """Vectors of a table [V, D] whose rows are sharded as `axis`, dtype[B, L, D]."""
+    rules, tokens = config.rules, (*mesh.TOKENS, 'residual')
+    # The width is gathered first: rows are then looked up where they lie.
+    if isinstance(table, Quantised):
+        table = jax.tree.map(lambda x: mesh.shard(x, rules, (axis, None)), table)
+        x_BLD = quantised.look_up(table, ids_BL, mesh.spec(rules, (*mesh.TOKENS, None)))
+        return mesh.shard(x_BLD.astype(config.dtype), rules, tokens)
+    table_VD = mesh.shard(jnp.asarray(table, config.dtype), rules, (axis, 'residual'))
+    return table_VD.at[ids_BL].get(out_sharding=mesh.spec(rules, tokens))
 
 
 def _reshape(x: jax.Array, shape: tuple[int, ...], rules: tuple, axes: tuple[str | None, ...]) -> jax.Array:

@@ -13,8 +13,10 @@ from llm_jax.plan import facts, page, planner, topology
 from llm_jax.plan import search as search_lib
 from llm_jax.plan.compiled import CompilerFails, DoesNotFit
 from llm_jax.plan.decoding import plan_decoding
-from llm_jax.plan.facts import Table, gib
+from llm_jax.plan.facts import gib
 from llm_jax.plan.planner import Outcome
+from llm_jax.report import plan as report
+from llm_jax.report.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Request:
     compile_best: int
     decode: int | None
     context: int | None
-    out: str
+    out: str | None
     command: str
 
 
@@ -76,8 +78,9 @@ def plan(config: Config, request: Request) -> None:
             outcome = _outcome(config, machine, devices, say)
         budget = outcome.budget(tokens, price)
         show(console, outcome, budget, price)
-        page.write(request.out, outcome, command=request.command, budget=budget, price=price, tried=tried)
-        console.print(f'wrote {request.out}')
+        out = request.out or page.default_path(config.name, machine)
+        report.write(out, page.collect(outcome, command=request.command, budget=budget, price=price, tried=tried))
+        console.print(f'wrote {out}', soft_wrap=True)
         if not outcome.memory.fits:
             raise ConfigError(f'{config.name} {facts.verdict(outcome)}. {_advice(config, machine, devices)}')
 

@@ -12,6 +12,7 @@ from llm_jax.plan.decoding import Decoding
 from llm_jax.plan.memory import ANALYTIC, ASSUMED, COMPILED, serving
 from llm_jax.plan.planner import ATTENTION_PRODUCTS, Budget, Outcome
 from llm_jax.plan.search import Tried, of_each_kind
+from llm_jax.report.tables import Table
 
 GIB = 2**30
 
@@ -22,12 +23,6 @@ class Row(NamedTuple):
     name: str
     value: str
     source: str
-
-
-class Table(NamedTuple):
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 def gib(n_bytes: float) -> str:
@@ -110,7 +105,7 @@ def budget_rows(budget: Budget | None, price: float | None, machine: object) -> 
         return [Row('budget', 'the length is in epochs, which only data can tell: give --tokens', ASSUMED)]
     rows = [
         Row('tokens', fmt.count(budget.tokens), 'config'),
-        Row('time at the roofline', f'{budget.seconds / 86400:.2f} days', ANALYTIC),
+        Row('time at the roofline', f'{budget.seconds / 86400:,.2f} days', ANALYTIC),
         Row('chip-hours', f'{budget.chip_hours:,.0f} on {machine}', ANALYTIC),
     ]
     if budget.cost is not None:
@@ -209,7 +204,7 @@ def traffic_table(outcome: Outcome) -> Table:
     ]  # fmt: skip
     header = ('collective', 'over', 'times', 'bytes', 'ICI' if outcome.case.machine.chip.is_tpu else 'NVLink',
               'DCN' if outcome.case.machine.chip.is_tpu else 'network', 'hidden')  # fmt: skip
-    return Table(f'Collectives of a step, on one device ({outcome.source})', header, rows)
+    return Table(f'Collectives of a step, on one device ({outcome.source})', header, rows, texts=2)
 
 
 def search_table(tried: Sequence[Tried], best: int = 16) -> Table:

@@ -229,17 +229,6 @@ def _order(one: Tried) -> tuple:
     return not one.sure, not one.fits, round(step, 3), one.outcome.memory.total if one.outcome else one.needed
 
 
-def pareto(tried: Sequence[Tried]) -> list[Tried]:
-    """Those of which no other is both faster and smaller, from the fastest on."""
-    front, smallest = [], math.inf
-    known = [t for t in tried if t.outcome is not None]
-    for one in sorted(known, key=lambda t: (t.outcome.roofline.step, t.outcome.memory.total)):
-        if one.outcome.memory.total < smallest:
-            smallest = one.outcome.memory.total
-            front.append(one)
-    return front
-
-
 def cheapest_fit(config: Config, machine: Machine, devices: Sequence[jax.Device] | None) -> Tried | None:
     """The change that makes it fit, on paper, and slows it least.
 

@@ -1,19 +1,16 @@
 """The report of a corpus: what was read, what was dropped and why, what is left; with examples of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import matplotlib
-from matplotlib import figure, ticker
-import numpy as np
-
 from llm_jax.metrics import format as fmt
-from llm_jax.report import charts, load_template
+from llm_jax.report import corpus_charts
+from llm_jax.report.corpus_charts import KEPT
+from llm_jax.report.page import Card
+from llm_jax.report.page import render as render_template
+from llm_jax.report.tables import Table, table_of
 
-_BINS = 30
-_MOST_SIGNALS = 24
 _MOST_LANGUAGES = 12
-KEPT, DROPPED = 'kept', 'dropped'
 Manifest = Mapping[str, Any]
 Tallies = Mapping[str, Mapping[str, Any]]
 
@@ -40,10 +37,11 @@ class Bar(NamedTuple):
     share: float  # of the bytes of the first line, in percent
 
 
-def render(manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) -> dict[str, str]:
+def render(name: str, manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) -> dict[str, str]:
     """report.html and report.md.
 
     Args:
+      name: of the corpus: that of its directory.
       manifest: of the corpus; of one with nothing left, without 'tokenizer' and 'rows'.
       tallies: source -> its tally, with the examples.
       defaults: the config with every field at its default.
@@ -53,13 +51,16 @@ def render(manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) ->
     """
     rows = manifest.get('rows') or {}
     reasons = reasons_of(manifest, tallies)
+    unread = _unread(manifest)
     values = {
+        'name': name,
         'manifest': manifest,
         'headline': _headline(manifest),
         'cards': _cards(manifest),
         'funnels': {source: _funnel(manifest, source) for source in manifest['sources']},
         'reasons': reasons,
-        'unread': _unread(manifest),
+        'unread': unread,
+        'n_unread': sum(_unread_counts(manifest)),
         'splits': _splits(rows),
         'mixture': _mixture(manifest),
         'languages': _languages(tallies),
@@ -71,8 +72,8 @@ def render(manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) ->
         'size': fmt.size,
         'percent': fmt.percent,
     }
-    html = load_template('corpus.html.jinja').render(values | {'charts': _charts(tallies)})
-    return {'report.html': html, 'report.md': load_template('corpus.md.jinja').render(values)}
+    page = render_template('corpus.html.jinja', charts=corpus_charts.draw_all(tallies), **values)
+    return {'report.html': page, 'report.md': render_template('corpus.md.jinja', **values)}
 
 
 def reasons_of(manifest: Manifest, tallies: Tallies) -> list[Reason]:
@@ -105,9 +106,10 @@ def _total(manifest: Manifest, stage: int, what: str) -> int:
     return sum(counts['stages'][stage][what] for counts in manifest['sources'].values())
 
 
-def _train(manifest: Manifest, what: str) -> int:
+def _in_splits(manifest: Manifest, what: str, *names: str) -> int:
+    """What these splits hold, or all."""
     splits = (manifest.get('rows') or {}).get('splits') or {}
-    return sum(entry[what] for split in splits.values() for entry in split.values())
+    return sum(entry[what] for name in names or splits for entry in splits.get(name, {}).values())
 
 
 def _headline(manifest: Manifest) -> dict[str, str]:
@@ -115,31 +117,33 @@ def _headline(manifest: Manifest) -> dict[str, str]:
     share = fmt.percent(kept / read) if read else fmt.DASH
     sizes = f'{fmt.size(_total(manifest, 1, "bytes"))} of text became {fmt.size(_total(manifest, -1, "bytes"))}'
     sentence = f'{kept:,} of {read:,} records are in the corpus ({share}); {sizes}.'
-    tokens = _train(manifest, 'tokens')
+    tokens = _in_splits(manifest, 'tokens', 'train')
     if not tokens:
         return {'value': '', 'unit': '', 'sentence': f'Nothing is left to train on. {sentence}'}
-    return {'value': fmt.count(tokens), 'unit': 'tokens', 'sentence': sentence}
+    return {'value': fmt.count(tokens), 'unit': 'tokens to train on', 'sentence': sentence}
 
 
-def _cards(manifest: Manifest) -> list[dict[str, str]]:
+def _cards(manifest: Manifest) -> list[Card]:
     rows, tokenizer = manifest.get('rows'), manifest.get('tokenizer')
-    cards = [('sources', str(len(manifest['sources'])), f'{sum(_inputs_count(manifest)):,} inputs')]
+    inputs = sum(entry['inputs'] for entry in manifest['inputs'].values())
+    cards = [('sources', str(len(manifest['sources'])), f'{inputs:,} input{"s" * (inputs != 1)}')]
     if rows and tokenizer:
         train = rows['splits']['train']
         n_rows = sum(entry['rows'] for entry in train.values())
         fill = sum(entry['fill'] * entry['rows'] for entry in train.values()) / n_rows if n_rows else None
         gzip = rows['gzip']['bits_per_byte']
         cards += [
-            ('documents', fmt.count(_train(manifest, 'documents')), f'{fmt.size(_train(manifest, "bytes"))} of text'),
+            (
+                'documents to train on',
+                f'{_in_splits(manifest, "documents", "train"):,}',
+                f'{fmt.size(_in_splits(manifest, "bytes", "train"))} of text; '
+                f'{_in_splits(manifest, "documents"):,} with validation and test',
+            ),
             ('rows to train on', f'{n_rows:,}', f'of {rows["seq_len"]} tokens, {fmt.percent(fill)} full'),
             ('bytes per token', fmt.decimal(rows['bytes_per_token'], 2), f'vocabulary of {tokenizer["vocab_size"]:,}'),
             ('gzip -9', fmt.decimal(gzip), 'bits per byte, validation text'),
         ]
-    return [dict(zip(('label', 'value', 'note'), card, strict=True)) for card in cards]
-
-
-def _inputs_count(manifest: Manifest) -> list[int]:
-    return [entry['inputs'] for entry in manifest['inputs'].values()]
+    return [Card(*card) for card in cards]
 
 
 def _funnel(manifest: Manifest, source: str) -> list[Bar]:
@@ -162,18 +166,28 @@ def _lost(before: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return f'− {documents:,} ({fmt.percent(documents / before["documents"])})' if documents else ''
 
 
-def _unread(manifest: Manifest) -> list[tuple[str, str, str, int]]:
-    """(source, whether broken or skipped, reason, records)."""
-    return [
-        (source, what, reason, count)
+def _unread(manifest: Manifest) -> Table | None:
+    """Records that are no documents."""
+    rows = [
+        {'source': source, '': what, 'reason': reason, 'records': f'{count:,}'}
         for source, counts in manifest['sources'].items()
         for what in ('broken', 'skipped')
         for reason, count in counts[what].items()
     ]
+    return table_of(rows, texts=3)
 
 
-def _splits(rows: Manifest) -> list[dict[str, str]]:
+def _unread_counts(manifest: Manifest) -> list[int]:
     return [
+        count
+        for counts in manifest['sources'].values()
+        for what in ('broken', 'skipped')
+        for count in counts[what].values()
+    ]
+
+
+def _splits(rows: Manifest) -> Table | None:
+    found = [
         {
             'split': split,
             'source': source,
@@ -187,9 +201,10 @@ def _splits(rows: Manifest) -> list[dict[str, str]]:
         for source, entry in by_source.items()
         if entry['documents']
     ]
+    return table_of(found, texts=2)
 
 
-def _mixture(manifest: Manifest) -> list[dict[str, str]]:
+def _mixture(manifest: Manifest) -> Table | None:
     fertility = (manifest.get('tokenizer') or {}).get('fertility', {})
     out = []
     for source, entry in (manifest.get('mixture') or {}).items():
@@ -204,7 +219,7 @@ def _mixture(manifest: Manifest) -> list[dict[str, str]]:
         if manifest['tokenizer']['compared_with']:
             row['compared'] = fmt.decimal(measured.get('compared'), 2)
         out.append(row)
-    return out
+    return table_of(out)
 
 
 def _languages(tallies: Tallies) -> list[tuple[str, str, str, float]]:
@@ -271,11 +286,17 @@ def _first_ranked(lists: Any, n: int = 20) -> list[dict[str, str]]:
     return [example for _, example in sorted(everything, key=lambda item: (item[0], str(item[1])))[:n]]
 
 
-def _inputs(manifest: Manifest) -> list[tuple[str, str, str, str]]:
-    return [
-        (source, f'{entry["inputs"]:,}', fmt.size(entry['bytes']), entry['digest'])
+def _inputs(manifest: Manifest) -> Table | None:
+    rows = [
+        {
+            'source': source,
+            'hash': entry['digest'],
+            'inputs': f'{entry["inputs"]:,}',
+            'bytes': fmt.size(entry['bytes']),
+        }
         for source, entry in manifest['inputs'].items()
     ]
+    return table_of(rows, texts=2)
 
 
 def _changed(manifest: Manifest, defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -295,91 +316,3 @@ def _changed(manifest: Manifest, defaults: Mapping[str, Any]) -> list[tuple[str,
         out += [(f'sources.{source}.{name}', str(value)) for name, value in table.items() if value]
     walk(plain, defaults, '')
     return out
-
-
-# --- Charts ----------------------------------------------------------------------------
-
-
-def _charts(tallies: Tallies) -> dict[str, list[charts.Chart]]:
-    points = {
-        outcome: _first_points(tally['points'].get(outcome, []) for tally in tallies.values())
-        for outcome in (KEPT, DROPPED)
-    }
-    lengths = [_lengths(tallies), _kept_and_dropped('Bytes of text', 'bytes', points, log=True)]
-    names = sorted({name for some in points.values() for point in some for name in point['signals']})
-    of = lambda name: {
-        k: [{'v': p['signals'][name]} for p in some if name in p['signals']] for k, some in points.items()
-    }
-    measured = [(name, of(name)) for name in names if not name.startswith('scrub.')]
-    many = sorted(measured, key=lambda item: -sum(map(len, item[1].values())))[:_MOST_SIGNALS]
-    scores = [_kept_and_dropped(name, 'v', some, log=False) for name, some in sorted(many)]
-    return {'lengths': [c for c in lengths if c], 'scores': [c for c in scores if c]}
-
-
-def _first_points(lists: Any) -> list[dict[str, Any]]:
-    return [point for some in lists for _, point in some]
-
-
-def _lengths(tallies: Tallies) -> charts.Chart | None:
-    """How long documents are, by source."""
-    counted = {source: tally['lengths'] for source, tally in tallies.items() if tally['lengths']}
-    if not counted:
-        return None
-    places = [int(place) for lengths in counted.values() for place in lengths]
-    low, high = min(places), max(places)
-    with matplotlib.rc_context(charts.STYLE):
-        fig, ax = _figure()
-        for i, (source, lengths) in enumerate(sorted(counted.items())):
-            values = np.array([lengths.get(str(place), 0) for place in range(low, high + 1)], float)
-            style = {
-                'color': (charts.MAIN, charts.SECOND, charts.INK)[i % 3],
-                'linestyle': ('-', '--', ':')[i // 3 % 3],
-            }
-            edges = 2.0 ** np.arange(low, high + 2)
-            ax.stairs(values / values.sum(), edges, label=source, linewidth=1.5, **style)
-        ax.set_xscale('log')
-        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: fmt.size(v)))
-        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
-        ax.legend(fontsize=7)
-        return charts.Chart(
-            'Length of documents', 'Kept documents of each source, bytes of text.', charts.svg(fig, 'len')
-        )
-
-
-def _kept_and_dropped(
-    title: str, field: str, points: Mapping[str, Sequence[Mapping[str, Any]]], *, log: bool
-) -> charts.Chart | None:
-    """Two histograms, each of its own total."""
-    values = {name: np.array([point[field] for point in some], float) for name, some in points.items()}
-    values = {name: some[np.isfinite(some)] for name, some in values.items()}
-    everything = np.concatenate(list(values.values()))
-    if len(everything) < 2 or everything.min() == everything.max():
-        return None
-    if log:
-        edges = np.geomspace(max(everything.min(), 1), max(everything.max(), 2), _BINS + 1)
-    else:
-        low, high = np.percentile(everything, (0.5, 99.5))  # one outlier would squeeze all others into a bar
-        if low == high:
-            return None
-        edges = np.linspace(low, high, _BINS + 1)
-    with matplotlib.rc_context(charts.STYLE):
-        fig, ax = _figure(small=not log)
-        for name, color in ((KEPT, charts.MAIN), (DROPPED, charts.SECOND)):
-            if len(values[name]):
-                counts, _ = np.histogram(np.clip(values[name], edges[0], edges[-1]), edges)
-                ax.stairs(counts / len(values[name]), edges, color=color, fill=True, alpha=0.28)
-                ax.stairs(counts / len(values[name]), edges, color=color, linewidth=1.2, label=name)
-        if log:
-            ax.set_xscale('log')
-            ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: fmt.size(v)))
-        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
-        ax.legend(fontsize=7)
-        sizes = ', '.join(f'{len(some):,} {name}' for name, some in values.items())
-        return charts.Chart(title, f'Of a sample: {sizes}.', charts.svg(fig, f'c-{title}'))
-
-
-def _figure(small: bool = False) -> tuple[figure.Figure, Any]:
-    fig = figure.Figure(figsize=(3.4, 1.9) if small else (4.9, 2.7), layout='constrained')
-    ax = fig.subplots()
-    ax.tick_params(length=0)
-    return fig, ax

@@ -1,24 +1,73 @@
-"""A page of a comparison: a sentence, charts, a table of numbers; and the numbers as JSON beside it."""
+"""Templates into pages and Markdown; the pages of studies, which are a sentence, charts and a table."""
 
+from collections.abc import Sequence
+import datetime
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
+import jinja2
 
-from llm_jax.report import load_template
+from llm_jax.report.charts import Chart
+from llm_jax.report.tables import Table
+from llm_jax.report.text import keep_units, markdown_cell, markdown_fence, split_words, visible
 
 
-def write_page(
-    directory: epath.PathLike, stem: str, name: str, command: str, page: dict[str, Any], numbers: dict[str, Any]
+class Card(NamedTuple):
+    """A number beside the headline."""
+
+    label: str
+    value: str
+    note: str
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of one template of this package, `NAME.html.jinja` or `NAME.md.jinja`.
+
+    A page needs no other file and no network. All text is escaped; what a terminal would obey is shown as text.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('llm_jax.report', 'templates'),
+        autoescape=template.endswith('.html.jinja'),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup, which is finished
+    )
+    environment.filters.update(
+        cell=markdown_cell, fenced=markdown_fence, keep_units=keep_units, split_words=split_words
+    )
+    written = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
+    return environment.get_template(template).render(written=written, **values)
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; half of a surrogate pair, as a sample or a name may have, is written as an escape."""
+    return text.encode('utf-8', 'backslashreplace')
+
+
+def write_study(
+    directory: epath.PathLike,
+    stem: str,
+    *,
+    title: str,
+    command: str,
+    sentence: str,
+    charts: Sequence[Chart],
+    table: Table,
+    numbers: dict[str, Any],
 ) -> epath.Path:
     """Writes STEM.html and STEM.json.
 
     Args:
-      directory: where; made if needed.
+      directory: where, and what the page is headed by; made if needed.
       stem: of both files.
-      name: of the experiment.
-      command: that makes the page again.
-      page: 'title', 'sentence', 'charts' (of `report.charts.Chart`), 'table' (header and rows of text).
+      title: of the study.
+      command: that makes the page again, as a shell takes it.
+      sentence: the result.
+      charts: one below or beside the other.
+      table: the result as numbers.
       numbers: what the JSON file holds besides the command.
 
     Returns:
@@ -28,5 +77,14 @@ def write_page(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f'{stem}.json').write_text(json.dumps({'command': command, **numbers}, indent=1))
     path = directory / f'{stem}.html'
-    path.write_text(load_template('page.html.jinja').render(name=name, command=command, **page))
+    page = render(
+        'study.html.jinja',
+        name=directory.resolve().name,
+        title=title,
+        sentence=sentence,
+        charts=charts,
+        table=table,
+        command=command,
+    )
+    path.write_bytes(encode(page))
     return path

@@ -46,10 +46,13 @@ def model_tree(summary: Summary) -> rich.console.Group:
         ('parameters', f'{fmt.count(counts.total)} ({counts.total:,})'),
         ('active for a token', f'{fmt.count(counts.active)}, {fmt.count(counts.embedding)} of them embeddings'),
         ('FLOPs per token', f'{fmt.count(summary.flops_per_token)} in training, forward and backward'),
-        ('KV cache', f'{fmt.size(summary.cache_bytes_per_token)} per token in {summary.config.dtype}, '
-                     f'{fmt.size(summary.cache_bytes_per_token * seq_len)} for {seq_len:,} tokens'),
+        (
+            'KV cache',
+            f'{fmt.size(summary.cache_bytes_per_token)} per token in {summary.config.dtype}, '
+            f'{fmt.size(summary.cache_bytes_per_token * seq_len)} for {seq_len:,} tokens',
+        ),
         ('mesh', mesh),
-    ):  # fmt: skip
+    ):
         facts.add_row(name, value)
     return rich.console.Group(table, facts)
 

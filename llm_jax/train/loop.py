@@ -187,7 +187,8 @@ def _train_locked(
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if not (np.isfinite(values['loss']) and np.isfinite(values['grad_norm'])):
                 file = _keep_batch(run_dir, step, batch)
-                what = f'step {step} has loss {values["loss"]} and gradient norm {values["grad_norm"]}; its batch is in'
+                loss, norm = (f'{values[name]:.4g}' for name in ('loss', 'grad_norm'))
+                what = f'step {step} has loss {loss} and gradient norm {norm}; its batch is in'
                 # A loss is that of the parameters before the step.
                 raise _non_finite(f'{what} {file}', None if np.isfinite(values['loss']) else step - 1, checkpoints)
             record.step(step, values)
@@ -282,6 +283,9 @@ def _train_locked(
             record.fail(clock, error)
             if jax.process_count() == 1:  # of several, one that failed may wait for the others forever
                 checkpoints.wait()
+            if is_main:
+                with record.failure_as_warning('there is no report'):
+                    write_report(run_dir)
             raise
         record.end(status, clock, signal=interrupt.signal, step=step)
         interrupt.waits_for = 'the page is written'

@@ -169,6 +169,11 @@ def _initial_params(plan: Plan, tokenizer: Tokenizer) -> tuple[Any, str]:
     if hf.is_hf(source):
         return _params_of_hf(plan, source, tokenizer)
     config = runs.read_config(source)
+    if kind := config.model.quantised:
+        raise ConfigError(
+            f'init_from = {str(source)!r}: its weights are {kind}, which are not trained; take the run that it was '
+            'made of'
+        )
     if (source / 'tokenizer').exists():
         _check_same_tokenizer(source / 'tokenizer', tokenizer_lib.load(source / 'tokenizer'), tokenizer)
     checkpoints = Checkpoints(source, config.checkpoint, read_only=True)

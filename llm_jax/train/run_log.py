@@ -266,8 +266,8 @@ class Record:
             prompt = (self._plan.config.train.sample_prompts or ('',))[0]
             self.console.event(
                 'Try next:\n'
-                f'  ./tools/run sample {self._run_dir} --prompt {shlex.quote(prompt)}\n'
-                + (f'  open {report}\n' if report.exists() else '')
+                f'  ./tools/run sample {shlex.quote(str(self._run_dir))} --prompt {shlex.quote(prompt)}\n'
+                + (f'  open {shlex.quote(str(report))}\n' if report.exists() else '')
                 + '  the same file with a part swapped: --config.model.feed_forward=relu2 --workdir runs/relu2'
             )
 

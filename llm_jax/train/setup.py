@@ -219,6 +219,10 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     Raises:
       ConfigError: anything about the config that cannot work; nothing is compiled yet.
     """
+    if kind := config.model.quantised:
+        raise ConfigError(
+            f'model.quantised = {kind!r}: quantised weights are not trained; train the run that they were made of'
+        )
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
     config = dataclasses.replace(config, model=model.config)
     check_fit(config, dict(mesh.shape))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -47,10 +48,11 @@ def test_a_corpus_from_an_experiment(experiment, capsys):
     assert manifest['sources']['a']['stages'][0]['documents'] == 50
     text = capsys.readouterr().out
     assert 'extract: 1' in text
-    # The same figures as on the page: all documents that are kept, and those of them that are not held out.
-    kept = manifest['sources']['a']['stages'][-1]['documents']
-    train = manifest['rows']['splits']['train']['a']['documents']
-    assert train < kept and f'{kept} documents, of which {train} to train on (' in text
+    train, everything = re.search(
+        r'([\d,]+) documents to train on \(([\d,]+) with validation and test\)', text
+    ).groups()
+    page = (experiment.parent / 'out' / 'report.html').read_text()
+    assert f'<div>{train}</div>' in page and f'{everything} with validation and test' in page.replace('\xa0', ' ')
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.generate import engine
 from llm_jax.interop import convert, files, hf, tensors
 from llm_jax.nn.transformer import Transformer, init_params
+from llm_jax.ops.quantised import dequantise_params
 from llm_jax.train.loop import train
 
 LLAMA = CASES['llama.grouped_llama3_rope']
@@ -274,6 +275,15 @@ def test_convert_there_and_back(tmp_path, capsys):
         np.testing.assert_array_equal(after[name], value, name)
 
 
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_convert_quantises_and_writes_floats_back(tmp_path, kind):
+    path = directory(tmp_path / 'hf', CASES['gemma3.scaled'])
+    tool('--from', f'hf:{path}', '--to', str(tmp_path / 'narrow'), '--quantize', kind)
+    tool('--from', str(tmp_path / 'narrow'), '--to', f'hf:{tmp_path / "again"}')
+    narrow, again = llm_jax.load(tmp_path / 'narrow'), llm_jax.load(tmp_path / 'again')
+    jax.tree.map(np.testing.assert_array_equal, dequantise_params(narrow.params), again.params)
+
+
 def test_a_chat_template_goes_along(tmp_path):
     path = directory(tmp_path / 'hf', {**LLAMA, 'vocab_size': 320})
     tok = byte_tokenizer(['<s>', '<|im_end|>'], bos_token='<s>', eos_token='<|im_end|>')
@@ -299,6 +309,9 @@ def test_convert_says_what_is_wrong(tmp_path, capsys):
         with pytest.raises(SystemExit):
             tool('--from', arguments[0], '--to', arguments[1])
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool('--from', str(tmp_path / 'run'), '--to', 'hf:b', '--quantize', 'int8')
+    assert '--quantize int8 --to hf:b: only a run directory holds quantised weights' in capsys.readouterr().err
     path = directory(tmp_path / 'hf')
     convert.from_hf(path, tmp_path / 'run')
     with pytest.raises(ConfigError, match='is not empty; convert to a new directory'):

@@ -9,8 +9,8 @@ from tiny import BOS, LLAMA, V, random_params, tiny_config, tiny_model
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.data.prepare import prepare
-from llm_jax.lab import extrapolation_page
 from llm_jax.lab.extrapolate import POSITIONS, SCALINGS, extrapolate, longer_rows, perplexities
+from llm_jax.report import extrapolation as extrapolation_page
 
 ENDS = [8, 16, 32]
 
@@ -72,6 +72,6 @@ def test_every_part_is_measured_and_shown(tmp_path):
     rotary = {name: tuple(values) for name, values in result.perplexity.items() if name.startswith('rope')}
     assert rotary['rope, dynamic'] == rotary['rope, ntk']  # which it is at the longest length
     assert len(set(rotary.values())) == 6  # all others are different models
-    page = extrapolation_page.write(result, tmp_path, name='tiny', command='none')
+    page = extrapolation_page.write(tmp_path, result.numbers, sentence=result.sentence, command='none')
     assert 'perplexity against length' in page.read_text()
     assert json.loads((tmp_path / 'extrapolation.json').read_text())['perplexity'] == result.perplexity

@@ -12,7 +12,8 @@ from llm_jax.lab import coord_check
 from llm_jax.lab.coord_check import LIMIT, CoordCheck, check
 from llm_jax.lab.transfer import Transfer, sweep
 from llm_jax.lab.widths import MUP, STANDARD, slope, widened
-from llm_jax.lab.widths_page import coord_check_table, transfer_table, write_coord_check, write_transfer
+from llm_jax.report import coord_check as coord_check_page
+from llm_jax.report import transfer as transfer_page
 
 
 def tokens(n):
@@ -105,9 +106,9 @@ def test_attention_logits_are_those_of_the_model():
     np.testing.assert_allclose(seen['layer 0 attention'], y, rtol=1e-4, atol=1e-7)
 
 
-def result(exponent, grow='heads', name='layer 0 attention logits'):
-    change = np.array([32.0, 64.0, 128.0])[:, None, None, None] ** exponent
-    return CoordCheck([32, 64, 128], grow, [name], {MUP: change, STANDARD: change}, {MUP: change, STANDARD: change})
+def result(exponent, grow='heads', name='layer 0 attention logits', *, widths=(32, 64, 128), seeds=2):
+    change = np.array(widths, float)[:, None, None, None] ** exponent * np.ones((1, seeds, 1, 1))
+    return CoordCheck(list(widths), grow, [name], {MUP: change, STANDARD: change}, {MUP: change, STANDARD: change})
 
 
 def test_verdict():
@@ -117,38 +118,43 @@ def test_verdict():
     assert not result(-0.5, 'd_head', 'logits').passed
 
 
-def test_a_verdict_is_firm_from_three_widths_and_two_seeds_on():
-    change = lambda widths, seeds: {
-        p: np.array(widths, float)[:, None, None, None] ** 0 * np.ones((1, seeds, 1, 1)) for p in (STANDARD, MUP)
-    }
-    of = lambda widths, seeds: CoordCheck(widths, 'heads', ['logits'], change(widths, seeds), change(widths, seeds))
-    firm = of([32, 64, 128], 2)
-    assert firm.passed and not firm.doubts and firm.sentence.startswith('muP holds: of')
-    few = of([32, 64], 1)
-    assert (
-        few.passed and 'seems to hold, but this is from 2 widths' in few.sentence and '1 seed (at least' in few.sentence
-    )
-    assert '--widths 64,128,256' in few.sentence and '--seeds 2' in few.sentence
-    assert 'seed' not in of([32, 64], 2).doubts and 'width' not in of([32, 64, 128], 1).doubts
-    steep = result(0.3)
-    assert steep.sentence.startswith('muP does not seem to hold, but this is from 1 seed')
+@pytest.mark.parametrize(
+    ('exponent', 'shape', 'said'),
+    [
+        (0.1, {}, 'muP holds: '),
+        (0.4, {}, 'muP does not hold: '),
+        (0.1, {'widths': (32, 64)}, 'muP seems to hold: '),
+        (0.4, {'seeds': 1}, 'muP seems not to hold: '),
+        (np.nan, {}, 'the change of layer 0 attention logits in the first 1 steps is 0 or not finite'),
+    ],
+)
+def test_a_verdict_from_two_widths_or_one_seed_is_a_hint(exponent, shape, said):
+    made = result(exponent, **shape)
+    assert said in made.sentence
+    assert ('That is a hint, from' in made.sentence) == bool(shape) == (not made.is_firm)
 
 
-def test_one_width_is_refused():
-    config = tiny_config(**LLAMA, n_layers=1)
-    with pytest.raises(ConfigError, match='--widths 32: a slope needs at least two'):
-        check(config, tokens(2), vocab_size=V, bos_id=BOS, widths=[32], seeds=1)
-    with pytest.raises(ConfigError, match='--widths 32: a slope needs at least two'):
-        sweep(config, tokens(1), tokens(1), vocab_size=V, bos_id=BOS, widths=[32], rates=[0.1])
+def test_the_steepest_is_one_that_counts():
+    change = np.array([32.0, 64.0, 128.0])[:, None, None, None] ** np.array([-0.5, 0.1]) * np.ones((1, 2, 1, 1))
+    names = ['layer 0 attention logits', 'logits']
+    made = CoordCheck([32, 64, 128], 'd_head', names, {MUP: change, STANDARD: change}, {})
+    assert made.passed and 'under it is logits, as the width to the power of +0.10' in made.sentence
+
+
+def test_one_width_is_no_study():
+    with pytest.raises(ConfigError, match='give two different ones'):
+        check(tiny_config(**LLAMA), tokens(2), vocab_size=V, bos_id=BOS, widths=[32, 32], seeds=1)
 
 
 def test_page(tmp_path, checked):
-    path = write_coord_check(checked, tmp_path, name='<x>', command='./tools/run coord_check <x>')
+    path = coord_check_page.write(
+        tmp_path / '<x>', checked.numbers, sentence=checked.sentence, command='./tools/run coord_check <x>'
+    )
     text = path.read_text()
     assert text.count('<svg') == 6 and '&lt;x&gt;' in text and '<x>' not in text
-    numbers = json.loads((tmp_path / 'coord_check.json').read_text())
-    assert numbers['slopes'][MUP] == checked.slopes(MUP) and numbers['passed']
-    assert len(coord_check_table(checked)) == 1 + len(checked.names)
+    numbers = json.loads((tmp_path / '<x>' / 'coord_check.json').read_text())
+    assert numbers['slopes'][MUP] == checked.slopes(MUP) and numbers['passed'] and not numbers['is_firm']
+    assert len(coord_check_page.tabulate(checked.numbers).rows) == len(checked.names)
 
 
 # --- Transfer --------------------------------------------------------------------------
@@ -162,31 +168,29 @@ def test_best_rate_and_its_drift():
     got = Transfer([32, 64, 128], rates, {STANDARD: losses, MUP: end})
     np.testing.assert_allclose(np.log2(got.best(STANDARD)), [-4, -4.75, -6], atol=1e-6)
     assert got.drift(STANDARD) == pytest.approx(-1.0)
+    assert got.beyond(STANDARD) == [0, 0, 0]
     assert got.best(MUP) == [2.0**-8] * 3
-    # All at the edge of the rates: how the best one moves is not known.
-    assert got.beyond(STANDARD) == [''] * 3 and got.beyond(MUP) == ['below'] * 3
-    assert np.isnan(got.drift(MUP))
-    assert 'multiplied by 0.50 (standard).' in got.sentence
-    assert f'The best rate of width 32, 64, 128 ({MUP}) is at the edge' in got.sentence
-    assert [row[-1] for row in transfer_table(got)[-3:]] == ['2^-8.00 or below'] * 3
     losses[0, 5] = np.inf  # beside the best of them, a parabola has nothing to go through
     losses[0, 4] = -1
     assert got.best(STANDARD)[0] == rates[4]
 
 
-def test_a_best_rate_at_the_edge_counts_for_nothing():
+def test_a_best_rate_at_an_end_of_the_range_does_not_count():
     rates = [2.0**k for k in range(-8, -2)]
     parabola = lambda best: (np.log2(rates) - best) ** 2
-    two = np.stack([parabola(-5.0), parabola(-6.0), parabola(-9.0)])
-    diverged = np.full((3, 6), np.inf)
-    got = Transfer([32, 64, 128], rates, {STANDARD: two, MUP: diverged})
-    assert got.beyond(STANDARD) == ['', '', 'below']
-    assert got.drift(STANDARD) == pytest.approx(-1.0)  # of the two that are known, not -2 of all
-    assert got.beyond(MUP) == ['below'] * 3 and np.isnan(got.drift(MUP))
-    above = Transfer([32, 64], rates, {STANDARD: np.stack([parabola(0)] * 2), MUP: np.stack([parabola(-5)] * 2)})
-    assert above.beyond(STANDARD) == ['above'] * 2 and 'it may be above them' in above.sentence
-    one = Transfer([32, 64], [0.01], {STANDARD: np.ones((2, 1)), MUP: np.ones((2, 1))})
-    assert one.beyond(MUP) == ['below or above'] * 2
+    past = np.stack([parabola(-4.0), parabola(-5.0), parabola(-9.0)])  # the widest model's best is not among the rates
+    failed = np.stack([parabola(-2.0), np.full(6, np.inf), parabola(-5.0)])
+    got = Transfer([32, 64, 128], rates, {STANDARD: past, MUP: failed})
+    assert got.beyond(STANDARD) == [0, 0, -1]
+    assert got.drift(STANDARD) == pytest.approx(-1.0)  # as 32 and 64 have it
+    assert got.beyond(MUP)[0] == 1 and np.isnan(got.best(MUP)[1]) and np.isnan(got.drift(MUP))
+    assert (
+        'multiplied by 0.50 (standard).' in got.sentence
+        and 'How the best rate of muP depends on the width is unknown' in got.sentence
+    )
+    assert got.sentence.endswith('a better rate may be past it: standard 128, muP 32, muP 64.')
+    cells = [row[-1] for row in transfer_page.tabulate(got.numbers).rows]
+    assert cells == ['2^-4.00', '2^-5.00', '≤ 2^-8.00', '≥ 2^-3.00', 'all diverged', '2^-5.00']
 
 
 def test_sweep(tmp_path):
@@ -201,5 +205,5 @@ def test_sweep(tmp_path):
     for losses in got.loss.values():
         assert np.all(losses[:, 1] < losses[:, 0] - 0.05)
         np.testing.assert_allclose(losses[:, 0], np.log(V), atol=0.05)
-    text = write_transfer(got, tmp_path, name='x', command='x').read_text()
-    assert text.count('<svg') == 2 and len(transfer_table(got)) == 5
+    text = transfer_page.write(tmp_path, got.numbers, sentence=got.sentence, command='x').read_text()
+    assert text.count('<svg') == 2 and len(transfer_page.tabulate(got.numbers).rows) == 4

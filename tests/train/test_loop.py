@@ -77,6 +77,8 @@ def test_a_last_update_that_diverges_is_a_failure_and_no_checkpoint(experiment, 
     assert (run_dir / f'nonfinite_checkpoint_{STEPS + 1}').exists()
     assert info(run_dir)['status'] == 'failed'
     assert f'the parameters of step {STEPS + 1}' in info(run_dir)['reason']
+    page = (run_dir / 'report.html').read_text()
+    assert '<b>Why it failed</b> the parameters of step' in page and f'of step {STEPS + 1} have' in page
 
 
 def test_an_update_that_diverges_in_the_middle_costs_no_good_checkpoint(experiment, run_dir):

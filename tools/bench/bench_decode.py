@@ -110,13 +110,48 @@ def bench_step(shape: str) -> Iterator[Result]:
     yield Result(f'{shape}: tokens of 8 rows over 1', 8 * step[1] / step[8], 4.2, True)
 
 
-def _decoding(model: Any, params: Any, rows: int) -> dict[str, Callable[[], None]]:
+def bench_quantised(shape: str) -> Iterator[Result]:
+    """Weights in few bits against float32: bytes, steps at one row and at eight, and that no step copies a weight."""
+    import jax
+    import numpy as np
+
+    from llm_jax.generate import blocks
+    from llm_jax.generate.engine import Engine
+
+    model, params = make(shape)
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    for kind, most in (('int8', 0.27), ('int4', 0.17)):
+        engine = Engine(model, params, n_slots=1, context=64, quantise=kind, cache='int8')
+        n_bytes = size(engine._weights)
+        yield Result(
+            f'{shape}: bytes of {kind} weights', n_bytes / size(params), most, False, f'{n_bytes / 1e6:.0f} MB'
+        )
+        block = blocks.decode_block.lower(
+            engine.model, None, engine.vocab_size, 64, engine._weights, None, engine._slots, np.int32(16),
+            engine._all_allowed,
+        )  # fmt: skip
+        temporary = block.compile().memory_analysis().temp_size_in_bytes
+        note = f'{temporary / 1e6:.1f} MB'
+        yield Result(f'{shape}: temporaries of {kind} over its weights', temporary / n_bytes, 0.1, False, note)
+        del engine
+    options = {'float32': {}, 'int8': {'quantise': 'int8'}, 'int4': {'quantise': 'int4'}, 'cache': {'cache': 'int8'}}
+    for rows, bars in ((1, (1.35, 0.5, 0.7)), (8, (1.4, 0.5, 0.7))):
+        runs = {name: _decoding(model, params, rows, **kinds) for name, kinds in options.items()}
+        best = fastest({f'{name} {key}': run for name, pair in runs.items() for key, run in pair.items()})
+        step = {name: _step({key: best[f'{name} {key}'] for key in pair}, rows) for name, pair in runs.items()}
+        for name, bar in zip(('int8', 'int4', 'cache'), bars, strict=True):
+            what = 'int8 cache' if name == 'cache' else f'{name} weights'
+            note = f'{1e3 * step[name]:.1f} ms a step, {1e3 * step["float32"]:.1f} ms in float32'
+            yield Result(f'{shape}: speed of {what}, {rows} rows', step['float32'] / step[name], bar, True, note)
+
+
+def _decoding(model: Any, params: Any, rows: int, **options: Any) -> dict[str, Callable[[], None]]:
     """Decodes SHORT and LONG tokens of each row: the difference is what steps take, without prefill."""
     from llm_jax.generate.engine import Engine
     from llm_jax.generate.requests import Request
     from llm_jax.generate.settings import Sampler
 
-    engine = Engine(model, params, n_slots=rows, context=256)
+    engine = Engine(model, params, n_slots=rows, context=256, **options)
     request = lambda n, i: Request([1, 5, 9], n, Sampler(0), choice=i)
     run = lambda n: engine.run(request(n, i) for i in range(rows))
     return {f'{name} {rows}': functools.partial(run, n) for name, n in (('short', SHORT), ('long', LONG))}
@@ -363,6 +398,7 @@ def _resident() -> int:
 
 BENCHES = {
     'step': (bench_step, '110m'),
+    'quantised': (bench_quantised, '110m'),
     'batching': (bench_batching, '25m'),
     'compilations': (bench_compilations, '25m'),
     'prefix': (bench_prefix, '25m'),

@@ -18,14 +18,15 @@ import numpy as np
 from llm_jax.dist import mesh
 from llm_jax.ops.attend import blocks, cudnn, splash, xla
 from llm_jax.ops.attend.scores import PLAIN, Operands, Scores
+from llm_jax.ops.quantised import Quantised
 
 __all__ = ['PLAIN', 'Scores', 'attend']
 
 
 def attend(
     q_BLHK: jax.Array,
-    k_BSGK: jax.Array,
-    v_BSGK: jax.Array,
+    k_BSGK: jax.Array | Quantised,
+    v_BSGK: jax.Array | Quantised,
     *,
     rules: tuple,
     scores: Scores = PLAIN,
@@ -44,7 +45,7 @@ def attend(
 
     Args:
       q_BLHK: queries; head h reads key/value head h // (H / G).
-      k_BSGK: keys of S slots and G <= H heads.
+      k_BSGK: keys of S slots and G <= H heads; those of a cache may be quantised.
       v_BSGK: values, likewise; their width may differ from that of the keys.
       rules: logical-axis table, for the mesh.
       scores: scale, soft-cap, window, dropout.
@@ -77,7 +78,7 @@ def attend(
     if table['kv_heads'] != table['heads'] and max(_parts(table['heads']), _parts(table['kv_heads'])) > 1:
         # A device has some of the query heads but not just their key/value heads
         # (e.g. one of those, or fewer than devices): give each query head its own.
-        k_BSGK, v_BSGK = (_repeat_heads(x, H, table) for x in (k_BSGK, v_BSGK))
+        k_BSGK, v_BSGK = jax.tree.map(lambda x: _repeat_heads(x, H, table), (k_BSGK, v_BSGK))
         table['kv_heads'] = table['heads']
     tokens = lambda name: P(table['batch'], table['length'], table[name], None)
     rows = lambda x: None if x is None else P(table['batch'], None)

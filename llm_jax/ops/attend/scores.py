@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llm_jax.ops.quantised import Quantised, multiply_vectors
+
 # Finite, so that the softmax of a row without any visible key is a mean and not NaN.
 MASKED = -1e30
 
@@ -79,18 +81,21 @@ def mask_scores(
     return jnp.where(mask_Bls[:, None, None], scores_BGRls, MASKED)
 
 
-def matmul_groups(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def matmul_groups(equation: str, a: jax.Array, b: jax.Array | Quantised) -> jax.Array:
     """Multiplies one matrix per (B, G) and returns float32.
 
     Args:
       equation: einsum of the two trailing dimensions, as 'xk,sk->xs'. The letter 'x' stands
         for (R, l), the queries of all heads of a group, which become the rows of one matrix.
       a: left operand, [B, G, R, l, ...] if it has an 'x', else [B, G, s, ...].
-      b: right operand, likewise.
+      b: right operand, likewise; or keys or values [B, G, s, ...] of a quantised cache.
     """
     flatten_x = lambda x, letters: x.reshape(*x.shape[:2], -1, x.shape[-1]) if 'x' in letters else x
     inputs, output = equation.split('->')
     left, right = inputs.split(',')
+    if isinstance(b, Quantised):
+        y = multiply_vectors(flatten_x(a, left), b, sums_width=left[-1] == 'k')
+        return y.reshape(*a.shape[:4], y.shape[-1])
     batched = f'bg{left},bg{right}->bg{output}'
     # XLA's CPU backend has no bfloat16 product into float32 with a transposed left side.
     out_type = jnp.float32 if 'x' in output else None

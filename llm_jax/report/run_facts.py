@@ -1,6 +1,7 @@
 """What the report says, in words and numbers for people; the templates only lay it out."""
 
 from collections.abc import Mapping
+import functools
 import math
 import shlex
 from typing import Any, NamedTuple
@@ -9,7 +10,9 @@ from llm_jax import config as config_lib
 from llm_jax.config.schema import Config
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import format as fmt
+from llm_jax.report.page import Card
 from llm_jax.report.run import Run, timestamp
+from llm_jax.report.tables import Table, table_of
 
 _STATUS = {
     'finished': 'finished',
@@ -23,15 +26,10 @@ _STATUS = {
 class Headline(NamedTuple):
     status: str  # a key of CSS classes: finished, running, stopped, failed, unknown
     status_text: str
+    reason: str  # why it failed, or ''
     value: str  # '1.234', or '' without an evaluation
     unit: str
     sentence: str
-
-
-class Card(NamedTuple):
-    label: str
-    value: str
-    note: str
 
 
 class ConfigRow(NamedTuple):
@@ -49,11 +47,13 @@ def headline(run: Run) -> Headline:
     total = run.info.get('total_steps')
     if run.metrics:
         text += f' · step {run.last_step:,}' + (f' of {total:,}' if total else '')
+    reason = str(run.info.get('reason') or '') if status == 'failed' else ''
+    made = functools.partial(Headline, status, text, reason)
     bits, loss, gzip = run.last('val/bits_per_byte'), run.last('val/loss'), run.data.get('gzip_bits_per_byte')
     if bits is None:
         if loss is None:
-            return Headline(status, text, '', '', 'The model has not been evaluated on the validation split yet.')
-        return Headline(status, text, f'{loss:.3f}', 'nats per token', 'Loss on the validation split.')
+            return made('', '', 'The model has not been evaluated on the validation split yet.')
+        return made(f'{loss:.3f}', 'nats per token', 'Loss on the validation split.')
     where = 'on the held-out validation split'
     if not gzip:
         sentence = f'{where}. The size of the same text under gzip -9 is not recorded.'
@@ -61,7 +61,13 @@ def headline(run: Run) -> Headline:
         sentence = f'{where}, {100 * (1 - bits / gzip):.1f} % below gzip -9, which needs {gzip:.3f} for the same text.'
     else:
         sentence = f'{where}, {100 * (bits / gzip - 1):.1f} % above gzip -9, which needs {gzip:.3f} for the same text.'
-    return Headline(status, text, f'{bits:.3f}', 'bits per byte', sentence)
+    return made(f'{bits:.3f}', 'bits per byte', sentence)
+
+
+def warnings(run: Run) -> list[str]:
+    """What the run lacks and why, and goes on without."""
+    known = [entry for entry in run.info.get('warnings') or [] if isinstance(entry, Mapping)]
+    return [f'{entry.get("consequence")}, because of {entry.get("reason")}' for entry in known]
 
 
 def cards(run: Run) -> list[Card]:
@@ -75,7 +81,7 @@ def cards(run: Run) -> list[Card]:
     rows = [
         ('perplexity', fmt.decimal(perplexity, 2), f'validation, best loss {fmt.decimal(best)}' if best else ''),
         ('training loss', fmt.decimal(run.last('loss')), 'last logged step'),
-        ('training time', fmt.duration(run.seconds()), f'{run.last_step:,} steps'),
+        ('training time', fmt.duration(run.seconds()), f'{run.last_step:,} step{"s" * (run.last_step != 1)}'),
         ('tokens seen', fmt.count(tokens), _epochs(run, tokens)),
         ('speed', fmt.count(speed), 'tokens/s' + (f', input wait {fmt.percent(wait)}' if wait is not None else '')),
         ('MFU', fmt.percent(mfu), f'of {devices} device{"s" * (devices != 1)}' if devices else ''),
@@ -93,18 +99,21 @@ def setup(run: Run) -> list[tuple[str, str]]:
         ('devices', _devices(info)),
         ('mesh', mesh_lib.format_sizes(info.get('mesh') or {})),
         ('started', started.strftime('%Y-%m-%d %H:%M:%S %Z') if started else ''),
-        ('finished', finished.strftime('%Y-%m-%d %H:%M:%S %Z') if finished else ''),
+        (
+            'finished' if run.status == 'finished' else 'ended',
+            finished.strftime('%Y-%m-%d %H:%M:%S %Z') if finished else '',
+        ),
         ('versions', ', '.join(f'{name} {version}' for name, version in (info.get('versions') or {}).items())),
     ]
     return [(label, text) for label, text in rows if text]
 
 
-def evaluations(run: Run) -> list[dict[str, str]]:
+def evaluations(run: Run) -> Table | None:
     """One row per evaluation, at most a dozen, spread evenly and with the last."""
     lines = [line for line in run.metrics if 'val/loss' in line]
     picked = _spread(lines, 12)
     number = lambda line, name, digits: fmt.decimal(line[name], digits) if name in line else fmt.DASH
-    return [
+    rows = [
         {
             'step': f'{line["step"]:,}',
             'loss': number(line, 'val/loss', 4),
@@ -113,18 +122,20 @@ def evaluations(run: Run) -> list[dict[str, str]]:
         }
         for line in picked
     ]
+    return table_of(rows, texts=0)
 
 
-def data_table(run: Run) -> list[dict[str, str]]:
+def data_table(run: Run) -> Table | None:
     """Documents, bytes, tokens and rows by split and source, with a sum per split of several."""
-    rows = []
+    rows, sums = [], []
     for split, sources in (run.data.get('splits') or {}).items():
         total = {key: sum(numbers.get(key) or 0 for numbers in sources.values()) for key in _DATA_COLUMNS}
         for source, numbers in sources.items():
             rows.append({'split': split, 'source': source, **_data_cells(numbers)})
         if len(sources) > 1:
+            sums.append(len(rows))
             rows.append({'split': split, 'source': 'all', **_data_cells(total)})
-    return rows
+    return table_of(rows, texts=2, sums=sums)
 
 
 def data_notes(run: Run) -> list[tuple[str, str]]:
@@ -195,7 +206,10 @@ def _data_cells(numbers: Mapping[str, Any]) -> dict[str, str]:
 def _epochs(run: Run, tokens: float | None) -> str:
     train = (run.data.get('splits') or {}).get('train') or {}
     available = sum(numbers.get('tokens') or 0 for numbers in train.values())
-    return f'{tokens / available:.2f} epochs' if tokens and available else ''
+    if not (tokens and available):
+        return ''
+    epochs = tokens / available
+    return f'{epochs:.2f} epochs' if epochs >= 0.01 else 'less than 0.01 epochs'
 
 
 def _model_line(model: Mapping[str, Any]) -> str:

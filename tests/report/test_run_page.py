@@ -1,4 +1,3 @@
-import dataclasses
 import html.parser
 import json
 import math
@@ -11,73 +10,24 @@ import sys
 
 import numpy as np
 import pytest
+from run_directories import INFO, write_run
 
 from llm_jax import config, report
 from llm_jax.config import schema
-from llm_jax.metrics import JsonlWriter
-from llm_jax.report import charts, facts
+from llm_jax.report import run_charts, run_facts
 from llm_jax.report.run import read_run
 
-ROOT = pathlib.Path(__file__).parents[1]
-HOSTILE = '<script>alert(1)</script> & "quotes" ``` \x1b[31m\x00'
-INFO = {
-    'command': './tools/run train experiments/tiny.py --config.model.n_layers=3',
-    'started': '2026-03-01T10:00:00+00:00',
-    'finished': '2026-03-01T10:05:00+00:00',
-    'status': 'finished',
-    'devices': ['cpu'],
-    'platform': 'cpu',
-    'n_devices': 2,
-    'n_processes': 1,
-    'mesh': {'data': 1, 'fsdp': 2, 'tensor': 1},
-    'versions': {'jax': '0.10.2'},
-    'parameters': 8_692_160,
-    'parameters_embedding': 1_310_720,
-    'total_steps': 200,
-    'data': {
-        'splits': {
-            'train': {
-                'code': {'documents': 1502, 'bytes': 22_314_000, 'tokens': 400_000, 'rows': 1563},
-                'books': {'documents': 8, 'bytes': 1_000_000, 'tokens': 100_000, 'rows': 391},
-            },
-            'validation': {'code': {'documents': 83, 'bytes': 1_200_300, 'tokens': 347_000, 'rows': 1355}},
-        },
-        'vocab_size': 4096,
-        'bytes_per_token': 3.46,
-        'gzip_bits_per_byte': 2.0,
-    },
-}
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
 def run_dir(tmp_path) -> pathlib.Path:
-    directory = tmp_path / 'tiny'
-    directory.mkdir()
-    default = schema.Config(name='tiny run')
-    resolved = dataclasses.replace(default, model=dataclasses.replace(default.model, n_layers=3, vocab_size=4096))
-    (directory / 'config.json').write_text(json.dumps(config.to_dict(resolved)))
-    (directory / 'run.json').write_text(json.dumps(INFO))
-    writer = JsonlWriter(directory / 'metrics.jsonl')
-    for step in range(1, 201):
-        loss = 2 + 6 * math.exp(-step / 30)
-        writer.write(step, {
-            'tokens': step * 4096, 'loss': loss, 'grad_norm': 1.0, 'param_norm': 90.0, 'learning_rate': 3e-4,
-            'tokens_per_second': 14_200.0 if step > 1 else 100.0, 'mfu': 0.413, 'input_wait': 0.002,
-            'seconds': 0.5 * step,
-        })  # fmt: skip
-        if step % 50 == 0:
-            writer.write(step, {'val/loss': loss, 'val/perplexity': math.exp(loss), 'val/bits_per_byte': loss / 2})
-    writer.close()
-    samples = JsonlWriter(directory / 'samples.jsonl')
-    for step in (50, 100, 200):
-        samples.write(step, {'prompt': 'def ', 'text': f'at_{step} {HOSTILE}'})
-    samples.close()
-    return directory
+    return write_run(tmp_path / 'tiny')
 
 
 def written(directory: pathlib.Path) -> tuple[str, str]:
     report.write_report(directory)
-    return tuple((directory / name).read_text() for name in ('report.html', 'report.md'))
+    return tuple((directory / name).read_text().replace('\xa0', ' ') for name in ('report.html', 'report.md'))
 
 
 class Page(html.parser.HTMLParser):
@@ -158,7 +108,7 @@ def test_samples_cannot_break_out(run_dir):
 
 def test_config_shows_what_differs(run_dir):
     page, markdown = written(run_dir)
-    rows = dict(facts.config_sections(read_run(run_dir)))
+    rows = dict(run_facts.config_sections(read_run(run_dir)))
     changed = {f'{s}.{row.name}' for s, section in rows.items() for row in section if row.changed}
     assert changed == {'experiment.name', 'model.n_layers', 'model.vocab_size'}
     everything = sum(len(section) for section in rows.values())
@@ -222,11 +172,11 @@ def test_time_adds_up_over_restarts(run_dir):
 
 def test_smoothing_against_the_sum_written_out():
     steps, values = [0, 1, 2, 5], [4.0, 2.0, float('nan'), 1.0]
-    got = charts.smoothed(steps, values, span=0.4)  # a time constant of 2 steps
+    got = run_charts.smoothed(steps, values, span=0.4)  # a time constant of 2 steps
     for i, now in enumerate(steps):
         seen = [(math.exp(-(now - t) / 2), v) for t, v in zip(steps, values, strict=True) if t <= now and v == v]
         assert got[i] == pytest.approx(sum(w * v for w, v in seen) / sum(w for w, _ in seen))
-    assert np.all(charts.smoothed([7], [3.0]) == 3.0)
+    assert np.all(run_charts.smoothed([7], [3.0]) == 3.0)
 
 
 def test_tool(run_dir):
