@@ -42,6 +42,7 @@ UNTIL = {
     'bench_experts': (':measure',),
     'bench_input': ('llm_jax.data.prepare:prepare',),
     'bench_plan': ('subprocess:run', ':worked'),
+    'bench_serve': (':measure',),
     'bench_train': (':measure', ':start_peers'),
     'compare_data': ('llm_jax.lab.compare_data:compare',),
     'convert': tuple(f'llm_jax.interop.convert:{name}' for name in ('from_hf', 'to_hf', 'quantise_run')),

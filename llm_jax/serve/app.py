@@ -35,6 +35,8 @@ class Server:
 
     Attributes:
       app: of ASGI.
+      service: encodes requests.
+      engine: decodes; once the app runs, only the worker may touch it.
       gate: what is under way.
       worker: the engine's thread; made when the app starts.
     """
@@ -46,7 +48,7 @@ class Server:
         limits: what is too much.
         api_key: that clients have to send; '' is none.
         """
-        self._service, self._engine, self._limits, self._api_key = service, engine, limits, api_key
+        self.service, self.engine, self._limits, self._api_key = service, engine, limits, api_key
         self.gate = Gate(limits)
         self._metrics = Metrics(lambda: self.gate.rows, lambda: self.gate.tokens)
         self.worker: Worker | None = None
@@ -68,7 +70,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _live(self, app: Starlette) -> AsyncIterator[None]:
-        self.worker = Worker(self._engine, asyncio.get_running_loop())
+        self.worker = Worker(self.engine, asyncio.get_running_loop())
         yield
         await self.worker.close()
 
@@ -102,10 +104,10 @@ class Server:
             )
 
     async def _chat(self, request: Request) -> Generation:
-        return await self._generate(request, lambda values: self._service.open_chat(parse_chat(values)))
+        return await self._generate(request, lambda values: self.service.open_chat(parse_chat(values)))
 
     async def _complete(self, request: Request) -> Generation:
-        return await self._generate(request, lambda values: self._service.open_completion(parse_completion(values)))
+        return await self._generate(request, lambda values: self.service.open_completion(parse_completion(values)))
 
     async def _generate(self, request: Request, open_work: Callable[[dict[str, Any]], Work]) -> Generation:
         arrived = time.monotonic()
@@ -123,20 +125,20 @@ class Server:
 
     async def _show_model(self, request: Request) -> Response:
         self._check_key(request)
-        if (name := request.path_params['name']) != self._service.name:
+        if (name := request.path_params['name']) != self.service.name:
             raise ApiError(
-                404, f'there is no model {name!r}; there is {self._service.name!r}', 'model', 'model_not_found'
+                404, f'there is no model {name!r}; there is {self.service.name!r}', 'model', 'model_not_found'
             )
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
-        model = {'id': self._service.name, 'object': 'model', 'created': self._started, 'owned_by': 'llm_jax'}
-        return model | {'max_model_len': self._service.context}
+        model = {'id': self.service.name, 'object': 'model', 'created': self._started, 'owned_by': 'llm_jax'}
+        return model | {'max_model_len': self.service.context}
 
     async def _tokenize(self, request: Request) -> Response:
         self._check_key(request)
         body = await read_body(request, self._limits.body)
-        return JSONResponse(await _beside(len(body), lambda: self._service.tokenize(parse_body(body))))
+        return JSONResponse(await _beside(len(body), lambda: self.service.tokenize(parse_body(body))))
 
     async def _health(self, request: Request) -> Response:
         is_well = self.worker is not None and self.worker.is_alive

@@ -49,8 +49,7 @@ def make_engine(chat):
 
 
 @contextlib.contextmanager
-def listen(server, engine):
-    server.engine = engine
+def listen(server):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -72,7 +71,7 @@ def listen(server, engine):
 def make_live(chat, make_engine):
     def make(limits, *, api_key='', engine=None):
         engine = engine or make_engine()
-        return listen(Server(Service('tiny', chat.tokenizer, CONTEXT, chat), engine, limits, api_key), engine)
+        return listen(Server(Service('tiny', chat.tokenizer, CONTEXT, chat), engine, limits, api_key))
 
     return make
 
