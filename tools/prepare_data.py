@@ -6,6 +6,7 @@ command goes on. With --engine beam, arguments that are not known here are optio
 Apache Beam, such as --runner=DataflowRunner --project=... --temp_location=gs://...
 """
 
+import functools
 import itertools
 import sys
 
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> None:
     corpus = schema.load(known.experiment, cli.overrides(fields))
     from llm_jax.corpus.build import build  # imports JAX, which workers, who import this file, do without
     from llm_jax.corpus.progress import Console
+    from llm_jax.report.corpus import count_in_splits
 
     if is_beam:
         from llm_jax.corpus.engines.beam import Beam  # an extra: it needs apache-beam
@@ -40,10 +42,9 @@ def main(argv: list[str]) -> None:
         manifest = build(corpus, engine, console)
     finally:
         engine.close()
-    splits = manifest['rows']['splits']
-    total = lambda what, *names: sum(entry[what] for name in names for entry in splits[name].values())
+    total = functools.partial(count_in_splits, manifest)
     console.event(
-        f'{corpus.out}: {total("documents", "train"):,} documents to train on ({total("documents", *splits):,} with '
+        f'{corpus.out}: {total("documents", "train"):,} documents to train on ({total("documents"):,} with '
         f'validation and test), {total("tokens", "train"):,} tokens, {total("rows", "train"):,} rows; '
         f'see {corpus.out}/report.html'
     )

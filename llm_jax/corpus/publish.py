@@ -80,7 +80,7 @@ def publish(run: Run, out: Store, final: Sequence[Shard], inputs: Mapping[str, S
 
 def _report(run: Run, out: Store, result: Mapping[str, Any]) -> None:
     defaults = config_lib.to_dict(Corpus())
-    for file, text in report.render(result['name'], result, run.funnel().tallies, defaults).items():
+    for file, text in report.render(result, run.funnel().tallies, defaults).items():
         out.write(file, encode(text))
 
 

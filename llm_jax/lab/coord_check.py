@@ -25,7 +25,7 @@ from llm_jax.train.step import make_train_step
 
 # A slope from which on muP counts as broken.
 LIMIT = 0.25
-# What a firm verdict takes: from two widths any noise is a power, and one seed has no error.
+# A firm verdict takes so many: from two widths any noise is a power, and one seed has no error.
 FIRM_WIDTHS, FIRM_SEEDS = 3, 2
 
 

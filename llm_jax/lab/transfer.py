@@ -54,7 +54,7 @@ class Transfer:
     def drift(self, parametrisation: str) -> float:
         """The exponent of the width in the best rate: -1 halves it with every doubling, 0 is perfect transfer.
 
-        Of the widths whose best rate is within the range; NaN if these are fewer than two.
+        It is over the widths whose best rate is within the range; NaN if these are fewer than two.
         """
         inside = np.asarray(self.beyond(parametrisation)) == 0
         if inside.sum() < 2:

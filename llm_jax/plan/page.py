@@ -1,4 +1,4 @@
-"""What the page of a plan shows, as plain data: `llm_jax.report.plan` draws it."""
+"""Collects what the page of a plan shows, as plain data: `llm_jax.report.plan` draws it."""
 
 from collections.abc import Sequence
 import re
@@ -11,12 +11,12 @@ from llm_jax.plan.topology import Machine
 from llm_jax.report.page import Card
 from llm_jax.report.plan import Fact, Lane, Part, Plan, Point
 
-# What a run keeps; the other parts of memory a step needs on top of it.
+# Parts of memory that a run keeps; a step needs the others on top of them.
 _KEPT = ('parameters', 'optimizer', 'average of parameters', 'batch', 'padding of arrays')
 
 
 def default_path(name: str, machine: Machine) -> str:
-    """Where the page of an experiment on a machine goes: plans/llama3_8b-v5p-4x4x8.html, which git ignores."""
+    """Path of the page of an experiment on a machine: plans/llama3_8b-v5p-4x4x8.html, which git ignores."""
     return f'plans/{re.sub("[^A-Za-z0-9._]+", "-", f"{name}-{machine}").strip("-")}.html'
 
 
@@ -75,7 +75,7 @@ def _cards(outcome: Outcome, budget: Budget | None) -> list[Card]:
 
 
 def _lanes(outcome: Outcome) -> list[Lane]:
-    """What nothing hides comes first; then operations in turn, each bound by arithmetic or memory."""
+    """Resources of a step: transfers that nothing hides, then operations, each bound by arithmetic or memory."""
     roof, is_tpu = outcome.roofline, outcome.case.machine.chip.is_tpu
     moving = [traffic for traffic in roof.traffic if traffic.ici + traffic.dcn]
     exposed = lambda seconds: sum(t.exposed * seconds(t) / (t.ici + t.dcn) for t in moving)

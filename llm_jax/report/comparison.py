@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_jax.report import charts
 from llm_jax.report.charts import MAIN, SECOND, Axis, Chart, Dots
-from llm_jax.report.page import write_study
+from llm_jax.report.page import Study
 from llm_jax.report.tables import Table
 
 
@@ -44,16 +44,14 @@ def write(directory: epath.PathLike, numbers: dict[str, Any], *, command: str) -
         f'The same model after the same {numbers["tokens"]:,} tokens of each corpus; bits per byte of held-out text '
         f'(less is better), {over}.'
     )
-    return write_study(
-        directory,
-        'compare_data',
-        title='corpora compared',
-        command=command,
-        sentence=sentence,
-        charts=[_draw(numbers, k) for k in range(len(numbers['held_out']))],
-        table=tabulate(numbers),
-        numbers=numbers,
+    return Study('compare_data', 'corpora compared', draw_all, tabulate).write(
+        directory, numbers, sentence=sentence, command=command
     )
+
+
+def draw_all(numbers: dict[str, Any]) -> list[Chart]:
+    """A chart for each held-out text."""
+    return [_draw(numbers, k) for k in range(len(numbers['held_out']))]
 
 
 def _draw(numbers: dict[str, Any], k: int) -> Chart:

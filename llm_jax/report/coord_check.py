@@ -8,12 +8,11 @@ mean squares.
 
 from typing import Any
 
-from etils import epath
 import numpy as np
 
 from llm_jax.report import charts
 from llm_jax.report.charts import MAIN, SECOND, Axis, Band, Chart, Line
-from llm_jax.report.page import write_study
+from llm_jax.report.page import Study
 from llm_jax.report.tables import Table
 
 _COLORS = (SECOND, MAIN)
@@ -24,27 +23,6 @@ def tabulate(numbers: dict[str, Any]) -> Table:
     slopes, parametrisations = numbers['slopes'], numbers['parametrisations']
     rows = [(name, *(f'{slopes[p][name]:+.2f}' for p in parametrisations)) for name in numbers['names']]
     return Table('Exponent of the width in the change of activations', ('change of', *parametrisations), rows)
-
-
-def write(directory: epath.PathLike, numbers: dict[str, Any], *, sentence: str, command: str) -> epath.Path:
-    """Writes coord_check.html and coord_check.json; returns the path of the page.
-
-    Args:
-      directory: where.
-      numbers: see above.
-      sentence: the verdict.
-      command: that makes the page again, as a shell takes it.
-    """
-    return write_study(
-        directory,
-        'coord_check',
-        title='coordinate check',
-        command=command,
-        sentence=sentence,
-        charts=draw_all(numbers),
-        table=tabulate(numbers),
-        numbers=numbers,
-    )
 
 
 def draw_all(numbers: dict[str, Any]) -> list[Chart]:
@@ -85,3 +63,6 @@ def _draw_kind(kind: str, indices: list[int], curves: dict[str, np.ndarray], num
     note += '; later layers are paler.' if indices[1:] else '.'
     ticks = {float(width): str(width) for width in widths}
     return charts.draw(kind, note, marks, x=Axis('width', log=True, ticks=ticks), y=y)
+
+
+write = Study('coord_check', 'coordinate check', draw_all, tabulate).write

@@ -37,11 +37,10 @@ class Bar(NamedTuple):
     share: float  # of the bytes of the first line, in percent
 
 
-def render(name: str, manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) -> dict[str, str]:
+def render(manifest: Manifest, tallies: Tallies, defaults: Mapping[str, Any]) -> dict[str, str]:
     """report.html and report.md.
 
     Args:
-      name: of the corpus.
       manifest: of the corpus; of one with nothing left, without 'tokenizer' and 'rows'.
       tallies: source -> its tally, with the examples.
       defaults: the config with every field at its default.
@@ -53,7 +52,7 @@ def render(name: str, manifest: Manifest, tallies: Tallies, defaults: Mapping[st
     reasons = reasons_of(manifest, tallies)
     unread = _unread(manifest)
     values = {
-        'name': name,
+        'name': manifest['name'],
         'manifest': manifest,
         'headline': _headline(manifest),
         'cards': _cards(manifest),
@@ -106,8 +105,8 @@ def _total(manifest: Manifest, stage: int, what: str) -> int:
     return sum(counts['stages'][stage][what] for counts in manifest['sources'].values())
 
 
-def _in_splits(manifest: Manifest, what: str, *names: str) -> int:
-    """What these splits hold, or all."""
+def count_in_splits(manifest: Manifest, what: str, *names: str) -> int:
+    """Sums the `what` of these splits over their sources, or that of all splits."""
     splits = (manifest.get('rows') or {}).get('splits') or {}
     return sum(entry[what] for name in names or splits for entry in splits.get(name, {}).values())
 
@@ -117,7 +116,7 @@ def _headline(manifest: Manifest) -> dict[str, str]:
     share = fmt.percent(kept / read) if read else fmt.DASH
     sizes = f'{fmt.size(_total(manifest, 1, "bytes"))} of text became {fmt.size(_total(manifest, -1, "bytes"))}'
     sentence = f'{kept:,} of {read:,} records are in the corpus ({share}); {sizes}.'
-    tokens = _in_splits(manifest, 'tokens', 'train')
+    tokens = count_in_splits(manifest, 'tokens', 'train')
     if not tokens:
         return {'value': '', 'unit': '', 'sentence': f'Nothing is left to train on. {sentence}'}
     return {'value': fmt.count(tokens), 'unit': 'tokens to train on', 'sentence': sentence}
@@ -135,9 +134,9 @@ def _cards(manifest: Manifest) -> list[Card]:
         cards += [
             (
                 'documents to train on',
-                f'{_in_splits(manifest, "documents", "train"):,}',
-                f'{fmt.size(_in_splits(manifest, "bytes", "train"))} of text; '
-                f'{_in_splits(manifest, "documents"):,} with validation and test',
+                f'{count_in_splits(manifest, "documents", "train"):,}',
+                f'{fmt.size(count_in_splits(manifest, "bytes", "train"))} of text; '
+                f'{count_in_splits(manifest, "documents"):,} with validation and test',
             ),
             ('rows to train on', f'{n_rows:,}', f'of {rows["seq_len"]} tokens, {fmt.percent(fill)} full'),
             ('bytes per token', fmt.decimal(rows['bytes_per_token'], 2), f'vocabulary of {tokenizer["vocab_size"]:,}'),

@@ -51,7 +51,7 @@ def _percents(values: Sequence[float]) -> list[str]:
 
 
 def _lengths(tallies: Mapping[str, Mapping[str, Any]]) -> Chart | None:
-    """How long documents are, by source."""
+    """Lengths of documents, by source."""
     counted = {source: tally['lengths'] for source, tally in tallies.items() if tally['lengths']}
     if not counted:
         return None

@@ -7,12 +7,11 @@ It is drawn from what `extrapolation.json` holds: trained, a length; ends [E] of
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
 import numpy as np
 
 from llm_jax.report import charts
 from llm_jax.report.charts import SERIES, Axis, Chart, Line, Rule
-from llm_jax.report.page import write_study
+from llm_jax.report.page import Study
 from llm_jax.report.tables import Table
 
 # Perplexities up to so many times the lowest are shown.
@@ -28,29 +27,12 @@ def tabulate(numbers: dict[str, Any]) -> Table:
     return Table('Perplexity of tokens at these positions', header, rows)
 
 
-def write(directory: epath.PathLike, numbers: dict[str, Any], *, sentence: str, command: str) -> epath.Path:
-    """Writes extrapolation.html and extrapolation.json; returns the path of the page.
-
-    Args:
-      directory: where.
-      numbers: see above.
-      sentence: the result.
-      command: that makes the page again, as a shell takes it.
-    """
-    drawn = [
+def draw_all(numbers: dict[str, Any]) -> list[Chart]:
+    """A chart of the models that were trained, and one of RoPE's scalings."""
+    return [
         _draw_curves(numbers, numbers['trained_with'], 'Trained with each'),
         _draw_curves(numbers, numbers['scaled'], 'RoPE, scaled after training'),
     ]
-    return write_study(
-        directory,
-        'extrapolation',
-        title='perplexity against length',
-        command=command,
-        sentence=sentence,
-        charts=drawn,
-        table=tabulate(numbers),
-        numbers=numbers,
-    )
 
 
 def _draw_curves(numbers: dict[str, Any], names: Sequence[str], title: str) -> Chart:
@@ -74,3 +56,6 @@ def _draw_curves(numbers: dict[str, Any], names: Sequence[str], title: str) -> C
         x=Axis('position', log=True, ticks=ticks),
         y=Axis(log=True, limits=(low / 1.1, high * 1.1)),
     )
+
+
+write = Study('extrapolation', 'perplexity against length', draw_all, tabulate).write

@@ -1,6 +1,7 @@
 """Templates into pages and Markdown; the pages of studies, which are a sentence, charts and a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import datetime
 import json
 from typing import Any, NamedTuple
@@ -47,44 +48,43 @@ def encode(text: str) -> bytes:
     return text.encode('utf-8', 'backslashreplace')
 
 
-def write_study(
-    directory: epath.PathLike,
-    stem: str,
-    *,
-    title: str,
-    command: str,
-    sentence: str,
-    charts: Sequence[Chart],
-    table: Table,
-    numbers: dict[str, Any],
-) -> epath.Path:
-    """Writes STEM.html and STEM.json.
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The page of a study, and the JSON file of the numbers that it is drawn from.
 
-    Args:
-      directory: where, and what the page is headed by; made if needed.
-      stem: of both files.
+    Attributes:
+      stem: name of both files.
       title: of the study.
-      command: that makes the page again, as a shell takes it.
-      sentence: the result.
-      charts: one below or beside the other.
-      table: the result as numbers.
-      numbers: what the JSON file holds besides the command.
-
-    Returns:
-      the path of the page.
+      draw: numbers -> charts, one below or beside the other.
+      tabulate: numbers -> the result as a table.
     """
-    directory = epath.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f'{stem}.json').write_text(json.dumps({'command': command, **numbers}, indent=1))
-    path = directory / f'{stem}.html'
-    page = render(
-        'study.html.jinja',
-        name=directory.resolve().name,
-        title=title,
-        sentence=sentence,
-        charts=charts,
-        table=table,
-        command=command,
-    )
-    path.write_bytes(encode(page))
-    return path
+
+    stem: str
+    title: str
+    draw: Callable[[dict[str, Any]], Sequence[Chart]]
+    tabulate: Callable[[dict[str, Any]], Table]
+
+    def write(self, directory: epath.PathLike, numbers: dict[str, Any], *, sentence: str, command: str) -> epath.Path:
+        """Writes STEM.html and STEM.json; returns the path of the page.
+
+        Args:
+          directory: where, and what the page is headed by; made if needed.
+          numbers: as the module of the page describes them; the JSON file holds them and the command.
+          sentence: the result.
+          command: that makes the page again, as a shell takes it.
+        """
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f'{self.stem}.json').write_text(json.dumps({'command': command, **numbers}, indent=1))
+        path = directory / f'{self.stem}.html'
+        page = render(
+            'study.html.jinja',
+            name=directory.resolve().name,
+            title=self.title,
+            sentence=sentence,
+            charts=self.draw(numbers),
+            table=self.tabulate(numbers),
+            command=command,
+        )
+        path.write_bytes(encode(page))
+        return path

@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """What is busy within a step: seconds from `start`, the first `exposed` of them hidden by nothing."""
+    """A resource that is busy within a step: seconds from `start`, the first `exposed` of them hidden by nothing."""
 
     name: str
     start: float

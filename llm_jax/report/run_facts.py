@@ -65,7 +65,7 @@ def headline(run: Run) -> Headline:
 
 
 def warnings(run: Run) -> list[str]:
-    """What the run lacks and why, and goes on without."""
+    """Sentences on what the run lacks, and why."""
     known = [entry for entry in run.info.get('warnings') or [] if isinstance(entry, Mapping)]
     return [f'{entry.get("consequence")}, because of {entry.get("reason")}' for entry in known]
 

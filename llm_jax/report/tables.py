@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
-# Of a window of 400 pixels, what margins and frames of the stylesheet leave; a letter and a column's padding in it.
+# Pixels that margins and frames of the stylesheet leave of a window of 400; a letter and a column's padding in it.
 PHONE = 345
 _LETTER, _PADDING = 9.2, 14.4
 

@@ -3,7 +3,7 @@
 import re
 
 _LONG_WORD = 18  # letters, which every column has room for
-# What a file cannot show as text, such as the escape sequences of a terminal.
+# Characters that a file cannot show as text, such as the escape sequences of a terminal.
 _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
 
 

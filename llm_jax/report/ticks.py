@@ -87,12 +87,15 @@ def _with_exponent(value: float) -> str:
 
 
 def spread_apart(at: Sequence[float], sizes: Sequence[float], *, gap: float) -> list[bool]:
-    """Which labels can be written so that none touches another: every one, or every second, third, ...
+    """Chooses labels of which none touches another: every one, or every second, third, ...
 
     Args:
       at: the middle of each.
       sizes: its extent along the axis.
       gap: the least space between two.
+
+    Returns:
+      True for each that is written.
     """
     order = sorted(range(len(at)), key=lambda i: at[i])
     for every in range(1, len(order) + 1):

@@ -7,12 +7,11 @@ beyond {parametrisation: [W]}, -1 or 1 where the best is at an end of `rates`.
 
 from typing import Any
 
-from etils import epath
 import numpy as np
 
 from llm_jax.report import charts
 from llm_jax.report.charts import STRONG, Axis, Chart, Dots, Line
-from llm_jax.report.page import write_study
+from llm_jax.report.page import Study
 from llm_jax.report.tables import Table
 
 # Above the lowest loss of all, what is shown.
@@ -34,27 +33,6 @@ def tabulate(numbers: dict[str, Any]) -> Table:
             rows.append((f'{parametrisation} {width}', *shown, rate))
     rates = (f'2^{np.log2(rate):g}' for rate in numbers['rates'])
     return Table('Held-out loss by learning rate; * is the lowest', ('width', *rates, 'best rate'), rows)
-
-
-def write(directory: epath.PathLike, numbers: dict[str, Any], *, sentence: str, command: str) -> epath.Path:
-    """Writes mup_transfer.html and mup_transfer.json; returns the path of the page.
-
-    Args:
-      directory: where.
-      numbers: see above.
-      sentence: the result.
-      command: that makes the page again, as a shell takes it.
-    """
-    return write_study(
-        directory,
-        'mup_transfer',
-        title='learning rate and width',
-        command=command,
-        sentence=sentence,
-        charts=draw_all(numbers),
-        table=tabulate(numbers),
-        numbers=numbers,
-    )
 
 
 def draw_all(numbers: dict[str, Any]) -> list[Chart]:
@@ -81,3 +59,6 @@ def draw_all(numbers: dict[str, Any]) -> list[Chart]:
         )
         drawn.append(charts.draw(parametrisation, note, marks, x=x, y=y))
     return drawn
+
+
+write = Study('mup_transfer', 'learning rate and width', draw_all, tabulate).write

@@ -95,6 +95,7 @@ def a_corpus():
     counts = {'stages': stages, 'broken': {'gzip: a truncated member': 3}, 'skipped': {}}
     split = {LONG: {'documents': 12_345, 'bytes': 10**11, 'tokens': 3 * 10**10, 'rows': 123_456_789, 'fill': 1.0}}
     manifest = {
+        'name': 'corpus ' + LONG,
         'sources': {LONG: counts}, 'inputs': {LONG: {'digest': 16 * 'a', 'inputs': 1000, 'bytes': 10**11}},
         'config': {'dedup': ['near'], 'sources': {LONG: {'path': 40 * 'directory/'}}}, 'versions': {'python': '3.13'},
         'tokenizer': {'vocab_size': 32_000, 'compared_with': None, 'fertility': {LONG: {'bytes_per_token': 4.2}}},
@@ -119,7 +120,7 @@ def a_corpus():
         'points': {'kept': points, 'dropped': points[:3]}, 'lengths': {str(i): i for i in range(1, 20)},
         'languages': {'en': [12_345_678, 10**10], '?': [1, 10]}, 'signals': {'scrub.email': [123, 456]},
     }  # fmt: skip
-    return corpus.render('corpus ' + LONG, manifest, {LONG: tally}, {})['report.html']
+    return corpus.render(manifest, {LONG: tally}, {})['report.html']
 
 
 def studies(directory):
