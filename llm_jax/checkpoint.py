@@ -303,7 +303,7 @@ class _disk_errors:  # noqa: N801 - used like a function
 
 
 class _ToldOnce(logging.Filter):
-    """Keeps Orbax from logging a traceback in each of its threads for an error of the disk, which is raised as well."""
+    """Keeps an error of the disk, which is raised as well, from being logged with a traceback by each thread and task."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -318,9 +318,10 @@ def _ignore_closed_loop(unraisable: Any) -> None:
 
 def _tell_once() -> None:
     """Has an error of the disk told by its one message alone."""
-    logger = logging.getLogger('absl')
-    if not any(isinstance(one, _ToldOnce) for one in logger.filters):
-        logger.addFilter(_ToldOnce())
+    for name in ('absl', 'asyncio'):  # Orbax's threads, and its tasks that nobody awaits after the first failure
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _ToldOnce) for one in logger.filters):
+            logger.addFilter(_ToldOnce())
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _ignore_closed_loop
 
