@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server of one model: protocol, limits, HTTP. No model code."""

@@ -1,0 +1,70 @@
+"""A server from a directory to its end."""
+
+import signal
+import sys
+
+import uvicorn
+
+from llm_jax import chat as chat_lib
+from llm_jax.chat import ChatError
+from llm_jax.config.schema import ConfigError
+from llm_jax.generate.engine import Engine
+from llm_jax.runs import Loaded
+from llm_jax.serve.app import Server
+from llm_jax.serve.limits import Limits
+from llm_jax.serve.service import Service
+
+_LOOPBACK = ('127.0.0.1', '::1', 'localhost')
+
+
+def make_server(
+    loaded: Loaded,
+    name: str,
+    limits: Limits,
+    *,
+    context: int | None = None,
+    template: str = '',
+    api_key: str = '',
+    prefix_tokens: int | None = None,
+) -> Server:
+    """Makes the server of a model, with every program compiled.
+
+    Args:
+      loaded: the model.
+      name: by which clients ask for it.
+      limits: of what it takes.
+      context: tokens of a prompt and its answer; None: what the model has.
+      template: of conversations, as of `chat.open_chat`.
+      api_key: that clients send; '' is none.
+      prefix_tokens: of prompts that are kept; None: 4 contexts.
+
+    Raises:
+      ConfigError: a model without a tokenizer, or a template that cannot be used.
+    """
+    if loaded.tokenizer is None:
+        raise ConfigError(f'{name} has no tokenizer; give one to convert with --tokenizer')
+    chat, reason = None, ''
+    try:
+        chat = chat_lib.open_chat(loaded.tokenizer, template)
+    except ChatError as error:  # completions need no template
+        if template:
+            raise
+        reason = str(error)
+    context = loaded.model.config.max_seq_len if context is None else context
+    engine = Engine(
+        loaded.model, loaded.params, n_slots=limits.slots, context=context, vocab_size=loaded.tokenizer.vocab_size,
+        prefix_tokens=4 * context if prefix_tokens is None else prefix_tokens,
+    )  # fmt: skip
+    engine.warm_up()
+    return Server(Service(name, loaded.tokenizer, context, chat, reason), engine, limits, api_key)
+
+
+def run(server: Server, host: str, port: int, *, api_key: str = '') -> None:
+    """Serves until SIGTERM or SIGINT; answers under way are finished, new requests are not taken."""
+    if host not in _LOOPBACK and not api_key:
+        print(f'warning: {host} is open to others, and there is no --api_key: anyone may use it', file=sys.stderr)
+    config = uvicorn.Config(server.app, host, port, log_level='warning', access_log=False, lifespan='on')
+    # uvicorn raises the signal again at its end, where it means no more than that.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run()

@@ -1,0 +1,82 @@
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+from tiny import LLAMA, random_params, tiny_config
+import uvicorn
+
+from llm_jax import chat as chat_lib
+from llm_jax import tokenizer as tokenizer_lib
+from llm_jax.config import schema
+from llm_jax.generate.engine import Engine
+from llm_jax.nn.transformer import build
+from llm_jax.serve.app import Server
+from llm_jax.serve.limits import Limits
+from llm_jax.serve.service import Service
+
+CONTEXT = 512
+
+
+class Live:
+    """A server that listens."""
+
+    def __init__(self, server, url):
+        self.server, self.url = server, url
+
+    def wait_until_idle(self, seconds=20.0):
+        end = time.monotonic() + seconds
+        while self.server.gate.rows or not self.server.engine.is_idle:
+            assert time.monotonic() < end, (self.server.gate.rows, self.server.engine.is_idle)
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope='session')
+def chat():
+    config = schema.Tokenizer(kind='bytes', reserved=chat_lib.FORMATS['llm_jax'].marks)
+    return chat_lib.open_chat(tokenizer_lib.train(config, [], seed=0), 'llm_jax')
+
+
+@pytest.fixture(scope='session')
+def make_engine(chat):
+    size = chat.tokenizer.vocab_size
+    model = build(
+        tiny_config(**(LLAMA | {'vocab_size': size}), data__seq_len=CONTEXT).model, vocab_size=size, seq_len=CONTEXT
+    )
+    params = random_params(model)
+    return lambda **options: Engine(model, params, **({'n_slots': 4, 'prefix_tokens': CONTEXT} | options))
+
+
+@contextlib.contextmanager
+def listen(server):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    runner = uvicorn.Server(uvicorn.Config(server.app, '127.0.0.1', port, log_level='warning', access_log=False))
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+        while not runner.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Live(server, f'http://127.0.0.1:{port}')
+    finally:
+        runner.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope='session')
+def make_live(chat, make_engine):
+    def make(limits, *, api_key='', engine=None):
+        engine = engine or make_engine()
+        return listen(Server(Service('tiny', chat.tokenizer, CONTEXT, chat), engine, limits, api_key))
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def live(make_live):
+    with make_live(Limits(slots=4, queue=60, body=1 << 20)) as one:
+        yield one
