@@ -148,12 +148,14 @@ def tiny_training(config: Config, seed: int = 0) -> tuple:
     return jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS)), state  # nothing is donated
 
 
-def one_step(config: Config, sizes: dict[str, int] | tuple[int, int, int]) -> tuple[dict, dict, dict | None]:
-    """(metrics, parameters, their running mean) after one step on a mesh, fetched from it."""
+def one_step(
+    config: Config, sizes: dict[str, int] | tuple[int, int, int], rows: np.ndarray | None = None
+) -> tuple[dict, dict, dict | None]:
+    """(metrics, parameters, their running mean) after one step on a mesh, fetched from it; `rows` are of documents."""
     with on_mesh(sizes):
         check_fit(config, dict(jax.sharding.get_abstract_mesh().shape))
         step, state = tiny_training(config)
-        new, metrics = step(state, place(packed_tokens(config.train.batch_size), config))
+        new, metrics = step(state, place(packed_tokens(config.train.batch_size) if rows is None else rows, config))
         # Shape, dtype and sharding: buffers can be donated.
         assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
         return jax.device_get((metrics, new.params, new.ema))

@@ -3,6 +3,8 @@
 ./tools/run show experiments/pretrain/gpt2_124m.py --devices 8
 ./tools/run show llama:3.1-8b --devices 8 --config.mesh.tensor=2
 ./tools/run show hf:OWNER/NAME
+
+With --tokens ROWS it prints training rows instead, each token in the colour of its weight in the loss.
 """
 
 import sys
@@ -16,21 +18,32 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--devices', type=cli.at_least(1), help='that the mesh is laid over; none is needed (the fewest that it allows)'
     )
+    parser.add_argument(
+        '--tokens',
+        type=cli.at_least(1),
+        metavar='ROWS',
+        help='show training rows, tokens in the colour of their weight',
+    )
     known, fields = parser.parse_with_config(argv)
     import rich.console
 
-    from llm_jax.data.prepare import model_vocab_size  # imports JAX: a mistake in the arguments comes first
+    from llm_jax.data.prepare import model_vocab_size, prepare  # imports JAX: a mistake in the arguments comes first
     from llm_jax.dist.mesh import device_count
     from llm_jax.interop import published
-    from llm_jax.report import show
+    from llm_jax.report import show, tokens
     from llm_jax.report.model import summarise
 
     config = cli.experiment(known.experiment, fields, published.experiment)
-    devices = device_count(config.mesh, known.devices)
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 160  # what goes into a file is not cut
+    if known.tokens:
+        console.print(tokens.LEGEND)
+        for text in tokens.preview(prepare(config.data, config.seed, template=config.chat.template), known.tokens):
+            console.print(text)
+        return
     console.print(show.config_table(config))
+    devices = device_count(config.mesh, known.devices)
     console.print(show.model_tree(summarise(config, devices, model_vocab_size(config))))
 
 

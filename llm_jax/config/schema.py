@@ -314,7 +314,8 @@ class Data:
     sources: dict | str = field(
         {'stdlib': 'stdlib'},
         'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME", "tfds:DIR" or '
-        '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"; or only "corpus:DIR"',
+        '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"; or only "corpus:DIR"; '
+        'or, for sft, "conversations:GLOB" (JSONL)',
     )
     mixture: dict = field({}, "name -> weight of its rows in training; empty means a corpus's own, else by size")
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
@@ -325,6 +326,9 @@ class Data:
     )
     text_field: str = field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
     max_document_chars: int = field(0, 'cut longer documents at line ends; 0 never cuts')
+    too_long: Literal['drop', 'cut', 'error'] = field(
+        'drop', 'what becomes of a conversation that is longer than a row; those dropped or cut are counted'
+    )
     seq_len: int = field(256, 'tokens L that one row trains on', at_least=1)
     tokenizer: Tokenizer = section(Tokenizer, 'how text becomes tokens')
     cache_dir: str = field('.cache/data', 'where tokenizers and packed rows are kept between runs')
@@ -343,7 +347,7 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    objective: Part = field('next_token', 'what is trained on and minimised: next_token, or a callable')
+    objective: Part = field('next_token', 'what is trained on and minimised: next_token, sft, or a callable')
     trainable: Part = field(
         '.*',
         'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path; ".*" is the '

@@ -43,6 +43,22 @@ def unpack_rows(rows: jax.Array, bos_id: int) -> Batch:
     return Batch(jnp.maximum(inputs, 0), jnp.maximum(targets, 0), loss_weights, positions, segments)
 
 
+def unpack_conversations(rows: jax.Array) -> Batch:
+    """The batch of packed conversations, made from int[B, 3 (L+1)] as `data.conversations` stores them.
+
+    A target's weight is that of its token; the first token of a conversation, and padding, are no targets.
+    """
+    tokens, segments, bits = jnp.split(rows, 3, axis=1)
+    inside = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
+    weights = jax.lax.bitcast_convert_type(bits, jnp.float32)[:, 1:]
+    segments = jnp.maximum(segments[:, :-1], 0)  # rows of an evaluation that are all padding hold -1
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    positions = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    tokens = jnp.maximum(tokens, 0)
+    return Batch(tokens[:, :-1], tokens[:, 1:], jnp.where(inside, weights, 0.0), positions, segments)
+
+
 def split_length(batch: Batch, rules: tuple) -> Batch:
     """The batch in the order in which the model reads it where the current mesh splits the length; see `zigzag`.
 

@@ -38,6 +38,11 @@ class BatchSource(Protocol):
         """A tree of arrays [stop - start, rows of this host, ...] for the steps from `start` to below `stop`."""
 
 
+def row_width(prepared: prepare.Prepared) -> int:
+    """Numbers in a stored row: L+1 tokens, or several arrays of that length one after the other."""
+    return prepared.manifest.get('columns', 1) * (prepared.manifest['seq_len'] + 1)
+
+
 class TrainRows:
     """Batches of the training split: `rows[step]` is int32[B, L+1], or this host's share of it.
 
@@ -72,7 +77,7 @@ class TrainRows:
         """
         self.batch_size = batch_size
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-        self._width = prepared.manifest['seq_len'] + 1
+        self._width = row_width(prepared)
         opened = prepared.rows('train')
         self.rows_per_epoch = sum(len(source) for source in opened.values())
         mixture = mixture or prepared.manifest.get('mixture')
@@ -255,7 +260,7 @@ def eval_batches(
     total = int(ends[-1]) if len(ends) else 0
     wanted = min(total, max_batches * batch_size) if max_batches else total
     for start in range(0, wanted, batch_size):
-        batch = np.full((len(share), prepared.manifest['seq_len'] + 1), array_record.PADDING, np.int32)
+        batch = np.full((len(share), row_width(prepared)), array_record.PADDING, np.int32)
         places = np.flatnonzero(start + share < wanted)
         indices = (start + share[places]) * total // wanted
         sources = np.searchsorted(ends, indices, side='right')

@@ -76,7 +76,7 @@ def best_fit(
     pieces = [(i, start) for i, document in enumerate(held) for start in range(0, len(document), seq_len)]
     sizes = np.array([1 + min(len(held[i]) - start, seq_len) for i, start in pieces], np.int64)
     order = np.argsort(-sizes, kind='stable')
-    for row in _best_fit_decreasing(sizes[order].tolist(), seq_len + 1):
+    for row in fill_bins(sizes[order].tolist(), seq_len + 1):
         tokens = np.full(seq_len + 1, bos_id, dtype)
         end = 0
         for place in row:
@@ -87,7 +87,7 @@ def best_fit(
         yield tokens, end
 
 
-def _best_fit_decreasing(sizes: Sequence[int], room: int) -> list[list[int]]:
+def fill_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Which of the items, whose sizes fall, share a bin of that room: each goes where it leaves least."""
     bins: list[list[int]] = []
     by_space: list[list[int]] = [[] for _ in range(room + 1)]

@@ -1,7 +1,8 @@
 """Preparation: what training reads, made or found: rows of tokens and the tokenizer they were made with.
 
 Rows come from `corpus/` alone: those of a corpus that `prepare_data` made ('corpus:DIR') are opened
-as they are, those of plain sources are built into the cache by `corpus.plain`.
+as they are, those of plain sources are built into the cache by `corpus.plain`. Rows of conversations
+are built by `data.conversations`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import plain
 from llm_jax.corpus.plain import Progress
 from llm_jax.corpus.read.plain import open_sources
-from llm_jax.data import array_record, files, store
+from llm_jax.data import array_record, conversations, files, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Prepared:
       manifest: 'splits' has documents, bytes, tokens and rows per split and source;
         'gzip' has what `gzip -9` does to the validation text (bits_per_byte, and of how
         many bytes); 'bytes_per_token' is that of the training split; 'digest' is the
-        hash of all rows; 'mixture' has the weights by rows that a corpus was made for.
+        hash of all rows; 'columns' is how many arrays [L+1] a row holds, one if it is not there;
+        'mixture' has the weights by rows that a corpus was made for.
     """
 
     directory: pathlib.Path
@@ -49,7 +51,7 @@ class Prepared:
         return sum(entry[what] for entry in self.manifest['splits'][split].values())
 
 
-def prepare(config: schema.Data, seed: int, progress: Progress | None = None) -> Prepared:
+def prepare(config: schema.Data, seed: int, progress: Progress | None = None, *, template: str = '') -> Prepared:
     """Makes, or finds, the tokenizer and the rows of a config.
 
     With several JAX processes the first one prepares and the others then read what it
@@ -60,6 +62,7 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None) ->
       config: sources, splits, tokenizer, seq_len, cache_dir.
       seed: chooses the tokenizer's training sample.
       progress: called now and then.
+      template: what `config.chat.template` says, for sources of conversations.
 
     Raises:
       ConfigError: inputs that are missing or unreadable, a split with nothing in it, or
@@ -69,11 +72,11 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None) ->
 
     several, first = jax.process_count() > 1, jax.process_index() == 0
     try:
-        prepared = _prepare(config, seed, progress) if first else None
+        prepared = _prepare(config, seed, progress, template) if first else None
     finally:
         if several:  # also after an error, which the others then meet themselves
             multihost_utils.sync_global_devices('data prepared')
-    prepared = prepared or _prepare(config, seed, progress)
+    prepared = prepared or _prepare(config, seed, progress, template)
     if several:
         digest = np.frombuffer(bytes.fromhex(prepared.manifest['digest'][:16]), np.uint32)
         if (multihost_utils.process_allgather(digest) != digest).any():
@@ -81,7 +84,9 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None) ->
     return prepared
 
 
-def _prepare(config: schema.Data, seed: int, progress: Progress | None) -> Prepared:
+def _prepare(config: schema.Data, seed: int, progress: Progress | None, template: str) -> Prepared:
+    if conversations.is_conversations(config):
+        return Prepared(*conversations.build(config, template))
     if is_corpus(config):
         return _open_corpus(config)
     return Prepared(*plain.build(config, seed, progress or (lambda stage, done: None)))

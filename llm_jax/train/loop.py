@@ -114,7 +114,9 @@ def _train_locked(
         chat.formats.source_of(config.chat.template)
 
     with console:
-        prepared = prepare(config.data, config.seed, progress=run_log.preparation_progress(console))
+        prepared = prepare(
+            config.data, config.seed, run_log.preparation_progress(console), template=config.chat.template
+        )
     # Special tokens past the embedding are no part of it; no text becomes one of them.
     tokenizer = prepared.tokenizer.limit(config.model.vocab_size)
     if config.chat.template:  # kept beside the tokenizer, from where chat, server and `convert` read it

@@ -16,7 +16,7 @@ The loop, the step, micro-batches, checkpoints and meshes are the same for all. 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,9 @@ import numpy as np
 
 from llm_jax.config.parts import resolve_part
 from llm_jax.config.schema import Config, ConfigError
-from llm_jax.data.batch import Batch, split_length, unpack_rows
+from llm_jax.data.batch import Batch, split_length, unpack_conversations, unpack_rows
 from llm_jax.data.batches import BatchSource, TrainRows, eval_batches
+from llm_jax.data.conversations import COLUMNS, KIND
 from llm_jax.data.prepare import Prepared
 from llm_jax.dist import mesh
 from llm_jax.nn.transformer import Transformer
@@ -50,6 +51,8 @@ class Objective:
     model: Transformer
     config: Config
     bos_id: int
+    # Arrays [L+1] in each row of the data that the objective reads.
+    columns: ClassVar[int] = 1
 
     # --- Rows: on the host ---
 
@@ -60,8 +63,16 @@ class Objective:
           prepared: the data.
           rows: indices into the global batch that this host reads.
         """
+        self._check_rows(prepared)
         data, batch_size = self.config.data, self.config.train.batch_size
         return TrainRows(prepared, data.mixture, self.config.seed, batch_size, rows)
+
+    def _check_rows(self, prepared: Prepared) -> None:
+        if (found := prepared.manifest.get('columns', 1)) != self.columns:
+            has, fix = (
+                ('documents', f'name sources of {KIND}GLOB') if found == 1 else ('conversations', 'set it to sft')
+            )
+            raise ConfigError(f'train.objective = {self.config.train.objective!r}: data.sources has {has}; {fix}')
 
     def step_shapes(self) -> Any:
         """Arrays [B, ...] that a step takes, as a tree of `jax.ShapeDtypeStruct` for the global batch.
@@ -192,7 +203,26 @@ class NextToken(Objective):
         return metrics
 
 
-OBJECTIVES = {'next_token': NextToken}
+class Sft(NextToken):
+    """Supervised fine-tuning: the cross-entropy of what assistants wrote in conversations, per unit of weight."""
+
+    columns = COLUMNS
+
+    def step_shapes(self) -> jax.ShapeDtypeStruct:
+        """int32[B, 3 (L+1)], see `data.conversations`."""
+        width = COLUMNS * (self.config.data.seq_len + 1)
+        return jax.ShapeDtypeStruct((self.config.train.batch_size, width), np.int32)
+
+    def make_batch(self, rows: jax.Array) -> Batch:
+        """The batch of packed conversations."""
+        return split_length(unpack_conversations(rows), self.model.config.rules)
+
+    def eval_sums(self, params: Any, rows: jax.Array, token_bytes_V: jax.Array) -> Sums:
+        """Sums over what assistants wrote, see `next_token_sums`."""
+        return self.next_token_sums(params, self.make_batch(rows), token_bytes_V)
+
+
+OBJECTIVES = {'next_token': NextToken, 'sft': Sft}
 
 
 def make_objective(model: Transformer, config: Config, *, bos_id: int) -> Objective:

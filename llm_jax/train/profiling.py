@@ -32,7 +32,7 @@ def profile_run(run_dir: str | epath.Path, first: int, last: int) -> list[Op]:
     config = runs.read_config(run_dir)
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     runs.pick_step(checkpoints, run_dir, None)
-    prepared = prepare(config.data, config.seed)
+    prepared = prepare(config.data, config.seed, template=config.chat.template)
     tokenizer = prepared.tokenizer
     plan = setup.plan(
         config, mesh_lib.make_mesh(config.mesh), rows=prepared.count('train'),

@@ -146,6 +146,16 @@ class Record:
             f'data: {fmt.size(total(train, "bytes"))} of text in {total(train, "documents")} documents, '
             f'{fmt.count(total(train, "tokens"))} tokens to train on, {fmt.count(total(held_out, "tokens"))} held out'
         )
+        left_out = {
+            word: sum(total(split, word) for split in prepared.manifest['splits'].values() if split)
+            for word in ('dropped', 'cut', 'untrained')
+            if 'columns' in prepared.manifest
+        }
+        if any(left_out.values()):
+            self.console.event(
+                f'conversations: {left_out["dropped"]} longer than data.seq_len dropped, {left_out["cut"]} cut, '
+                f'{left_out["untrained"]} without a token to train on left out'
+            )
         self.console.event(
             f'model: {fmt.count(self._info["parameters"])} parameters on {jax.device_count()} '
             f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.format_sizes(plan.mesh.shape)
@@ -254,7 +264,8 @@ class Record:
         rows['tokens'] = fmt.count(step * self._tokens_per_step)
         rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items()}
         gzip = self._info['data']['gzip_bits_per_byte']
-        if bits := results.get('val/bits_per_byte'):
+        bits = results.get('val/bits_per_byte')
+        if bits and gzip:  # not of conversations
             side = 'below' if bits < gzip else 'above'
             rows['gzip -9 on the same text'] = f'{gzip:.4f} bits per byte'
             rows['the model against gzip'] = f'{abs(1 - bits / gzip):.1%} {side}'

@@ -14,6 +14,7 @@ from llm_jax import config as config_lib
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import build, init_params, parameters_of
+from llm_jax.train.objectives import make_objective
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
@@ -41,10 +42,8 @@ def lower(config, n_devices):
         with_ema = config.train.ema_decay > 0
         state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), with_ema=with_ema))
         batch = mesh_lib.spec(config.model.rules, ('batch', None))
-        tokens = jax.ShapeDtypeStruct(
-            (config.train.batch_size, config.data.seq_len + 1), jnp.int32,
-            sharding=jax.sharding.NamedSharding(mesh, batch),
-        )  # fmt: skip
+        rows = make_objective(model, config, bos_id=BOS).step_shapes()
+        tokens = jax.ShapeDtypeStruct(rows.shape, jnp.int32, sharding=jax.sharding.NamedSharding(mesh, batch))
         step = jax.jit(make_train_step(model, config, optimizer, schedule, bos_id=BOS), donate_argnums=0)
         return step.trace(state, tokens).lower(lowering_platforms=('tpu',)).as_text()
 
