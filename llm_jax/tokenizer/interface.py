@@ -32,6 +32,7 @@ class Tokenizer(Protocol):
       lossless: whether `decode(encode(text)) == text` for every text, and then
         `token_bytes` summed over `encode(text)` is `len(text.encode())`. Tokenizers that
         normalise, or put a space before the text, are not.
+      adds_bos: whether its files say that BOS comes before every text that a model reads.
       fingerprint: a hash; tokenizers with the same one encode alike.
       special: name -> id of the tokens that no text becomes, such as the marks of a chat.
       token_roles: 'bos_token', 'eos_token' and the like -> name of the token: variables of chat templates.
@@ -44,6 +45,7 @@ class Tokenizer(Protocol):
     token_bytes: np.ndarray
     prefix: bytes
     lossless: bool
+    adds_bos: bool
     special: Mapping[str, int]
     token_roles: Mapping[str, str]
     chat_templates: Mapping[str, str]
@@ -118,6 +120,8 @@ class Tokenizer(Protocol):
 
 class Spelled:
     """The half of a `Tokenizer` that follows from the bytes of each token."""
+
+    adds_bos = True
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class JsonTokenizer(Spelled):
         self._tokenizer.encode_special_tokens = True
         self._spec, self._names = spec, names
         self._config = {name: value for name, value in (config or {}).items() if name != chat_template.FIELD}
+        self.adds_bos = _adds_bos(spec, names[bos_id], self._config)
         spell = _speller(spec)
         literal = {token['id'] for token in added}
         spelled = (
@@ -159,6 +160,17 @@ def parse(model: str) -> dict[str, Any]:
     spec = spec | {'added_tokens': added}
     _speller(spec)
     return spec
+
+
+def _adds_bos(spec: Mapping[str, Any], bos: str, config: Mapping[str, Any]) -> bool:
+    """Whether its post-processor puts BOS before a text, or, where it has none that adds tokens, its config says so."""
+    processor = spec.get('post_processor') or {}
+    templates = [
+        one for one in [processor, *processor.get('processors', [])] if one.get('type') == 'TemplateProcessing'
+    ]
+    if templates:
+        return any(part.get('SpecialToken', {}).get('id') == bos for part in templates[0].get('single', [])[:1])
+    return bool(config.get('add_bos_token', False))
 
 
 def vocabulary(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -1,0 +1,92 @@
+"""Tokens of a context and its continuation, cut where lm-eval cuts them; pure, without JAX."""
+
+from collections.abc import Sequence
+import dataclasses
+
+from llm_jax.config.schema import ConfigError
+from llm_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A request as tokens.
+
+    Attributes:
+      context: ids before the continuation, BOS among them, whole.
+      continuation: ids to score, at least one.
+      tokens: the last ids of both that the model's context holds, one more than it reads.
+      is_truncated: True if ids were cut on the left.
+      spans_boundary: True if a token spans the boundary, so that the continuation was encoded alone.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    tokens: tuple[int, ...]
+    is_truncated: bool
+    spans_boundary: bool
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, *, bos: bool, max_seq_len: int) -> Encoded:
+    """Encodes context and continuation as one text, cut at the length of the encoded context.
+
+    Spaces at the end of the context move to the continuation. Without a context the continuation follows BOS,
+    also of models whose texts do not begin with it. What is too long is cut on the left, BOS with it.
+
+    Args:
+      tokenizer: of the model.
+      context: text that is given.
+      continuation: text that is scored.
+      bos: whether a text begins with BOS.
+      max_seq_len: tokens that the model reads at once.
+
+    Raises:
+      ConfigError: a continuation that has no token, or more than the model reads.
+    """
+    spans = False
+    if not context:
+        before, after = [tokenizer.bos_id], tokenizer.encode(continuation)
+    else:
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        start = [tokenizer.bos_id] * bos
+        before = start + tokenizer.encode(stripped)
+        whole = start + tokenizer.encode(stripped + continuation)
+        after = whole[len(before) :]
+        if not after:
+            after, spans = tokenizer.encode(continuation), True
+        before = before or [tokenizer.bos_id]  # a context of spaces alone, without BOS
+    if not after:
+        raise ConfigError(f'the continuation {continuation!r} has no token; give it text')
+    if len(after) > max_seq_len:
+        raise ConfigError(
+            f'the continuation {continuation[:60]!r} has {len(after)} tokens, past the context of {max_seq_len}; '
+            'leave the item out, or take a model with a longer context'
+        )
+    tokens = [*before, *after]
+    kept = tokens[-(max_seq_len + 1) :]
+    return Encoded(tuple(before), tuple(after), tuple(kept), len(kept) < len(tokens), spans)
+
+
+def rolling_windows(tokens: Sequence[int], *, bos_id: int, max_seq_len: int) -> list[tuple[list[int], int]]:
+    """Windows of a text in which each token is scored once: (ids, number of scored ids at their end).
+
+    The first follows BOS, which is given and never scored. The last ends with the text and reads as much before it
+    as the context holds, as those of lm-eval.
+
+    Args:
+      tokens: of the text, without BOS.
+      bos_id: of the tokenizer.
+      max_seq_len: tokens that the model reads at once.
+    """
+    windows, done = [], 0
+    tokens = list(tokens)
+    while done < len(tokens):
+        if not done:
+            count = min(len(tokens), max_seq_len)
+            windows.append(([bos_id, *tokens[:count]], count))
+        else:
+            count = min(len(tokens) - done, max_seq_len)
+            end = done + count
+            windows.append((tokens[max(end - max_seq_len - 1, 0) : end], count))
+        done += count
+    return windows

@@ -1,0 +1,67 @@
+"""Cuts between context and continuation, windows and truncation."""
+
+import pytest
+
+from llm_jax.config.schema import ConfigError
+from llm_jax.evals import encode, metrics
+
+
+class Pairs:
+    """A tokenizer whose tokens are pairs of characters: a token can span the boundary."""
+
+    bos_id = 1
+
+    def encode(self, text: str) -> list[int]:
+        return [1000 * ord(text[i]) + ord(text[i + 1 : i + 2] or '\0') for i in range(0, len(text), 2)]
+
+
+def encode_pair(context: str, continuation: str, *, bos: bool = True, max_seq_len: int = 100) -> encode.Encoded:
+    return encode.encode_pair(Pairs(), context, continuation, bos=bos, max_seq_len=max_seq_len)
+
+
+def test_a_space_at_the_end_of_the_context_moves_to_the_continuation():
+    assert encode_pair('ab ', 'cd', bos=False) == encode_pair('ab', ' cd', bos=False)
+
+
+def test_an_empty_context_is_bos_whether_or_not_texts_begin_with_it():
+    for bos in (False, True):
+        assert encode_pair('', 'ab', bos=bos).tokens == (1, *Pairs().encode('ab'))
+
+
+def test_bos_comes_before_a_context_only_where_texts_begin_with_it():
+    assert encode_pair('ab', 'cd').context == (1, *Pairs().encode('ab'))
+    assert encode_pair('ab', 'cd', bos=False).context == tuple(Pairs().encode('ab'))
+
+
+def test_a_token_over_the_boundary_leaves_the_continuation_alone_and_is_told():
+    one = encode_pair('a', 'b')
+    assert one.spans_boundary
+    assert one.continuation == tuple(Pairs().encode('b'))
+
+
+def test_what_is_too_long_is_cut_on_the_left_to_one_more_than_is_read():
+    one = encode_pair('abababab', 'cd', max_seq_len=3)
+    assert one.is_truncated
+    assert one.tokens == tuple(Pairs().encode('abababcd'))
+    with pytest.raises(ConfigError, match='4 tokens, past the context of 3'):
+        encode_pair('ab', 'cdcdcdcd', max_seq_len=3)
+
+
+def test_every_token_of_a_long_text_is_scored_once():
+    for length in range(1, 12):
+        windows = encode.rolling_windows(range(10, 10 + length), bos_id=1, max_seq_len=4)
+        scored = [token for ids, count in windows for token in ids[-count:]]
+        assert scored == list(range(10, 10 + length))
+        assert all(count < len(ids) <= 5 for ids, count in windows)
+
+
+def test_normalised_accuracies_divide_by_characters_bytes_and_tokens():
+    found = metrics.choice_metrics([-4.0, -3.6], ['abcd', 'ééé'], 1, [4, 1])
+    assert found == {'acc': 1.0, 'acc_norm': 0.0, 'acc_bytes': 1.0, 'acc_per_token': 0.0}
+
+
+def test_standard_error_mass_and_interval():
+    assert metrics.standard_error([1, 0, 0, 1]) == pytest.approx(0.288675, abs=1e-6)
+    assert metrics.mass_on([-1, -2, -3], [1, 0, 1]) == pytest.approx(0.755272, abs=1e-6)
+    low, high = metrics.wilson_interval([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+    assert (low, high) == (pytest.approx(0.23659, abs=1e-4), pytest.approx(0.76341, abs=1e-4))
