@@ -39,7 +39,7 @@ def test_lines_become_turns(lines, turns, prompts):
     assert read_all(lines) == (turns, prompts)
 
 
-@pytest.mark.parametrize(('lines', 'problem'), [(['"""a', 'b'], "no \"\"\" .*'\"\"\"a'"), (['a\\'], 'backslash')])
+@pytest.mark.parametrize(('lines', 'problem'), [(['"""a', 'b'], 'no """ .*\'"""a\''), (['a\\'], 'backslash')])
 def test_an_input_that_ends_within_a_turn(lines, problem):
     with pytest.raises(ChatError, match=f'{problem}.* not complete'):
         read_all(lines)

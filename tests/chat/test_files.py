@@ -47,8 +47,9 @@ def test_forms_of_others(put):
     two = '{"question": "Hi", "answer": "Hello"}\n\n{"messages": [{"role": "user", "content": "Hi"}]}\n'
     assert read(put(two), 1).messages == answered and read(put(two), 2).messages == hi
     assert read(put(json.dumps([{'messages': answered}, {'messages': hi}])), 2).messages == hi
-    text = put('{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\\"a\\": 1}"}}]}]}')
-    assert read(text).messages[0]['tool_calls'][0]['function']['arguments'] == {'a': 1}
+    calls = [{'function': {'name': 'f', 'arguments': '{"a": 1}'}}]
+    text = json.dumps({'messages': [{'role': 'assistant', 'tool_calls': calls}]})
+    assert read(put(text)).messages[0]['tool_calls'][0]['function']['arguments'] == {'a': 1}
 
 
 @pytest.mark.parametrize(

@@ -12,22 +12,18 @@ import subprocess
 import sys
 import time
 
-from chats import SYSTEM, byte_tokenizer
+from chats import byte_tokenizer
 import pytest
-from tiny import LLAMA, random_params, tiny_config
+import talker
 
-from llm_jax import chat, runs
+from llm_jax import chat
 from llm_jax.chat.console import Console, Turn
 from llm_jax.chat.formats import FORMATS
 from llm_jax.chat.terminal import Terminal, describe, open_any_chat
-from llm_jax.checkpoint import Checkpoints
-from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
-from llm_jax.nn.transformer import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 OWN = chat.open_chat(byte_tokenizer(['<s>', *FORMATS['llm_jax'].marks], bos_token='<s>'), 'llm_jax')
-PLAIN = chat.open_chat(byte_tokenizer(['<s>'], bos_token='<s>'), 'plain')
 
 
 @dataclasses.dataclass
@@ -128,7 +124,7 @@ def test_answers_come_after_all_that_was_said():
 
 def test_a_pipe_has_answers_alone_on_standard_output():
     out, notes = io.StringIO(), io.StringIO()
-    lines = io.TextIOWrapper(io.BytesIO('a\n/system S\n"""b\n\nc"""\n/quit\nd\n'.encode()))
+    lines = io.TextIOWrapper(io.BytesIO(b'a\n/system S\n"""b\n\nc"""\n/quit\nd\n'))
     responder = FakeResponder([' x ', '\n'], ['y'])
     Terminal(OWN, responder, Console(lines, out, notes)).run()
     assert out.getvalue() == ' x\ny\n'
@@ -220,7 +216,9 @@ def test_a_template_that_is_there_or_asked_for_is_taken():
 )
 def test_why_an_answer_ended(changes, stopped, ending):
     answer = FakeAnswer([], 5, speed=0.0, **changes)
-    assert describe(answer, stopped).startswith('[7 tokens, the first after') and describe(answer, stopped).endswith(ending)
+    assert describe(answer, stopped).startswith('[7 tokens, the first after') and describe(answer, stopped).endswith(
+        ending
+    )
 
 
 # --- The command, with a model -------------------------------------------------------------------
@@ -228,20 +226,77 @@ def test_why_an_answer_ended(changes, stopped, ending):
 
 @pytest.fixture(scope='module')
 def run_dir(tmp_path_factory):
-    """A run whose model answers at great length."""
     directory = tmp_path_factory.mktemp('talk') / 'small'
-    tokenizer = OWN.tokenizer.with_chat_templates({'default': FORMATS['llm_jax'].source})
-    size = tokenizer.vocab_size
-    config = tiny_config(**(LLAMA | {'vocab_size': size}), data__seq_len=2048)
-    directory.mkdir()
-    runs.write_config(directory, config, None)
-    tokenizer.save(directory / 'tokenizer')
-    params = random_params(build(config.model, vocab_size=size, seq_len=2048))
-    checkpoints = Checkpoints(directory, schema.Checkpoint())
-    checkpoints.save(1, {'params': params}, {'step': 1})
-    checkpoints.close()
+    talker.save_run(directory)
     return directory
 
 
 def command(run_dir, *arguments):
     return [sys.executable, str(ROOT / 'tools/chat.py'), str(run_dir), *arguments]
+
+
+def test_a_conversation_is_piped(run_dir):
+    lines = '/set max_new_tokens 9\nHi\n/clear\n/set seed 0\nHi\n'
+    done = subprocess.run(
+        command(run_dir, '--temperature', '2', '--top_k', '0'), input=lines.encode(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    half = len(done.stdout) // 2
+    assert half > 1 and done.stdout == 2 * done.stdout[:half]  # a conversation repeats
+    assert done.stderr.count(b'[9 tokens') == 2
+    with_error = subprocess.run(command(run_dir), input=b'/nothing\nHi\n', capture_output=True, text=False)
+    assert with_error.returncode == 2 and with_error.stdout == b''
+    assert with_error.stderr.splitlines()[-1].startswith(b'error: /nothing is no command')
+
+
+class Typed:
+    """A program on a terminal of its own."""
+
+    def __init__(self, command):
+        self.shown = ''
+        pid, self._fd = pty.fork()
+        if pid == 0:
+            os.execvpe(command[0], command, os.environ | {'TERM': 'dumb', 'NO_COLOR': '1'})
+        self._pid = pid
+
+    def wait_for(self, pattern, seconds=120.0):
+        """Reads until a pattern is shown after what was waited for before; returns the text up to its end."""
+        end = time.monotonic() + seconds
+        while (found := re.search(pattern, self.shown)) is None:
+            assert time.monotonic() < end, f'{pattern!r} does not come: {self.shown!r}'
+            if select.select([self._fd], [], [], 1.0)[0]:
+                self.shown += os.read(self._fd, 4096).decode(errors='replace')
+        before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return before
+
+    def type(self, text):
+        os.write(self._fd, text.encode())
+
+    def end(self):
+        """Returns the exit status."""
+        with contextlib.suppress(OSError):  # the terminal is gone with the program
+            while os.read(self._fd, 4096):
+                pass
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+def test_ctrl_c_on_a_terminal_stops_an_answer_and_keeps_the_conversation(run_dir, tmp_path):
+    typed = Typed(command(run_dir, '--temperature', '0'))
+    typed.wait_for(r'/help lists commands.*\n> ')
+    typed.type('Hi 🙂\n')
+    for _ in range(9):  # an answer may be over before Ctrl-C comes
+        typed.wait_for('\n.')  # its beginning
+        typed.type('\x03')
+        if 'stopped]' in typed.wait_for(r'\[\d+ tokens[^\]]*\][^>]*> '):
+            break
+        typed.type('/regen\n')
+    else:
+        raise AssertionError('no answer was stopped')
+    typed.type(f'/save {tmp_path / "talk"}\n')
+    typed.wait_for('2 messages are in .*> ')
+    typed.type('\x03')
+    typed.wait_for('Ctrl-C again ends.*> ')
+    typed.type('\x04')
+    assert typed.end() == 0
+    user, assistant = json.loads((tmp_path / 'talk').read_text())['messages']
+    assert user['content'] == 'Hi 🙂' and assistant['content']

@@ -1,34 +1,20 @@
-import functools
-
 import jax
 import pytest
-from tiny import LLAMA, random_params, tiny_config
+import talker
+from talker import CONTEXT
 
-from llm_jax import tokenizer as tokenizer_lib
-from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.engine import generate
 from llm_jax.generate.prefix import PAGE
 from llm_jax.generate.respond import Responder
 from llm_jax.generate.settings import Sampler
-from llm_jax.nn.transformer import build
 
-CONTEXT = 256
-TOKENIZER = tokenizer_lib.train(schema.Tokenizer(kind='bytes'), [], seed=0)
+TOKENIZER = talker.tokenizer()
 PROMPT = [TOKENIZER.bos_id, *TOKENIZER.encode('Wie spät ist es?')]
 
 
-@functools.cache
-def trained():
-    size = TOKENIZER.vocab_size
-    model = build(
-        tiny_config(**(LLAMA | {'vocab_size': size, 'n_layers': 1}), data__seq_len=CONTEXT).model, vocab_size=size, seq_len=CONTEXT
-    )
-    return model, random_params(model)
-
-
 def make(**options):
-    return Responder(*trained(), TOKENIZER, **({'stop_ids': [], 'max_new_tokens': 20} | options))
+    return Responder(*talker.model(), TOKENIZER, **({'stop_ids': [], 'max_new_tokens': 20} | options))
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +30,7 @@ def answer(responder, prompt=PROMPT):
 
 
 def expected(**options):
-    (row,) = generate(*trained(), [PROMPT], max_new_tokens=20, **options)
+    (row,) = generate(*talker.model(), [PROMPT], max_new_tokens=20, **options)
     return TOKENIZER.decode(row, continues=True)
 
 
@@ -54,7 +40,7 @@ def test_text_is_that_of_the_engine_whatever_its_pieces(responder):
     pieces = list(one)
     assert ''.join(pieces) == expected(seed=3)
     assert len(pieces) > 2 and one.n_tokens == 20 and one.is_cut and one.n_prompt == len(PROMPT)
-    assert 0 < one.first_seconds and one.speed > 0
+    assert one.first_seconds > 0 and one.speed > 0
 
 
 def test_answers_are_drawn_by_their_number(responder):
@@ -101,7 +87,7 @@ def test_stop_strings_and_ids_end_an_answer(responder):
     whole = expected(**greedy)
     stop = whole[8:10]
     assert answer(make(stops=[stop], **greedy)) == whole.partition(stop)[0]
-    (row,) = generate(*trained(), [PROMPT], max_new_tokens=20, **greedy)
+    (row,) = generate(*talker.model(), [PROMPT], max_new_tokens=20, **greedy)
     one = make(stop_ids=[row[6]], **greedy).answer(PROMPT)
     list(one)
     assert one.n_tokens == row.index(row[6]) and not one.is_cut
