@@ -4,18 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 import contextlib
 import hmac
-import pathlib
 import time
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_jax.generate.engine import Engine
+from llm_jax.serve.assets import page_routes
 from llm_jax.serve.errors import ApiError
 from llm_jax.serve.generation import GONE, Generation
 from llm_jax.serve.limits import Gate, Limits, read_body
@@ -24,8 +24,6 @@ from llm_jax.serve.protocol import parse_body, parse_chat, parse_completion
 from llm_jax.serve.service import Service, Work
 from llm_jax.serve.worker import Worker
 
-PAGE = pathlib.Path(__file__).parent / 'page'
-_PAGE_FILES = {'/': 'index.html', '/page.js': 'page.js', '/page.css': 'page.css'}
 # A larger body is parsed and encoded beside the event loop.
 _LARGE = 16384
 
@@ -53,8 +51,8 @@ class Server:
         self._metrics = Metrics(lambda: self.gate.rows, lambda: self.gate.tokens)
         self.worker: Worker | None = None
         self._started = int(time.time())
-        page = [Route(path, self._send_page) for path in _PAGE_FILES]
         routes = [
+            *page_routes(),
             Route('/v1/chat/completions', self._chat, methods=['POST']),
             Route('/v1/completions', self._complete, methods=['POST']),
             Route('/v1/models', self._list_models),
@@ -63,9 +61,9 @@ class Server:
             Route('/health', self._health),
             Route('/metrics', self._write_metrics),
         ]
-        self._paths = {route.path for route in [*routes, *page]}
+        self._paths = {route.path for route in routes}
         handlers: dict[Any, Any] = {ApiError: _answer_error, HTTPException: _answer_http, Exception: _answer_bug}
-        app = Starlette(routes=[*routes, *page], exception_handlers=handlers, lifespan=self._live)
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._live)
         self.app = self._count(app)
 
     @contextlib.asynccontextmanager
@@ -146,12 +144,6 @@ class Server:
 
     async def _write_metrics(self, request: Request) -> Response:
         return Response(self._metrics.write(), media_type='text/plain; version=0.0.4')
-
-    async def _send_page(self, request: Request) -> Response:
-        file = PAGE / _PAGE_FILES[request.url.path]
-        if not file.exists():
-            raise HTTPException(404)
-        return FileResponse(file, headers={'Cache-Control': 'no-cache'})
 
 
 async def _beside(size: int, function: Callable[[], Any]) -> Any:
