@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from scripted import ScriptedEngine
 from tiny import LLAMA, random_params, tiny_config
 import uvicorn
 
@@ -22,8 +23,8 @@ CONTEXT = 512
 class Live:
     """A server that listens."""
 
-    def __init__(self, server, url):
-        self.server, self.url = server, url
+    def __init__(self, server, port):
+        self.server, self.port, self.url = server, port, f'http://127.0.0.1:{port}'
 
     def wait_until_idle(self, seconds=20.0):
         end = time.monotonic() + seconds
@@ -48,6 +49,25 @@ def make_engine(chat):
     return lambda **options: Engine(model, params, **({'n_slots': 4, 'prefix_tokens': CONTEXT} | options))
 
 
+@pytest.fixture(scope='session')
+def make_scripted(chat):
+    """Makes a `ScriptedEngine` that answers `answer(what the user said last)`."""
+    tokenizer = chat.tokenizer
+    user, end = tokenizer.special['<|user|>'], tokenizer.special['<|end|>']
+
+    def make(answer, context=CONTEXT, **options):
+        def reply(ids):
+            ids = list(ids)
+            if user in ids:
+                ids = ids[len(ids) - ids[::-1].index(user) :]
+                ids = ids[: ids.index(end)]
+            return tokenizer.encode(answer(tokenizer.decode(ids)))
+
+        return ScriptedEngine(reply, context=context, vocab_size=tokenizer.vocab_size, **options)
+
+    return make
+
+
 @contextlib.contextmanager
 def listen(server):
     with socket.socket() as free:
@@ -60,7 +80,7 @@ def listen(server):
         while not runner.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Live(server, f'http://127.0.0.1:{port}')
+        yield Live(server, port)
     finally:
         runner.should_exit = True
         thread.join(30)
@@ -71,7 +91,7 @@ def listen(server):
 def make_live(chat, make_engine):
     def make(limits, *, api_key='', engine=None):
         engine = engine or make_engine()
-        return listen(Server(Service('tiny', chat.tokenizer, CONTEXT, chat), engine, limits, api_key))
+        return listen(Server(Service('tiny', chat.tokenizer, engine.context, chat), engine, limits, api_key))
 
     return make
 
