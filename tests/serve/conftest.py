@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from scripted import ScriptedEngine
+from llm_jax.serve.scripted import ScriptedEngine
 from tiny import LLAMA, random_params, tiny_config
 import uvicorn
 
