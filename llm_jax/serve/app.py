@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +62,12 @@ class Server:
             Route('/metrics', self._write_metrics),
         ]
         self._paths = {route.path for route in routes}
-        handlers: dict[Any, Any] = {ApiError: _answer_error, HTTPException: _answer_http, Exception: _answer_bug}
+        handlers: dict[Any, Any] = {
+            ApiError: _answer_error,
+            ClientDisconnect: _answer_nobody,
+            HTTPException: _answer_http,
+            Exception: _answer_bug,
+        }
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._live)
         self.app = self._count(app)
 
@@ -112,10 +117,16 @@ class Server:
         self._check_key(request)
         if self.worker is None or not self.worker.is_alive:
             raise ApiError(503, 'the engine has stopped; restart the server', code='engine_stopped')
-        self.gate.check()  # before anything is read
-        body = await read_body(request, self._limits.body)
-        work = await _beside(len(body), lambda: open_work(parse_body(body)))
-        return Generation(work, self.worker, self.gate, self._metrics, self._limits.seconds, arrived)
+        entry = self.gate.enter()  # before anything is read
+        try:
+            body = await read_body(request, self._limits)
+            await asyncio.sleep(0)  # those that came meanwhile are refused before this one is encoded
+            work = await _beside(len(body), lambda: open_work(parse_body(body)))
+            entry.admit(len(work.requests), work.n_prompt)
+        except BaseException:
+            entry.close()
+            raise
+        return Generation(work, self.worker, entry, self._metrics, self._limits.seconds, arrived)
 
     async def _list_models(self, request: Request) -> Response:
         self._check_key(request)
@@ -135,7 +146,7 @@ class Server:
 
     async def _tokenize(self, request: Request) -> Response:
         self._check_key(request)
-        body = await read_body(request, self._limits.body)
+        body = await read_body(request, self._limits)
         return JSONResponse(await _beside(len(body), lambda: self.service.tokenize(parse_body(body))))
 
     async def _health(self, request: Request) -> Response:
@@ -162,6 +173,11 @@ async def _answer_error(request: Request, error: ApiError) -> Response:
 async def _answer_http(request: Request, error: HTTPException) -> Response:
     message = {404: f'there is nothing at {request.url.path}', 405: f'{request.url.path} takes no {request.method}'}
     return _write_error(ApiError(error.status_code, message.get(error.status_code, str(error.detail))))
+
+
+async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
+    """Ends a request whose client went away before its body had come."""
+    return Response(status_code=499)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """A server from a directory to its end."""
 
 import signal
+import socket
 import sys
 
 import uvicorn
@@ -12,9 +13,8 @@ from llm_jax.generate.engine import Engine
 from llm_jax.runs import Loaded
 from llm_jax.serve.app import Server
 from llm_jax.serve.limits import Limits
+from llm_jax.serve.listen import is_open_to_others, url_of
 from llm_jax.serve.service import Service
-
-_LOOPBACK = ('127.0.0.1', '::1', 'localhost')
 
 
 def make_server(
@@ -59,12 +59,31 @@ def make_server(
     return Server(Service(name, loaded.tokenizer, context, chat, reason), engine, limits, api_key)
 
 
-def run(server: Server, host: str, port: int, *, api_key: str = '') -> None:
-    """Serves until SIGTERM or SIGINT; answers under way are finished, new requests are not taken."""
-    if host not in _LOOPBACK and not api_key:
+def run(server: Server, host: str, taken: socket.socket, *, api_key: str = '') -> None:
+    """Serves until SIGTERM or SIGINT; answers under way are finished, new requests are not taken.
+
+    Args:
+      server: with its engine warmed up.
+      host: as it was asked for.
+      taken: bound to it, by `listen.bind`.
+      api_key: that clients send; '' is none.
+    """
+    if is_open_to_others(host) and not api_key:
         print(f'warning: {host} is open to others, and there is no --api_key: anyone may use it', file=sys.stderr)
-    config = uvicorn.Config(server.app, host, port, log_level='warning', access_log=False, lifespan='on')
+    config = uvicorn.Config(server.app, log_level='warning', access_log=False, lifespan='on')
     # uvicorn raises the signal again at its end, where it means no more than that.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run()
+    _Announced(config, f'{server.service.name} is served at {url_of(host, taken)}').run(sockets=[taken])
+
+
+class _Announced(uvicorn.Server):
+    """Says a line once it listens."""
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._line, file=sys.stderr, flush=True)

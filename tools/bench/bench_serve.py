@@ -32,7 +32,9 @@ _ALWAYS = {'70': 100}  # the token that every stream draws, so that none ends ea
 
 def main(argv: list[str]) -> None:
     parser = cli.Parser('bench_serve', __doc__)
-    parser.add_argument('--only', action='append', choices=list(BENCHES), help='one of them; may be given several times')
+    parser.add_argument(
+        '--only', action='append', choices=list(BENCHES), help='one of them; may be given several times'
+    )
     parser.add_argument('--tokens', type=cli.at_least(16), default=400, help='of each stream (400)')
     parser.add_argument('--width', type=cli.at_least(32), default=512, help='of a model of 8 layers (512, 25 M)')
     parser.add_argument('--soak', type=cli.at_least(1), default=10, help='seconds of the soak (10)')
@@ -68,7 +70,9 @@ def measure(names: list[str], options: Options) -> list[Result]:
             for result in BENCHES[name](model, clients, options):
                 sign = '>=' if result.at_least else '<='
                 held = 'holds' if result.holds else 'DOES NOT HOLD'
-                print(f'{result.name}: {result.ratio:.4g} (bar {sign} {result.bar:g}, {held}) {result.note}', flush=True)
+                print(
+                    f'{result.name}: {result.ratio:.4g} (bar {sign} {result.bar:g}, {held}) {result.note}', flush=True
+                )
                 results.append(result)
     return results
 
@@ -129,7 +133,9 @@ def bench_engine(model: Callable, clients: Any, options: Options) -> Iterator[Re
     body = {'prompt': 'a', 'max_tokens': n_tokens, 'logit_bias': _ALWAYS, 'temperature': 0}
 
     def run_engine() -> float:
-        requests = [one for _ in range(STREAMS) for one in server.service.open_completion(parse_completion(body)).requests]
+        requests = [
+            one for _ in range(STREAMS) for one in server.service.open_completion(parse_completion(body)).requests
+        ]
         started = time.perf_counter()
         rows = server.engine.run(requests)
         assert all(len(row.tokens) == n_tokens for row in rows)
