@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm_jax.generate.engine import Engine
 from llm_jax.serve.assets import page_routes
 from llm_jax.serve.errors import ApiError
 from llm_jax.serve.generation import GONE, Generation
@@ -22,7 +21,7 @@ from llm_jax.serve.limits import Gate, Limits, read_body
 from llm_jax.serve.metrics import Metrics
 from llm_jax.serve.protocol import parse_body, parse_chat, parse_completion
 from llm_jax.serve.service import Service, Work
-from llm_jax.serve.worker import Worker
+from llm_jax.serve.worker import Around, RowEngine, Worker
 
 # A larger body is parsed and encoded beside the event loop.
 _LARGE = 16384
@@ -39,20 +38,28 @@ class Server:
       worker: the engine's thread; made when the app starts.
     """
 
-    def __init__(self, service: Service, engine: Engine, limits: Limits, api_key: str = '') -> None:
+    def __init__(
+        self,
+        service: Service,
+        engine: RowEngine,
+        limits: Limits,
+        api_key: str = '',
+        around: Around = contextlib.nullcontext,
+    ) -> None:
         """Args:
         service: encodes requests.
         engine: decodes them.
         limits: what is too much.
         api_key: that clients have to send; '' is none.
+        around: makes the context that the engine decodes in, as of `Worker`.
         """
+        self._around = around
         self.service, self.engine, self._limits, self._api_key = service, engine, limits, api_key
         self.gate = Gate(limits)
         self._metrics = Metrics(lambda: self.gate.rows, lambda: self.gate.tokens)
         self.worker: Worker | None = None
         self._started = int(time.time())
         routes = [
-            *page_routes(),
             Route('/v1/chat/completions', self._chat, methods=['POST']),
             Route('/v1/completions', self._complete, methods=['POST']),
             Route('/v1/models', self._list_models),
@@ -60,6 +67,7 @@ class Server:
             Route('/tokenize', self._tokenize, methods=['POST']),
             Route('/health', self._health),
             Route('/metrics', self._write_metrics),
+            *page_routes(),
         ]
         self._paths = {route.path for route in routes}
         handlers: dict[Any, Any] = {
@@ -73,7 +81,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _live(self, app: Starlette) -> AsyncIterator[None]:
-        self.worker = Worker(self.engine, asyncio.get_running_loop())
+        self.worker = Worker(self.engine, asyncio.get_running_loop(), self._around)
         yield
         await self.worker.close()
 

@@ -1,9 +1,12 @@
 """A server from a directory to its end."""
 
+import contextlib
+import functools
 import signal
 import socket
 import sys
 
+import jax
 import uvicorn
 
 from llm_jax import chat as chat_lib
@@ -39,10 +42,15 @@ def make_server(
       prefix_tokens: of prompts that are kept; None: 4 contexts.
 
     Raises:
-      ConfigError: a model without a tokenizer, or a template that cannot be used.
+      ConfigError: a model without a tokenizer, a template that cannot be used, or several hosts.
     """
     if loaded.tokenizer is None:
         raise ConfigError(f'{name} has no tokenizer; give one to convert with --tokenizer')
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f'a server answers from one host, and this job has {jax.process_count()}; write the model with convert '
+            '--to hf:DIR, and serve that with vLLM or SGLang-JAX (docs/serving.md)'
+        )
     chat, reason = None, ''
     try:
         chat = chat_lib.open_chat(loaded.tokenizer, template)
@@ -51,12 +59,18 @@ def make_server(
             raise
         reason = str(error)
     context = loaded.model.config.max_seq_len if context is None else context
-    engine = Engine(
-        loaded.model, loaded.params, n_slots=limits.slots, context=context, vocab_size=loaded.tokenizer.vocab_size,
-        prefix_tokens=4 * context if prefix_tokens is None else prefix_tokens,
-    )  # fmt: skip
-    engine.warm_up()
-    return Server(Service(name, loaded.tokenizer, context, chat, reason), engine, limits, api_key)
+    around = contextlib.nullcontext if loaded.mesh is None else functools.partial(jax.set_mesh, loaded.mesh)
+    with around():
+        engine = Engine(
+            loaded.model,
+            loaded.params,
+            n_slots=limits.slots,
+            context=context,
+            vocab_size=loaded.tokenizer.vocab_size,
+            prefix_tokens=4 * context if prefix_tokens is None else prefix_tokens,
+        )
+        engine.warm_up()
+    return Server(Service(name, loaded.tokenizer, context, chat, reason), engine, limits, api_key, around)
 
 
 def run(server: Server, host: str, taken: socket.socket, *, api_key: str = '') -> None:

@@ -17,6 +17,7 @@ from llm_jax import runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
+from llm_jax.generate.engine import generate
 from llm_jax.nn.transformer import build
 from llm_jax.serve.listen import bind, url_of
 
@@ -37,8 +38,31 @@ def run_dir(chat, tmp_path_factory):
     return directory
 
 
-def test_serves_until_sigterm_and_finishes_what_it_began(run_dir):
-    arguments = ['--port', '0', '--slots', '1', '--host', '0.0.0.0', '--prefix_tokens', '0']
+def decode_alone(run_dir, prompt, n_tokens, seed):
+    """The text that one device gives."""
+    loaded = runs.load(run_dir)
+    ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(prompt)]
+    (new,) = generate(
+        loaded.model, loaded.params, [ids], max_new_tokens=n_tokens, seed=seed, vocab_size=loaded.tokenizer.vocab_size
+    )
+    return loaded.tokenizer.decode(new)
+
+
+def test_serves_a_mesh_until_sigterm_and_finishes_what_it_began(run_dir):
+    arguments = [
+        '--port',
+        '0',
+        '--slots',
+        '2',
+        '--fsdp',
+        '2',
+        '--tensor',
+        '2',
+        '--host',
+        '0.0.0.0',
+        '--prefix_tokens',
+        '0',
+    ]
     command = [sys.executable, str(ROOT / 'tools/serve.py'), str(run_dir), *arguments]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
@@ -48,7 +72,9 @@ def test_serves_until_sigterm_and_finishes_what_it_began(run_dir):
         with httpx2.Client(base_url=f'http://127.0.0.1:{port}', timeout=60) as client:  # at once: it listens
             assert client.get('/v1/models').json()['data'][0]['id'] == 'small'
             assert '<title>' in client.get('/').text
-            body = {'prompt': 'a', 'max_tokens': 120, 'logit_bias': {'70': 100}, 'stream': True}
+            body = {'prompt': 'abc', 'max_tokens': 20, 'seed': 5, 'logit_bias': {'256': -100, '261': -100}}
+            text = client.post('/v1/completions', json=body).json()['choices'][0]['text']
+            body = {'prompt': 'a', 'max_tokens': 30, 'logit_bias': {'70': 100}, 'stream': True}
             with client.stream('POST', '/v1/completions', json=body) as answer:
                 lines = answer.iter_lines()
                 next(lines)
@@ -57,6 +83,7 @@ def test_serves_until_sigterm_and_finishes_what_it_began(run_dir):
         assert last == 'data: [DONE]'
         assert server.wait(30) == 0
         assert server.stderr.read() == ''
+        assert text == decode_alone(run_dir, 'abc', 20, seed=5)
     finally:
         server.kill()
         server.communicate()
@@ -68,11 +95,13 @@ def test_serves_until_sigterm_and_finishes_what_it_began(run_dir):
         (['--port', '70000'], '--port = 70000'),
         (['--host', 'no.such.host.invalid'], 'cannot listen at no.such.host.invalid'),
         (['--template', 'chatlm'], 'chatlm'),
+        (['--tensor', '3'], 'cannot be split over mesh tensor 3'),
+        (['--fsdp', '16'], 'needs 16 devices; there are 8'),
     ],
 )
 def test_a_mistake_is_one_error(run_dir, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        documented.load_tool('serve').main([str(run_dir), *arguments])
+        documented.load_tool('serve').main([str(run_dir), '--port', '0', *arguments])
 
 
 def test_a_port_is_taken_before_a_model_is_loaded():
