@@ -25,7 +25,7 @@ from llm_jax.adapt.start import param_shapes
 from llm_jax.checkpoint import Checkpoints, write_atomically
 from llm_jax.config import moved
 from llm_jax.config.parts import EXPERIMENT
-from llm_jax.config.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError, Model
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.interop import hf
@@ -105,12 +105,12 @@ def load(
     tokenizer = find(run_dir / 'tokenizer') if has_tokenizer else None
     tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
     vocab_size = tokenizer.vocab_size if tokenizer else config.model.vocab_size
-    model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
+    laid, mesh = _lay_out(config, sizes or {})
+    model = build(laid, vocab_size=vocab_size, seq_len=config.data.seq_len)
     if max_seq_len is not None:
         model = Transformer(hf.with_context(model.config, max_seq_len))
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     step = pick_step(checkpoints, run_dir, step)
-    mesh = _make_mesh(config, sizes or {})
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         shapes = param_shapes(model)
         if kind := config.model.quantised:
@@ -120,19 +120,25 @@ def load(
     return Loaded(model, params, tokenizer, config, step, mesh)
 
 
-def _make_mesh(config: Config, sizes: Mapping[str, int]) -> Mesh | None:
-    """Makes the mesh of a model that is not trained, over the first devices; None where one is all."""
-    n_devices = math.prod(sizes.values())
+def _lay_out(config: Config, sizes: Mapping[str, int]) -> tuple[Model, Mesh | None]:
+    """Makes the mesh of a model that is not trained, over the first devices; None where one is all.
+
+    A vocabulary that does not divide is left whole: many do not, and the rest of the model does.
+    """
+    n_devices, model = math.prod(sizes.values()), config.model
     if n_devices == 1:
-        return None
+        return model, None
     if n_devices > jax.device_count():
-        asked = ' × '.join(f'{axis} {n}' for axis, n in sizes.items())
+        asked = ' × '.join(f'{axis} {n}' for axis, n in sizes.items() if n > 1)
         raise ConfigError(f'{asked} needs {n_devices} devices; there are {jax.device_count()}')
     whole = dict.fromkeys(mesh_lib.AXES, 1) | dict(sizes)
-    laid = dataclasses.replace(config.mesh, **whole)
+    n_parts = math.prod(whole[axis] for axis in mesh_lib.mesh_axes(dict(model.rules)['vocab']))
+    if model.vocab_size % n_parts:
+        model = dataclasses.replace(model, rules=tuple((dict(model.rules) | {'vocab': None}).items()))
+    axes = dataclasses.replace(config.mesh, **whole)
     train = dataclasses.replace(config.train, batch_size=n_devices, grad_accumulation=1)
-    check_fit(dataclasses.replace(config, mesh=laid, train=train), whole)
-    return mesh_lib.make_mesh(laid, jax.devices()[:n_devices])
+    check_fit(dataclasses.replace(config, model=model, mesh=axes, train=train), whole)
+    return model, mesh_lib.make_mesh(axes, jax.devices()[:n_devices])
 
 
 def _load_hf(
@@ -141,11 +147,11 @@ def _load_hf(
     if step is not None:
         raise ConfigError(f'{path} is no run directory and has no step {step}')
     family, config = hf.read_config(path, max_seq_len)
-    mesh = _make_mesh(config, sizes or {})
-    params = hf.load_params(path, family, config.model, mesh)
+    model, mesh = _lay_out(config, sizes or {})
+    params = hf.load_params(path, family, model, mesh)
     tokenizer = find(path)
     tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
-    return Loaded(Transformer(config.model), params, tokenizer, config, 0, mesh)
+    return Loaded(Transformer(model), params, tokenizer, config, 0, mesh)
 
 
 def pick_step(checkpoints: Checkpoints, run_dir: epath.Path, step: int | None) -> int:

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def run_dir(chat, tmp_path_factory):
     directory = tmp_path_factory.mktemp('served') / 'small'
     size = chat.tokenizer.vocab_size
-    config = tiny_config(**(LLAMA | {'vocab_size': size, 'n_layers': 1}), data__seq_len=128)
+    config = tiny_config(**(LLAMA | {'vocab_size': size, 'n_layers': 1, 'n_kv_heads': 4}), data__seq_len=128)
     directory.mkdir()
     runs.write_config(directory, config, None)
     chat.tokenizer.save(directory / 'tokenizer')
@@ -95,7 +95,7 @@ def test_serves_a_mesh_until_sigterm_and_finishes_what_it_began(run_dir):
         (['--port', '70000'], '--port = 70000'),
         (['--host', 'no.such.host.invalid'], 'cannot listen at no.such.host.invalid'),
         (['--template', 'chatlm'], 'chatlm'),
-        (['--tensor', '3'], 'cannot be split over mesh tensor 3'),
+        (['--tensor', '8'], 'model.n_heads = 4 cannot be split over mesh tensor 8'),
         (['--fsdp', '16'], 'needs 16 devices; there are 8'),
     ],
 )
