@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--api_key', default='', help='that clients have to send (none, or LLM_JAX_API_KEY)')
     parser.add_argument('--name', help='of the model, for clients (the last part of its path)')
     parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
-    parser.add_argument('--template', default='', help='of conversations: plain for a base model, another, or a file')
+    parser.add_argument('--template', default='', help="of conversations: a format, or a file (the model's, or plain)")
     parser.add_argument('--context', type=cli.at_least(1), help="tokens of a prompt and its answer (the model's)")
     parser.add_argument('--slots', type=cli.at_least(1), default=8, help='choices that are decoded together (8)')
     parser.add_argument('--prefix_tokens', type=cli.at_least(0), help='of prompts, kept for later ones (4 contexts)')

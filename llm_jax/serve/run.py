@@ -10,7 +10,6 @@ import jax
 import uvicorn
 
 from llm_jax import chat as chat_lib
-from llm_jax.chat import ChatError
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.engine import Engine
 from llm_jax.runs import Loaded
@@ -37,7 +36,7 @@ def make_server(
       name: by which clients ask for it.
       limits: of what it takes.
       context: tokens of a prompt and its answer; None: what the model has.
-      template: of conversations, as of `chat.open_chat`.
+      template: of conversations, as of `chat.open_chat`; '' is the tokenizer's own, or a plain transcript.
       api_key: that clients send; '' is none.
       prefix_tokens: of prompts that are kept; None: 4 contexts.
 
@@ -51,13 +50,10 @@ def make_server(
             f'a server answers from one host, and this job has {jax.process_count()}; write the model with convert '
             '--to hf:DIR, and serve that with vLLM or SGLang-JAX (docs/serving.md)'
         )
-    chat, reason = None, ''
-    try:
-        chat = chat_lib.open_chat(loaded.tokenizer, template)
-    except ChatError as error:  # completions need no template
-        if template:
-            raise
-        reason = str(error)
+    if not template and not loaded.tokenizer.chat_templates:
+        template = 'plain'
+        print(f'{name} has no chat template: conversations are a plain transcript, as base models can', file=sys.stderr)
+    chat = chat_lib.open_chat(loaded.tokenizer, template)
     context = loaded.model.config.max_seq_len if context is None else context
     around = contextlib.nullcontext if loaded.mesh is None else functools.partial(jax.set_mesh, loaded.mesh)
     with around():
@@ -70,7 +66,7 @@ def make_server(
             prefix_tokens=4 * context if prefix_tokens is None else prefix_tokens,
         )
         engine.warm_up()
-    return Server(Service(name, loaded.tokenizer, context, chat, reason), engine, limits, api_key, around)
+    return Server(Service(name, loaded.tokenizer, context, chat), engine, limits, api_key, around)
 
 
 def run(server: Server, host: str, taken: socket.socket, *, api_key: str = '') -> None:

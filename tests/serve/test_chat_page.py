@@ -233,6 +233,7 @@ def test_text_never_becomes_markup(open_page):
 MARKDOWN = {
     'a **b *c* d** e': '<p>a <strong>b <em>c</em> d</strong> e</p>',
     '***both*** x*y*z snake_case 5 * 3 * 2': '<p><strong><em>both</em></strong> x<em>y</em>z snake_case 5 * 3 * 2</p>',
+    '__init__ and __two words__': '<p>__init__ and <strong>two words</strong></p>',
     'a\nb': '<p>a<br>b</p>',
     '`` a`b `` and ` open': '<p><code>a`b</code> and ` open</p>',
     r'\*no\* \\': '<p>*no* \\</p>',
@@ -280,6 +281,26 @@ def test_markdown(open_page):
         started = time.monotonic()
         page.evaluate(_SHOW, hard)
         assert time.monotonic() - started < 3, hard[:8]
+
+
+def test_answers_as_plain_text(open_page):
+    page = open_page()
+    say(page, 'rich')
+    wait(page)
+    assert page.locator('.assistant h3').inner_text() == 'Tides'
+    for is_plain in (True, False):
+        page.click('#settings')
+        page.set_checked('[name=plain]', is_plain)
+        page.click('#settings_form [type=submit]')
+        assert (page.locator('.assistant .body').first.text_content() == RICH) == is_plain
+        if is_plain:
+            say(page, 'rich')
+            wait(page)
+            assert page.locator('.assistant .body').last.text_content() == RICH
+            page.reload()
+            page.locator('#conversations .open').click()
+            assert page.locator('.assistant .body').last.text_content() == RICH
+    assert page.locator('.assistant h3').count() == 2
 
 
 def test_a_phone(open_page):

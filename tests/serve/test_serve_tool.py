@@ -49,24 +49,13 @@ def decode_alone(run_dir, prompt, n_tokens, seed):
 
 
 def test_serves_a_mesh_until_sigterm_and_finishes_what_it_began(run_dir):
-    arguments = [
-        '--port',
-        '0',
-        '--slots',
-        '2',
-        '--fsdp',
-        '2',
-        '--tensor',
-        '2',
-        '--host',
-        '0.0.0.0',
-        '--prefix_tokens',
-        '0',
-    ]
+    # Few programs: of one slot, and of one length. The vocabulary, 262, does not divide.
+    arguments = ['--port', '0', '--slots', '1', '--context', '32', '--tensor', '4', '--host', '0.0.0.0']
     command = [sys.executable, str(ROOT / 'tools/serve.py'), str(run_dir), *arguments]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
         assert 'compiling small' in server.stderr.readline()
+        assert 'small has no chat template' in server.stderr.readline()
         assert 'no --api_key' in server.stderr.readline()
         port = re.search(r'small is served at http://0.0.0.0:(\d+)$', server.stderr.readline())[1]
         with httpx2.Client(base_url=f'http://127.0.0.1:{port}', timeout=60) as client:  # at once: it listens
@@ -74,6 +63,8 @@ def test_serves_a_mesh_until_sigterm_and_finishes_what_it_began(run_dir):
             assert '<title>' in client.get('/').text
             body = {'prompt': 'abc', 'max_tokens': 20, 'seed': 5, 'logit_bias': {'256': -100, '261': -100}}
             text = client.post('/v1/completions', json=body).json()['choices'][0]['text']
+            talk = {'messages': [{'role': 'user', 'content': 'a'}], 'max_tokens': 2}
+            assert client.post('/v1/chat/completions', json=talk).status_code == 200
             body = {'prompt': 'a', 'max_tokens': 30, 'logit_bias': {'70': 100}, 'stream': True}
             with client.stream('POST', '/v1/completions', json=body) as answer:
                 lines = answer.iter_lines()

@@ -13,6 +13,7 @@ const QUOTE = /^ {0,3}>/;
 /** Shows a text in a container; blocks that are as they were keep their nodes. */
 export function showMarkdown(container, text) {
   const shown = container.blocks ?? [];
+  if (!shown.length) container.replaceChildren();
   const blocks = splitBlocks(text.replace(/\r\n?/g, '\n').split('\n'), 0);
   let same = 0;
   while (same < shown.length && same < blocks.length && isSame(shown[same], blocks[same])) {
@@ -32,6 +33,12 @@ export function showMarkdown(container, text) {
     container.append(block.node);
   }
   container.blocks = blocks;
+}
+
+/** Shows a text in a container as it is. */
+export function showText(container, text) {
+  container.textContent = text;
+  container.blocks = [];
 }
 
 function isSame(a, b) {
@@ -287,6 +294,7 @@ function emphasis(text, start, absent, depth) {
     if (mark[0] === '_' && /\w/.test(text[start - 1] ?? '')) continue; // snake_case
     const close = findClose(text, from, mark);
     if (close < 0) absent.add(mark);
+    else if (mark === '__' && /^\w+$/.test(text.slice(from, close))) continue; // a name of Python's, as __init__
     else return [el(tag, {}, ...inline(text.slice(from, close), depth + 1)), close + mark.length];
   }
   return null;

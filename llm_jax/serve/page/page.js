@@ -4,7 +4,7 @@ import { button, el, icon } from './dom.js';
 import { download, fileName, toJson, toMarkdown, toMessages } from './export.js';
 import * as store from './store.js';
 import { fetchModel, ServerError, streamChat } from './stream.js';
-import { editMessage, endEdit, growWithText, keepingEnd, refresh, sendOnEnter, showMessages, toEnd } from './view.js';
+import { editMessage, endEdit, growWithText, keepingEnd, refresh, sendOnEnter, showMessages, showPlain, toEnd } from './view.js';
 
 const $ = (id) => document.getElementById(id);
 const log = $('log');
@@ -24,6 +24,7 @@ let failure = null; // {text, actions}: the line below the conversation
 const actions = { edit: openEditor, again: answerAgain, model: () => model.id };
 
 function show() {
+  showPlain(shown.messages, settings.plain !== '');
   showMessages(log, shown.messages, actions);
   $('welcome').hidden = shown.messages.length > 0;
   document.body.classList.toggle('running', running !== null);
@@ -248,8 +249,14 @@ function makeDrawing(conversation, reply) {
 }
 
 function requestBody(conversation) {
-  const given = Object.entries(settings).filter(([, value]) => value !== '');
-  return { messages: toMessages(conversation), ...Object.fromEntries(given.map(([name, value]) => [name, Number(value)])) };
+  return { messages: toMessages(conversation), ...sampling() };
+}
+
+/** Returns the settings of a request that are given, as numbers. */
+function sampling() {
+  const { plain, ...others } = settings;
+  const given = Object.entries(others).filter(([, value]) => value !== '');
+  return Object.fromEntries(given.map(([name, value]) => [name, Number(value)]));
 }
 
 /** Measures tokens per second, from the first text on. */
@@ -280,16 +287,21 @@ function stop() {
 
 function openSettings() {
   for (const [name, value] of Object.entries({ ...settings, system: shown.system, key: store.loadKey() })) {
-    form.elements[name].value = value;
+    setField(name, value);
   }
   $('settings_dialog').showModal();
 }
 
+function setField(name, value) {
+  const field = form.elements[name];
+  if (field.type === 'checkbox') field.checked = value !== '';
+  else field.value = value;
+}
+
 function applySettings() {
-  const values = Object.fromEntries(new FormData(form));
-  const { system, key, ...sampling } = values;
+  const { system, key, ...others } = { plain: '', ...Object.fromEntries(new FormData(form)) };
   const isNewKey = key !== store.loadKey();
-  settings = sampling;
+  settings = others;
   shown.system = system;
   const refused = store.keepSettings(settings) || store.keepKey(key);
   keep();
@@ -306,7 +318,7 @@ function closeSidebar() {
 $('settings').addEventListener('click', openSettings);
 form.addEventListener('submit', applySettings);
 $('reset').addEventListener('click', () => {
-  for (const [name, value] of Object.entries(store.DEFAULTS)) form.elements[name].value = value;
+  for (const [name, value] of Object.entries(store.DEFAULTS)) setField(name, value);
 });
 $('export').addEventListener('click', () => {
   $('export_dialog').returnValue = '';
@@ -314,7 +326,7 @@ $('export').addEventListener('click', () => {
 });
 $('export_dialog').addEventListener('close', (event) => {
   const kind = event.target.returnValue;
-  if (kind === 'json') download(fileName(shown, 'json'), 'application/json', toJson(shown, model.id, settings));
+  if (kind === 'json') download(fileName(shown, 'json'), 'application/json', toJson(shown, model.id, sampling()));
   if (kind === 'md') download(fileName(shown, 'md'), 'text/markdown', toMarkdown(shown, model.id));
 });
 $('menu').addEventListener('click', () => {

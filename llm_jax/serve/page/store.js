@@ -4,7 +4,7 @@
 const PREFIX = 'llm_jax.conversation.';
 const SETTINGS = 'llm_jax.settings';
 const KEY = 'llm_jax.key';
-export const DEFAULTS = { temperature: '0.8', top_p: '1', max_tokens: '', seed: '' };
+export const DEFAULTS = { temperature: '0.8', top_p: '1', max_tokens: '', seed: '', plain: '' };
 
 /** Makes an empty conversation: {id, updated, system, draft, messages}. */
 export function newConversation() {

@@ -1,11 +1,19 @@
 // Messages as elements. An element belongs to its message object and is made once.
 
 import { button, copyButton, el } from './dom.js';
-import { showMarkdown } from './markdown.js';
+import { showMarkdown, showText } from './markdown.js';
 
 const scroll = document.getElementById('scroll');
 const newest = document.getElementById('newest');
 const elements = new WeakMap();
+let isPlain = false;
+
+/** Says whether answers are shown as they were written, or as Markdown. */
+export function showPlain(messages, plain) {
+  if (isPlain === plain) return;
+  isPlain = plain;
+  for (const message of messages) if (elements.has(message)) refresh(message);
+}
 
 /**
  * Shows messages in the log, leaving what is there where it is.
@@ -56,7 +64,9 @@ export function refresh(message) {
     return;
   }
   element.classList.toggle('waiting', message.content === '');
-  showMarkdown(body, message.content);
+  body.classList.toggle('plain', isPlain);
+  if (isPlain) showText(body, message.content);
+  else showMarkdown(body, message.content);
   element.querySelector('.note').textContent = message.note ?? '';
 }
 
