@@ -338,6 +338,21 @@ def build(cls: type, values: Any, prefix: str = '') -> Any:
     return cls(**out)
 
 
+def check_values(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values as the types of a dataclass's fields of these names, within their ranges.
+
+    Args:
+      cls: a frozen dataclass; its fields can be made with `field`.
+      values: by name of the field.
+      prefix: where they stand in the config ('train.objective_options.'), for errors.
+
+    Raises:
+      ConfigError: a wrong type, or a value out of its range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    return {name: _checked(value, fields[name], prefix + name) for name, value in values.items()}
+
+
 def _layers(value: Any, path: str) -> tuple:
     """Fields that differ between layers: tables, or lists of pairs, as hashable, checked tuples of pairs."""
     out = []

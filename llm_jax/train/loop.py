@@ -21,13 +21,15 @@ from llm_jax.generate.text import complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.report import write_report
+from llm_jax.tokenizer import Tokenizer
 from llm_jax.tokenizer import load as load_tokenizer
 from llm_jax.train import compile_cache, reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.footprint import explain_exhaustion
 from llm_jax.train.interrupt import Interrupt, Stopped
 from llm_jax.train.lock import RunLock
-from llm_jax.train.resume import start_state, to_items
+from llm_jax.train.objectives import Start
+from llm_jax.train.resume import initial_state, start_state, to_items
 from llm_jax.train.step import make_eval_step
 from llm_jax.train.trainable import merge_params
 
@@ -148,6 +150,8 @@ def _train_locked(
         if is_main:  # from here on the directory is a run
             runs.write_config(run_dir, config, experiment_file)
             tokenizer.save(run_dir / 'tokenizer')
+        plan.objective.check_data(prepared)
+        prepared = plan.objective.complete_data(prepared, _start(plan, state, frozen, tokenizer, run_dir, console))
         not_donated = () if frozen is None else (frozen,)
         start = int(state.step)
         clock.lap('state')
@@ -296,6 +300,20 @@ def _train_locked(
                 write_report(run_dir)
             record.farewell(status, step, results)
     return Result(status, step, results)
+
+
+def _start(
+    plan: setup.Plan, state: Any, frozen: Any, tokenizer: Tokenizer, run_dir: epath.Path, console: Console
+) -> Start:
+    """What the objective may compute with before the first step."""
+    is_first = int(state.step) == 0
+
+    def initial_params() -> Any:
+        begun = (state, frozen) if is_first else initial_state(plan, tokenizer)[:2]
+        return merge_params(begun[0].params, begun[1])
+
+    origin = plan.config.init_from or f'scratch, seed {plan.config.seed}'
+    return Start(run_dir, is_first, origin, initial_params, plan.place, plan.local_rows, console.event)
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:

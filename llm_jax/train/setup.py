@@ -11,7 +11,7 @@ import optax
 
 from llm_jax import config as config_lib
 from llm_jax.adapt.start import start_adapters
-from llm_jax.config.schema import Config, ConfigError
+from llm_jax.config.schema import ADAPTERS, Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
@@ -19,7 +19,7 @@ from llm_jax.ops import matmul
 from llm_jax.ops.attend.choose import kernels
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
-from llm_jax.train.objectives import Objective, make_objective
+from llm_jax.train.objectives import Objective, fill_scores, make_objective
 from llm_jax.train.state import State, start_training
 from llm_jax.train.step import Metrics, Schedule, make_train_step
 from llm_jax.train.trainable import merge_params, split_params
@@ -108,7 +108,12 @@ class Plan:
         return self.start(init_params(self.model, key))
 
     def start(self, params: Any) -> tuple[State, Any]:
-        """The state that begins with these parameters of the base, and what is not trained of all; jit it."""
+        """The state that begins with these parameters of the base, and what is not trained of all; jit it.
+
+        A head of scores that the base does not have is new.
+        """
+        if self.config.model.scores and 'score' not in params:
+            params = params | {'score': init_params(self.model, jax.random.key(self.config.seed))['score']}
         params = start_adapters(self.model, params, self.config.seed)
         trained, frozen = split_params(params, self.config.train.trainable)
         return start_training(trained, self.optimizer, with_ema=self.config.train.ema_decay > 0), frozen
@@ -223,6 +228,10 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         raise ConfigError(
             f'model.quantised = {kind!r}: quantised weights are not trained; train the run that they were made of'
         )
+    config = fill_scores(config)
+    if config.model.scores and config.train.trainable == ADAPTERS:  # a new head is trained beside them
+        train = dataclasses.replace(config.train, trainable=f'{ADAPTERS}|score/.*')
+        config = dataclasses.replace(config, train=train)
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
     config = dataclasses.replace(config, model=model.config)
     check_fit(config, dict(mesh.shape))

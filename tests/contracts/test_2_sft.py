@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tiny import LLAMA, L, V, one_step, tiny_config
 
-from llm_jax.data.conversations import Example, pack_examples
+from llm_jax.data.example_rows import pack_examples
+from llm_jax.data.examples import FORMS, Example, Segment
 
 FIELDS = LLAMA | {'train__objective': 'sft', 'optimizer__eps': 1e-3, 'optimizer__learning_rate': 0.1}
 SLICED = {'train__loss_chunk': 8}
@@ -13,8 +14,8 @@ SLICED = {'train__loss_chunk': 8}
 
 def conversations(n):
     rng = np.random.default_rng(0)
-    make = lambda size: Example(rng.integers(2, V, size).tolist(), rng.choice([0, 0.5, 1, 2], size), 0)
-    rows = list(pack_examples([make(size) for size in rng.integers(3, L + 1, 3 * n)], L))
+    make = lambda size: Example((Segment(rng.integers(2, V, size).tolist(), rng.choice([0, 0.5, 1, 2], size)),), 0)
+    rows = list(pack_examples([make(size) for size in rng.integers(3, L + 1, 3 * n)], L, FORMS['conversations']))
     return np.stack(rows[-n:])
 
 

@@ -13,9 +13,10 @@ from llm_jax import tokenizer
 from llm_jax.chat import open_chat
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
-from llm_jax.data.batch import unpack_conversations, unpack_rows
+from llm_jax.data.batch import unpack_examples, unpack_rows
 from llm_jax.data.batches import TrainRows, eval_batches
-from llm_jax.data.conversations import Example, pack_examples, render
+from llm_jax.data.example_rows import pack_examples
+from llm_jax.data.examples import FORMS, Example, Renderer, Segment
 from llm_jax.data.prepare import prepare
 from llm_jax.nn.transformer import init_params
 from llm_jax.train.objectives import make_objective
@@ -53,7 +54,9 @@ def test_every_conversation_is_once_in_the_rows_as_it_is_rendered(config):
                     inside = row[1] == segment
                     found.append((row[0][inside].tolist(), row[2][inside].view(np.float32).tolist()))
     chat = open_chat(prepared.tokenizer, 'chatml')
-    wanted = [render(chat, {'prompt': f'number {i}?', 'response': 'word ' * (1 + i % 5)}, 'here') for i in range(60)]
+    records = [('here', {'prompt': f'number {i}?', 'response': 'word ' * (1 + i % 5)}) for i in range(60)]
+    wanted = FORMS['conversations'].examples(Renderer(config, prepared.tokenizer, chat), records)
+    wanted = [segment for _, example in wanted for segment in example.segments]
     assert sorted(found) == sorted((one.ids, one.weights.tolist()) for one in wanted)
     assert sum(entry['a']['dropped'] for entry in prepared.manifest['splits'].values()) == 1
 
@@ -69,7 +72,7 @@ def test_cut_and_error(config):
     cut = prepared_of(dataclasses.replace(config, too_long='cut'))
     assert sum(entry['a']['cut'] for entry in cut.manifest['splits'].values()) == 1
     assert cut.manifest['digest'] != prepared_of(config).manifest['digest']
-    with pytest.raises(ConfigError, match=r'record 61 of .* tokens, but a row has 65; raise data.seq_len'):
+    with pytest.raises(ConfigError, match=r'record 61 has .* tokens, but a row has 65; raise data.seq_len'):
         prepared_of(dataclasses.replace(config, too_long='error'))
 
 
@@ -78,7 +81,7 @@ def test_cut_and_error(config):
     [
         ({'tokenizer': schema.Tokenizer()}, 'data.tokenizer.path is empty'),
         ({'sources': {'a': 'conversations:x', 'b': 'stdlib'}}, "data.sources.b = 'stdlib' has documents"),
-        ({'seq_len': 4}, 'is in the train split: .* were longer than data.seq_len = 4'),
+        ({'seq_len': 4}, 'conversations of .* is in the train split: .* were longer than data.seq_len = 4'),
     ],
 )
 def test_what_cannot_be_prepared(config, fields, message):
@@ -88,14 +91,20 @@ def test_what_cannot_be_prepared(config, fields, message):
 
 def test_an_objective_says_that_rows_are_of_the_other_kind(config):
     objective = make_objective(tiny_model(tiny_config(**LLAMA)), tiny_config(**LLAMA), bos_id=BOS)
-    with pytest.raises(ConfigError, match="train.objective = 'next_token': data.sources has conversations"):
+    with pytest.raises(
+        ConfigError, match="train.objective = 'next_token' trains on documents, but data.sources has conversations"
+    ):
         objective.train_rows(prepared_of(config), [0])
+
+
+def conversation(ids):
+    return Example((Segment(ids, np.ones(len(ids))),), 0)
 
 
 def documents_and_rows():
     """The same documents as rows of pre-training, and as rows of conversations with every weight 1."""
     documents = [[BOS, 5, 6, 7, 8, 9], [BOS, 11, 12, 13], [BOS, 21, 22, 23, 24]]
-    (row,) = pack_examples([Example(ids, np.ones(len(ids)), 0) for ids in documents], L)
+    (row,) = pack_examples([conversation(ids) for ids in documents], L, FORMS['conversations'])
     plain = np.full(L + 1, -1, np.int32)
     tokens = sum(sorted(documents, key=len, reverse=True), [])
     plain[: len(tokens)] = tokens
@@ -105,7 +114,7 @@ def documents_and_rows():
 def test_weights_of_one_are_pre_training_but_for_starts():
     """Contract 12: BOS after another document is a target of pre-training's, and none of a conversation."""
     plain, row, _ = documents_and_rows()
-    one, two = unpack_rows(plain, BOS), unpack_conversations(row)
+    one, two = unpack_rows(plain, BOS), unpack_examples(row)
     real = np.asarray(plain[:, :-1] >= 0)
     np.testing.assert_array_equal(np.where(real, one.segments, 0), two.segments)
     np.testing.assert_array_equal(one.positions[real], two.positions[real])
@@ -121,5 +130,5 @@ def test_packed_conversations_have_the_loss_that_they_have_alone():
         params = init_params(model, jax.random.key(0))
         objective = make_objective(model, config, bos_id=BOS)
         loss = jax.jit(lambda rows: objective.loss(params, objective.make_batch(rows), None)[1]['nll'])
-        alone = [next(pack_examples([Example(ids, np.ones(len(ids)), 0)], L)) for ids in documents]
+        alone = [next(pack_examples([conversation(ids)], L, FORMS['conversations'])) for ids in documents]
         np.testing.assert_allclose(loss(row), sum(loss(one[None]) for one in alone), rtol=1e-5)
