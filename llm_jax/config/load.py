@@ -133,7 +133,7 @@ def validate(config: ml_collections.ConfigDict) -> Config:
     built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled), data=_with_marks(built))
     if built.model.adapter.kind != 'none' and built.train.trainable == '.*':
         built = dataclasses.replace(built, train=dataclasses.replace(built.train, trainable=ADAPTERS))
-    _check(built)
+    check(built)
     return built
 
 
@@ -258,7 +258,12 @@ def _countable(n: int, duration: Duration, field: str) -> int:
 # --- Checks ----------------------------------------------------------------------------
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Checks what fields must be to each other.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
     model, data, train, mesh = config.model, config.data, config.train, config.mesh
     require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
              'it does nothing without model.mup.base_width; set that too')  # fmt: skip

@@ -326,7 +326,7 @@ class Chat:
 class Train:
     objective: Part = field(
         'next_token',
-        'what is trained on and minimised: next_token, sft, preference, reward, classify, distill, or a callable',
+        'what is trained on and minimised: next_token, sft, preference, kto, reward, classify, distill, or a callable',
     )
     objective_options: Options = field(Options(), 'of the objective: attributes of its class, {"loss": "ipo"}')
     trainable: Part = field(

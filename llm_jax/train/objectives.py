@@ -3,6 +3,7 @@
 The loop, the step, micro-batches, checkpoints and meshes are the same for all. An objective says the rest:
 
   outputs               outputs of the head of scores that the model gets beside that of tokens
+  constant_shapes       parameters besides those of the model: a teacher's
   complete_data         what the rows lack, made once before the first step (log-probabilities of a reference)
   train_rows            rows of each step on the host, a function of (seed, step)
   collect               rows made from the current parameters before a step (online objectives)
@@ -24,6 +25,7 @@ from typing import Any, ClassVar
 from etils import epath
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from llm_jax.config.load import check_values
@@ -94,6 +96,20 @@ class Objective:
     def columns(self) -> int:
         """Arrays [L+1] in each row that a step takes."""
         return 1 if self.form == 'documents' else FORMS[self.form].columns
+
+    # --- Parameters that are not of the model ---
+
+    def constant_shapes(self) -> dict[str, Any]:
+        """Shapes of parameters that `loss` finds among its `params` besides those of the model, such as a teacher's.
+
+        They are on the current mesh, by a name that no parameter of the model has. They are neither trained nor saved.
+        """
+        return {}
+
+    def load_constants(self, mesh: Mesh) -> dict[str, Any]:
+        """The arrays of `constant_shapes`, on a mesh."""
+        del mesh
+        return {}
 
     # --- Rows: on the host ---
 
@@ -278,13 +294,16 @@ OBJECTIVES = {
     'next_token': NextToken,
     'sft': Sft,
     'preference': 'llm_jax.align.preference_objectives:Preference',
+    'kto': 'llm_jax.align.kto_objective:Kto',
     'reward': 'llm_jax.align.score_objectives:Reward',
     'classify': 'llm_jax.align.score_objectives:Classify',
+    'distill': 'llm_jax.align.distill_objective:Distill',
 }
 _FORM_OF = {
     'next_token': 'documents',
     'sft': 'conversations',
     'preference': 'pairs',
+    'kto': 'unpaired',
     'reward': 'pairs',
     'classify': 'labelled',
 }

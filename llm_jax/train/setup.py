@@ -19,10 +19,10 @@ from llm_jax.ops import matmul
 from llm_jax.ops.attend.choose import kernels
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
-from llm_jax.train.objectives import Objective, fill_scores, make_objective
+from llm_jax.train.objectives import Objective, fill_scores, find_objective, make_objective
 from llm_jax.train.state import State, start_training
 from llm_jax.train.step import Metrics, Schedule, make_train_step
-from llm_jax.train.trainable import merge_params, split_params
+from llm_jax.train.trainable import add_constants, merge_params, split_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Plan:
       schedule: step -> learning rate.
       shapes: the state as `jax.ShapeDtypeStruct`.
       frozen_shapes: the parameters that are not trained; None if all are.
+      constant_shapes: those that the objective reads besides, by name.
       bos_id: the token that begins every document.
       attention: kernel -> why it was chosen.
       compiler_options: options of XLA that the compiler of the devices accepts.
@@ -94,6 +95,7 @@ class Plan:
     schedule: Schedule
     shapes: State
     frozen_shapes: Any
+    constant_shapes: dict[str, Any]
     bos_id: int
     attention: dict[str, str]
     compiler_options: dict[str, Any]
@@ -140,7 +142,8 @@ class Plan:
                 'train.reproducible = True: a step is then several programs, one device after the other, which is for '
                 'debugging alone; set it to False to plan or measure one'
             )
-        frozen = () if self.frozen_shapes is None else (self.frozen_shapes,)
+        fixed = add_constants(self.frozen_shapes, self.constant_shapes)
+        frozen = () if fixed is None else (fixed,)
         return self._jit_step(None).lower(state, self.step_shapes, *frozen)
 
     def compiled_step(self, state: State) -> jax.stages.Compiled:
@@ -245,6 +248,8 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
             offload.check_devices(mesh)
         compiler_options = compiler.accepted_options(config, mesh)
     steps = Steps.of(config, rows)
+    if not getattr(find_objective(config), 'writes_text', True):
+        steps = dataclasses.replace(steps, sample=0)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.final_lr_ratio)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
@@ -259,8 +264,11 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     if config.optimizer.offload:
         shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
     objective = make_objective(model, config, bos_id=bos_id)
+    with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
+        constants = objective.constant_shapes()
     if config.train.reproducible:
-        reproducible.check_objective(objective, frozen)
+        reproducible.check_objective(objective, add_constants(frozen, constants))
+    compiled = attention, compiler_options
     return Plan(
-        config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, bos_id, attention, compiler_options
+        config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, constants, bos_id, *compiled
     )

@@ -29,7 +29,7 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path):
     experiment.write_text(experiment.read_text().replace('\n    return config', chosen))
     undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
     said = finish(start(experiment, undisturbed))
-    assert re.search(r'conversations: [1-9]\d* longer than data.seq_len dropped, 0 cut', said)
+    assert re.search(r'conversations: rows are \d+% full; [1-9]\d* longer than data.seq_len dropped, 0 cut', said)
     assert 'gzip -9' not in said
 
     process = start(experiment, killed)

@@ -132,3 +132,77 @@ def test_packed_conversations_have_the_loss_that_they_have_alone():
         loss = jax.jit(lambda rows: objective.loss(params, objective.make_batch(rows), None)[1]['nll'])
         alone = [next(pack_examples([conversation(ids)], L, FORMS['conversations'])) for ids in documents]
         np.testing.assert_allclose(loss(row), sum(loss(one[None]) for one in alone), rtol=1e-5)
+
+
+def form_config(config, tmp_path, form, records, **fields):
+    (tmp_path / 'some.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    held_out = {'validation_fraction': 0.0, 'test_fraction': 0.0}
+    sources = {'s': f'{form}:{tmp_path}/some.jsonl'}
+    same = {'validation_sources': {'v': sources['s']}, 'sources': sources}
+    return dataclasses.replace(config, **same, **held_out, **fields)
+
+
+def segments_of(prepared, part=0):
+    """(row, segment) -> tokens and weights, and the values of each row at the first tokens of examples."""
+    out, values, form = {}, {}, FORMS[prepared.form]
+    for r, row in enumerate(prepared.rows('train')['s'].read(np.arange(prepared.count('train')))):
+        columns = row.reshape(form.columns, -1)
+        tokens, segments, bits = columns[3 * part : 3 * part + 3]
+        for segment in range(1, segments.max() + 1):
+            inside = segments == segment
+            out[r, segment] = tokens[inside].tolist(), bits[inside].view(np.float32).tolist()
+            values[r, segment] = columns[-1][inside].view(np.float32)[0]
+    return out, values
+
+
+def test_pairs_lie_side_by_side(config, tmp_path):
+    sides = lambda i: {'chosen': f'number {i}', 'rejected': f'word {i}', 'margin': i / 4}
+    records = [{'prompt': f'{i}?', **sides(i)} for i in range(6)]
+    records += [{'chosen': f'\n\nHuman: {i}\n\nAssistant: a', 'rejected': '\n\nHuman: ?\n\nAssistant: b'} for i in 'xy']
+    prepared = prepared_of(form_config(config, tmp_path, 'pairs', records, seq_len=256, examples_per_row=2))
+    found, values = segments_of(prepared)
+    assert prepared.count('train') == 3
+    assert {segment for _, segment in found} == {1, 2, 3, 4}
+    assert prepared.manifest['splits']['train']['s']['unequal'] == 2
+    chat = open_chat(prepared.tokenizer, 'chatml')
+    margins = []
+    for (row, segment), (ids, weights) in found.items():
+        if segment % 2:
+            number = int(4 * values[row, segment])
+            margins.append(number)
+            for side, (ids, weights) in (('number', found[row, segment]), ('word', found[row, segment + 1])):
+                asked = {'role': 'user', 'content': f'{number}?'}
+                answer = {'role': 'assistant', 'content': f'{side} {number}'}
+                alone = chat.render([asked, answer], weights=True)
+                assert (ids, weights) == (alone.ids, alone.weights.tolist())
+    assert sorted(margins) == list(range(6))
+
+
+def test_labelled_texts_have_the_index_of_their_class(config, tmp_path):
+    records = [{'text': f'number {i}', 'label': i % 3} for i in range(9)]
+    fields = {'seq_len': 64, 'classes': ('2', '0', '1')}
+    prepared = prepared_of(form_config(config, tmp_path, 'labelled', records, **fields))
+    found, values = segments_of(prepared)
+    texts = {place: prepared.tokenizer.decode(ids[1:]) for place, (ids, _) in found.items()}
+    assert sorted(texts.values()) == [f'number {i}' for i in range(9)]
+    assert all(values[place] == ('2', '0', '1').index(str(int(text[-1]) % 3)) for place, text in texts.items())
+    with pytest.raises(ConfigError, match=r'record 1: "label" = 0 is not in data.classes = \(.spam., .ham.\)'):
+        prepared_of(form_config(config, tmp_path, 'labelled', records, classes=('spam', 'ham')))
+    with pytest.raises(ConfigError, match='name the labels of the texts, two at least'):
+        prepared_of(form_config(config, tmp_path, 'labelled', records))
+    with pytest.raises(ConfigError, match="has no text in its field 'body' but 'text', 'label'; set data.text_field"):
+        prepared_of(form_config(config, tmp_path, 'labelled', records, text_field='body', classes=('a', 'b')))
+
+
+def test_unpaired_answers_have_those_of_others_beside_them(config, tmp_path):
+    records = [{'prompt': f'{i}?', 'completion': f'number {i}', 'label': i % 2 == 0} for i in range(4)]
+    prepared = prepared_of(form_config(config, tmp_path, 'unpaired', records, seq_len=64))
+    (own, values), (others, _) = segments_of(prepared), segments_of(prepared, 1)
+    chat = open_chat(prepared.tokenizer, 'chatml')
+    for i in range(4):
+        texts = lambda j, i=i: [
+            {'role': 'user', 'content': f'{i}?'}, {'role': 'assistant', 'content': f'number {j}'},
+        ]  # fmt: skip
+        (place,) = (place for place, (ids, _) in own.items() if ids == chat.render(texts(i)).ids)
+        assert values[place] == (i % 2 == 0)
+        assert others[place][0] == chat.render(texts((i - 1) % 4)).ids
