@@ -30,8 +30,8 @@ _BETA = {'forward': 0.0, 'reverse': 1.0}
 class Distill(Objective):
     """A divergence of the student from a teacher of the same vocabulary, per unit of weight of the targets.
 
-    The data are documents, of which every token counts, or conversations, of which that does which assistants wrote. The
-    teacher's parameters are an argument of the step that is not trained and in no checkpoint.
+    The data are documents, of which every token counts, or conversations, of which that does which assistants wrote.
+    The teacher's parameters are an argument of the step; they are neither trained nor in a checkpoint.
     """
 
     teacher: str = field('', 'run directory or Hugging Face model whose distribution is learnt')

@@ -35,6 +35,7 @@ class Kto(Objective):
     )
 
     form = 'unpaired'
+    loss_unit = 'per answer'
 
     @property
     def columns(self) -> int:

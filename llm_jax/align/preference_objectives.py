@@ -44,6 +44,7 @@ class Preference(Objective):
     )
 
     form = 'pairs'
+    loss_unit = 'per pair'
 
     def __post_init__(self) -> None:
         if self.kind == 'cdpo' and not self.smoothing:

@@ -59,6 +59,7 @@ class Reward(_Scores):
     centre: float = field(0.0, 'weight of the square of the sum of both scores, which keeps them around 0', at_least=0)
 
     form = 'pairs'
+    loss_unit = 'nats per pair'
 
     @staticmethod
     def outputs(config: Config) -> int:
@@ -96,6 +97,7 @@ class Classify(_Scores):
     """Cross-entropy of the classes `data.classes`, per text."""
 
     form = 'labelled'
+    loss_unit = 'nats per text'
 
     @staticmethod
     def outputs(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""What a stage takes over from the model that it begins with: its shape and its tokenizer, where the experiment says none.
+"""What a stage takes over from the model that it begins with: shape and tokenizer, where the experiment says none.
 
 So an experiment of post-training names a run, and what is its own. Fields of `config.model` that change the model make
 it the experiment's own; it is then compared with the one in `init_from`, not replaced.

@@ -83,6 +83,8 @@ class Objective:
     bos_id: int
     # The form of the data that the objective reads: 'documents', or a key of `data.examples.FORMS`.
     form: ClassVar[str] = 'documents'
+    # Of what the loss is a mean, for people.
+    loss_unit: ClassVar[str] = 'nats per token'
     # Whether the model that it trains writes text, of which there can be samples.
     writes_text: ClassVar[bool] = True
 

@@ -255,7 +255,7 @@ class Record:
         """The table at the end, and what to do next."""
         rows = {'status': status, 'steps': f'{step} of {self._plan.steps.total}'}
         rows['tokens'] = fmt.count(step * self._tokens_per_step)
-        rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items()}
+        rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items() if name.count('/') < 2}
         gzip = self._info['data']['gzip_bits_per_byte']
         bits = results.get('val/bits_per_byte')
         if bits and gzip:  # not of conversations
@@ -334,6 +334,7 @@ def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:
         'parameters_trained': count(plan.shapes.params),
         'parameters_embedding': count(embeddings),
         'total_steps': plan.steps.total,
+        'loss_unit': plan.objective.loss_unit,
         'data': {
             'splits': manifest['splits'],
             'vocab_size': manifest['vocab_size'],

@@ -60,7 +60,7 @@ def merge_params(trained: Any, frozen: Any) -> Any:
 
 
 def add_constants(frozen: Any, constants: dict[str, Any]) -> Any:
-    """What a step takes besides its state and rows: parameters that are not trained, and constants; None for neither."""
+    """What a step takes besides state and rows: parameters that are not trained, and constants; None for neither."""
     return frozen if not constants else {**(frozen or {}), **constants}
 
 
