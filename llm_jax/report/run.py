@@ -10,9 +10,9 @@
   run.json       command; started, finished (ISO 8601); status (running, finished,
                  stopped, failed); devices, platform, n_devices, n_processes, mesh
                  {axis: size}, versions {package: version}; parameters,
-                 parameters_embedding; total_steps; loss_unit (what the loss is a mean of); data {splits: {split: {source:
-                 {documents, bytes, tokens, rows}}}, vocab_size, bytes_per_token,
-                 gzip_bits_per_byte}
+                 parameters_embedding; total_steps; loss_unit (what the loss is a mean of);
+                 data {splits: {split: {source: {documents, bytes, tokens, rows}}},
+                 vocab_size, bytes_per_token, gzip_bits_per_byte}
 
 Any file and any field may be missing: the report then has a gap where it would be.
 """
