@@ -22,7 +22,7 @@ _OWN = (
 )  # fmt: skip
 
 
-def inherit(config: Config, run_dir: epath.Path) -> Config:
+def inherit(config: Config, run_dir: epath.PathLike) -> Config:
     """The config with the model, and for conversations and the like the tokenizer, of what the run begins with.
 
     Args:
@@ -32,17 +32,20 @@ def inherit(config: Config, run_dir: epath.Path) -> Config:
     Raises:
       ConfigError: `init_from` is no model, or has no tokenizer where one is needed.
     """
-    if not config.init_from:
+    lacks_model = not _says_a_model(config.model)
+    lacks_tokenizer = not config.data.tokenizer.path and form_of(config.data) != 'documents'
+    if not config.init_from or not (lacks_model or lacks_tokenizer):
         return config
-    has_begun = (run_dir / 'config.json').exists()
+    run_dir = epath.Path(run_dir)
+    has_begun = runs.has_begun(run_dir)
     source = run_dir if has_begun else epath.Path(hub.fetch_model(config.init_from))
     theirs = hf.read_config(source)[1] if hf.is_hf(source) else runs.read_config(source)
-    if not _says_a_model(config.model):
+    if lacks_model:
         own = {name: getattr(config.model, name) for name in _OWN}
         if config.model.max_seq_len:
             own['max_seq_len'] = config.model.max_seq_len
         config = dataclasses.replace(config, model=dataclasses.replace(theirs.model, **own))
-    if not config.data.tokenizer.path and form_of(config.data) != 'documents':
+    if lacks_tokenizer:
         place = source if hf.is_hf(source) else source / 'tokenizer'
         if has_begun:
             tokenizer = theirs.data.tokenizer
