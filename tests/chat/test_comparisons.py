@@ -33,7 +33,7 @@ def test_only_the_last_answer_is_trained_on():
     assert [m.get('weight') for m in pair.chosen] == [None, 0.0, None, None]
     assert pair.rejected[-1]['content'] == 'd e'
     assert pair.margin == 0.5
-    other = read_comparison({'chosen': dialogue, 'rejected': dialogue.replace('a', 'x')}, 'here')
+    other = read_comparison({'chosen': dialogue, 'rejected': dialogue.replace(': a', ': x')}, 'here')
     assert not other.share_prompt
 
 
