@@ -47,6 +47,12 @@ class Preference(Objective):
     loss_unit = 'per pair'
 
     def __post_init__(self) -> None:
+        if self.kind == 'kto':
+            raise ConfigError(
+                "train.objective_options.kind = 'kto' is no loss of pairs but of single answers: set train.objective = "
+                "'kto', and sources of unpaired:PLACE"
+            )
+        resolve_part('train.objective_options.kind', self.kind, PAIR_LOSSES)
         if self.kind == 'cdpo' and not self.smoothing:
             raise ConfigError(
                 'train.objective_options.smoothing = 0, with which cdpo is dpo; set the share of labels that are '

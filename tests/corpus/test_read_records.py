@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -26,7 +27,7 @@ class Records(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         message = {'role': tfds.features.Text(), 'content': tfds.features.Text()}
-        features = tfds.features.FeaturesDict({'messages': tfds.features.Sequence(message), 'score': int})
+        features = tfds.features.FeaturesDict({'messages': tfds.features.Sequence(message), 'score': np.int64})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
