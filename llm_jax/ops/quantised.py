@@ -1,6 +1,6 @@
 """Weights as decoding reads them: their layout, in few bits or in float32, and the one place that multiplies by them.
 
-A weight is stored as [outputs, inputs], the order in which every backend reads a narrow one fastest, and a CPU a wide one:
+A weight is stored as [outputs, inputs], in which every backend reads a narrow one fastest, and a CPU a wide one too:
 
   'int8'  int8 in -127 ... 127, a float32 scale for each output;
   'int4'  two numbers in a byte, and a float32 scale for each group of 32 inputs, after zeros up to a whole group. Byte
