@@ -141,6 +141,7 @@ def fill(directory):
         'web/a.jsonl.zst': zst(text), 'web.jsonl.gz': gz(text), 'labelled.jsonl.gz': gz(labelled),
         'pages.jsonl.gz': gz(labelled), 'wiki/a.zst': zst(text), 'crawl/a.zst': zst(text), 'quality.safetensors': b'',
         'wikitext2/test.txt.gz': gz(_TEXT.encode()), 'test.txt.gz': gz(_TEXT.encode()), 'FILE.jsonl': text,
+        'PAIRS.jsonl': text,
         'FILE.jsonl.gz': gz(text), 'tinystories/valid.jsonl.gz': gz(text), 'valid.jsonl.gz': gz(text),
         '.venv/lib/python3.13/site-packages/flax/linen/a.py': b'x = 1\n', 'DIR/web/wcxb_dev.jsonl.zst': zst(page),
         'DIR/wikipedia/a.jsonl.zst': zst(text), 'stories/train1.jsonl.gz': gz(text),

@@ -37,18 +37,15 @@ class Service:
       context: tokens that a prompt and its answer have room for.
     """
 
-    def __init__(
-        self, name: str, tokenizer: Tokenizer, context: int, chat: chat_lib.Chat | None, no_chat: str = ''
-    ) -> None:
+    def __init__(self, name: str, tokenizer: Tokenizer, context: int, chat: chat_lib.Chat) -> None:
         """Args:
         name: by which clients ask for the model.
         tokenizer: of the model.
         context: of the engine.
-        chat: None where the tokenizer has no template.
-        no_chat: why there is none.
+        chat: renders conversations.
         """
         self.name, self.context = name, context
-        self._tokenizer, self._chat, self._no_chat = tokenizer, chat, no_chat
+        self._tokenizer, self._chat = tokenizer, chat
 
     @functools.cached_property
     def _grammars(self) -> Grammars:
@@ -57,7 +54,7 @@ class Service:
     def open_chat(self, asked: ChatCompletion) -> Work:
         """Raises: ApiError: messages, tools or a schema that cannot be used, or a prompt past the context."""
         prompt = self._render(asked.messages, asked.tools, asked.variables)
-        chat = self._need_chat()
+        chat = self._chat
         stop_ids = chat.stop_ids
         grammar, tool_form, watch = self._compile(asked.schema), '', StopText
         if asked.tools:
@@ -101,13 +98,7 @@ class Service:
             raise ApiError(400, 'prompt must be text', 'prompt')
         return {'tokens': tokens, 'count': len(tokens), 'max_model_len': self.context}
 
-    def _need_chat(self) -> chat_lib.Chat:
-        if self._chat is None:
-            raise ApiError(400, f'{self.name} cannot chat: {self._no_chat}', 'messages')
-        return self._chat
-
     def _render(self, messages: Any, tools: Any, variables: dict[str, Any]) -> list[int]:
-        chat = self._need_chat()
         reserved = {
             'messages',
             'tools',
@@ -122,7 +113,7 @@ class Service:
             raise ApiError(400, f'chat_template_kwargs.{taken[0]} is not for clients to set', 'chat_template_kwargs')
         try:
             checked = chat_lib.parse_arguments(chat_lib.check(messages))
-            return chat.render(checked, tools=tools, add_generation_prompt=True, **variables).ids
+            return self._chat.render(checked, tools=tools, add_generation_prompt=True, **variables).ids
         except ConfigError as error:
             raise ApiError(400, str(error), 'tools' if str(error).startswith('tools') else 'messages') from None
 
