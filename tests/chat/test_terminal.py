@@ -18,7 +18,7 @@ import talker
 from llm_jax import chat
 from llm_jax.chat.console import Console, Turn
 from llm_jax.chat.formats import FORMATS
-from llm_jax.chat.terminal import Terminal, describe, open_any_chat
+from llm_jax.chat.terminal import Terminal, describe
 from llm_jax.config.schema import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -192,8 +192,8 @@ def test_tools_of_a_conversation_that_is_loaded(tmp_path):
 
 
 def test_a_plain_transcript_is_without_the_space_between_speaker_and_text():
-    plain, note = open_any_chat(byte_tokenizer(['<s>'], bos_token='<s>'))
-    assert note.startswith('the model has no chat template') and plain.stop_texts
+    plain, note = chat.open_any_chat(byte_tokenizer(['<s>'], bos_token='<s>'))
+    assert note.startswith('has no chat template') and plain.stop_texts
     console, responder = converse(['a', 'b'], [[' ', ' x', ' y', '\n\n'], ['z']], chat=plain)
     assert console.out == 'x y\n\n|z|'
     text = 'User: a\n\nAssistant: x y\n\nUser: b\n\nAssistant:'
@@ -202,10 +202,10 @@ def test_a_plain_transcript_is_without_the_space_between_speaker_and_text():
 
 def test_a_template_that_is_there_or_asked_for_is_taken():
     marked = byte_tokenizer(['<s>', *FORMATS['llm_jax'].marks], bos_token='<s>')
-    assert open_any_chat(marked.with_chat_templates({'default': FORMATS['llm_jax'].source}))[1] == ''
-    assert open_any_chat(marked, 'llm_jax')[0].tool_form == 'hermes'
+    assert chat.open_any_chat(marked.with_chat_templates({'default': FORMATS['llm_jax'].source}))[1] == ''
+    assert chat.open_any_chat(marked, 'llm_jax')[0].tool_form == 'hermes'
     with pytest.raises(chat.ChatError, match='chatml'):
-        open_any_chat(marked, 'chatlm')
+        chat.open_any_chat(marked, 'chatlm')
 
 
 @pytest.mark.parametrize(
