@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from llm_jax.config.schema import ConfigError
@@ -157,7 +158,7 @@ class Engine:
         return rows
 
     def warm_up(self) -> None:
-        """Compiles every program, so that no request has to wait for one."""
+        """Compiles every program and runs it once, so that no request has to wait for one."""
         plan, none = self._schedule, schedule.Enter({})
         works: list[schedule.Work] = [none]
         if self._pool:
@@ -168,6 +169,7 @@ class Engine:
         for work in works:
             self._send(work)
         self._sent.clear()
+        jax.block_until_ready((self._slots, self._pool))
 
     def _send(self, work: schedule.Work) -> None:
         """Sends a program to the device without waiting for it."""
