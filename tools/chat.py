@@ -21,8 +21,9 @@ def main(argv: list[str]) -> None:
     parser.add_decoding()
     args = parser.parse(argv)
 
+    from llm_jax.chat import open_any_chat
     from llm_jax.chat.console import Console
-    from llm_jax.chat.terminal import Terminal, open_any_chat
+    from llm_jax.chat.terminal import Terminal
     from llm_jax.generate.respond import Responder  # imports JAX: a mistake in the arguments comes first, and at once
     from llm_jax.generate.settings import Sampler
     from llm_jax.runs import load
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f'{args.run_dir} has no tokenizer; give one to convert with --tokenizer')
     chat, note = open_any_chat(loaded.tokenizer, args.template)
     if note:
-        console.note(note)
+        console.note(f'{args.run_dir} {note}')
     responder = Responder(
         loaded.model, loaded.params, loaded.tokenizer, stop_ids=chat.stop_ids, stops=[*args.stop, *chat.stop_texts],
         context=args.context or min(CONTEXT, loaded.model.config.max_seq_len), sampler=sampler, seed=args.seed,

@@ -6,10 +6,9 @@ from typing import Any, Protocol
 from llm_jax.chat import commands
 from llm_jax.chat.commands import Then
 from llm_jax.chat.console import Console, Interrupts, Turn
-from llm_jax.chat.render import Chat, open_chat
+from llm_jax.chat.render import Chat
 from llm_jax.chat.session import Session
 from llm_jax.config.schema import ConfigError
-from llm_jax.tokenizer import Tokenizer
 
 
 class Answer(Protocol):
@@ -34,18 +33,6 @@ class Responder(commands.Settings, Protocol):
     reserve: int
 
     def answer(self, prompt: Sequence[int]) -> Answer: ...
-
-
-def open_any_chat(tokenizer: Tokenizer, template: str = '') -> tuple[Chat, str]:
-    """Returns the chat of a tokenizer, a plain transcript where it has no template, and a line that says so.
-
-    Raises:
-      ChatError: as `open_chat`.
-    """
-    if template or tokenizer.chat_templates:
-        return open_chat(tokenizer, template), ''
-    note = 'the model has no chat template: it continues a plain transcript of User and Assistant, as base models can'
-    return open_chat(tokenizer, 'plain'), note
 
 
 class Terminal:

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import io
 import json
@@ -19,7 +18,7 @@ import talker
 from llm_jax import chat
 from llm_jax.chat.console import Console, Turn
 from llm_jax.chat.formats import FORMATS
-from llm_jax.chat.terminal import Terminal, describe, open_any_chat
+from llm_jax.chat.terminal import Terminal, describe
 from llm_jax.config.schema import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -193,8 +192,8 @@ def test_tools_of_a_conversation_that_is_loaded(tmp_path):
 
 
 def test_a_plain_transcript_is_without_the_space_between_speaker_and_text():
-    plain, note = open_any_chat(byte_tokenizer(['<s>'], bos_token='<s>'))
-    assert note.startswith('the model has no chat template') and plain.stop_texts
+    plain, note = chat.open_any_chat(byte_tokenizer(['<s>'], bos_token='<s>'))
+    assert note.startswith('has no chat template') and plain.stop_texts
     console, responder = converse(['a', 'b'], [[' ', ' x', ' y', '\n\n'], ['z']], chat=plain)
     assert console.out == 'x y\n\n|z|'
     text = 'User: a\n\nAssistant: x y\n\nUser: b\n\nAssistant:'
@@ -203,10 +202,10 @@ def test_a_plain_transcript_is_without_the_space_between_speaker_and_text():
 
 def test_a_template_that_is_there_or_asked_for_is_taken():
     marked = byte_tokenizer(['<s>', *FORMATS['llm_jax'].marks], bos_token='<s>')
-    assert open_any_chat(marked.with_chat_templates({'default': FORMATS['llm_jax'].source}))[1] == ''
-    assert open_any_chat(marked, 'llm_jax')[0].tool_form == 'hermes'
+    assert chat.open_any_chat(marked.with_chat_templates({'default': FORMATS['llm_jax'].source}))[1] == ''
+    assert chat.open_any_chat(marked, 'llm_jax')[0].tool_form == 'hermes'
     with pytest.raises(chat.ChatError, match='chatml'):
-        open_any_chat(marked, 'chatlm')
+        chat.open_any_chat(marked, 'chatlm')
 
 
 @pytest.mark.parametrize(
@@ -254,15 +253,17 @@ class Typed:
 
     def __init__(self, command):
         self.shown = ''
-        pid, self._fd = pty.fork()
-        if pid == 0:
-            os.execvpe(command[0], command, os.environ | {'TERM': 'dumb', 'NO_COLOR': '1'})
-        self._pid = pid
+        self._fd, tty = pty.openpty()
+        # The first terminal that a session opens is its own, which Ctrl-C reaches it through.
+        opened = ['sh', '-c', 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(tty), *command]
+        environment = os.environ | {'TERM': 'dumb', 'NO_COLOR': '1'}
+        self._program = subprocess.Popen(opened, env=environment, start_new_session=True)
+        os.close(tty)
 
-    def wait_for(self, pattern, seconds=120.0):
+    def wait_for(self, pattern, seconds=600.0):
         """Reads until a pattern is shown after what was waited for before; returns the text up to its end."""
         end = time.monotonic() + seconds
-        while (found := re.search(pattern, self.shown)) is None:
+        while (found := re.search(pattern, self.shown, re.DOTALL)) is None:
             assert time.monotonic() < end, f'{pattern!r} does not come: {self.shown!r}'
             if select.select([self._fd], [], [], 1.0)[0]:
                 self.shown += os.read(self._fd, 4096).decode(errors='replace')
@@ -274,20 +275,21 @@ class Typed:
 
     def end(self):
         """Returns the exit status."""
-        with contextlib.suppress(OSError):  # the terminal is gone with the program
-            while os.read(self._fd, 4096):
-                pass
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        try:
+            return self._program.wait(60)
+        finally:
+            self._program.kill()
+            os.close(self._fd)
 
 
 def test_ctrl_c_on_a_terminal_stops_an_answer_and_keeps_the_conversation(run_dir, tmp_path):
     typed = Typed(command(run_dir, '--temperature', '0'))
-    typed.wait_for(r'/help lists commands.*\n> ')
+    typed.wait_for('/help lists commands.*> ')
     typed.type('Hi 🙂\n')
     for _ in range(9):  # an answer may be over before Ctrl-C comes
-        typed.wait_for('\n.')  # its beginning
+        typed.wait_for('\n[^\r\n]')  # its beginning
         typed.type('\x03')
-        if 'stopped]' in typed.wait_for(r'\[\d+ tokens[^\]]*\][^>]*> '):
+        if 'stopped]' in typed.wait_for(r'\[\d+ tokens[^\]]*\]\s*> '):
             break
         typed.type('/regen\n')
     else:

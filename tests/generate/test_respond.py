@@ -18,10 +18,18 @@ def make(**options):
 
 
 @pytest.fixture(scope='module')
-def responder():
-    """Its programs are there."""
+def warm():
     one = make()
     one.warm_up()
+    return one, dict(one.settings)
+
+
+@pytest.fixture
+def responder(warm):
+    """Its programs are there, and its settings are those of `make`."""
+    one, settings = warm
+    for name, value in settings.items():
+        one.change(name, str(value))
     return one
 
 
@@ -32,6 +40,24 @@ def answer(responder, prompt=PROMPT):
 def expected(**options):
     (row,) = generate(*talker.model(), [PROMPT], max_new_tokens=20, **options)
     return TOKENIZER.decode(row, continues=True)
+
+
+def test_no_answer_compiles(responder):
+    """First of all tests, so that no other answer has compiled for it."""
+    compiled = []
+    listen = lambda name, *args, **kwargs: compiled.append(name) if 'backend_compile' in name else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for n, (name, value) in zip(range(1, 200, 23), [*responder.settings.items()], strict=False):
+            responder.change(name, str(value))
+            responder.change('temperature', str(n / 100))
+            answer(responder, (PROMPT * 20)[:n])
+        stopped = responder.answer(PROMPT)
+        stopped.stop()
+        list(stopped)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
 
 
 def test_text_is_that_of_the_engine_whatever_its_pieces(responder):
@@ -55,7 +81,7 @@ def test_answers_are_drawn_by_their_number(responder):
 
 def test_a_second_turn_prefills_only_what_is_new(responder):
     responder.change('temperature', '0')
-    long = (PROMPT * 9)[:130]
+    long = (PROMPT[::-1] * 9)[:130]
     first = responder.answer(long)
     text = ''.join(first)
     history = [*long, *TOKENIZER.encode(text)]
@@ -66,7 +92,6 @@ def test_a_second_turn_prefills_only_what_is_new(responder):
     third = responder.answer([*history, *PROMPT, *PROMPT, *PROMPT])
     list(third)
     assert third.n_reused == (len(history) + len(PROMPT)) // PAGE * PAGE
-    responder.change('temperature', '1')
 
 
 def test_stopping_keeps_the_text_so_far(responder):
@@ -93,24 +118,6 @@ def test_stop_strings_and_ids_end_an_answer(responder):
     assert one.n_tokens == row.index(row[6]) and not one.is_cut
     with pytest.raises(ConfigError, match='would end every text'):
         make(stops=[''])
-
-
-def test_no_answer_compiles(responder):
-    compiled = []
-    listen = lambda name, *args, **kwargs: compiled.append(name) if 'backend_compile' in name else None
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        for n, (name, value) in zip(range(1, 200, 23), [*responder.settings.items()], strict=False):
-            responder.change(name, str(value))
-            responder.change('temperature', str(n / 100))
-            answer(responder, (PROMPT * 20)[:n])
-        stopped = responder.answer(PROMPT)
-        stopped.stop()
-        list(stopped)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert not compiled
-    responder.change('temperature', '1')
 
 
 def test_settings_are_checked_as_the_sampler_does(responder):
