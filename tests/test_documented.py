@@ -44,6 +44,7 @@ UNTIL = {
     'bench_plan': ('subprocess:run', ':worked'),
     'bench_serve': (':measure',),
     'bench_train': (':measure', ':start_peers'),
+    'chat': ('llm_jax.generate.respond:Responder',),
     'compare_data': ('llm_jax.lab.compare_data:compare',),
     'convert': tuple(f'llm_jax.interop.convert:{name}' for name in ('from_hf', 'to_hf', 'quantise_run')),
     'coord_check': ('llm_jax.data.prepare:prepare',),
