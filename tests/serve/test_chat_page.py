@@ -129,8 +129,10 @@ def test_an_answer_appears_in_steps_and_stops(open_page, scripted):
     page = open_page()
     say(page, 'long')
     body, lengths = page.locator('.assistant .body'), set()
+    end = time.monotonic() + 20
     while len(lengths) < 4:
         lengths.add(len(body.inner_text()))
+        assert time.monotonic() < end, lengths
         page.wait_for_timeout(30)
     assert page.locator('#log').get_attribute('aria-busy') == 'true'
     page.click('#send')
@@ -310,6 +312,8 @@ def test_a_phone(open_page):
         say(page, said)
         wait(page)
         assert page.evaluate(widths) <= 360
+    code = page.locator('.code pre').first  # it scrolls within itself
+    assert code.evaluate('one => { one.scrollLeft = 50; return one.scrollLeft; }') == 50
     page.locator('.user .edit').last.click()
     assert page.evaluate(widths) <= 360
     page.keyboard.press('Escape')
