@@ -187,6 +187,12 @@ def read_config(run_dir: epath.Path) -> Config:
         raise ConfigError(f'{file}: {error}') from error
 
 
+def has_begun(run_dir: epath.Path) -> bool:
+    """Whether a run directory holds a checkpoint, of the config that is there."""
+    kept = run_dir / 'checkpoints'
+    return (run_dir / 'config.json').exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir())
+
+
 def check_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:
     """Refuses to turn a run into another; arguments as of `write_config`.
 
@@ -194,8 +200,7 @@ def check_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
       ConfigError: the directory's checkpoints belong to another model or other rows, with the difference.
     """
     file = run_dir / 'config.json'
-    kept = run_dir / 'checkpoints'
-    if file.exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir()):
+    if has_begun(run_dir):
         pair = moved.rename_fields(_read_values(file)), _values(config, experiment)
         old, new = (_flat(json.loads(json.dumps(values))) for values in pair)
         # Fields that the version of the old run did not have had their default.

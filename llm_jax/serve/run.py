@@ -50,10 +50,9 @@ def make_server(
             f'a server answers from one host, and this job has {jax.process_count()}; write the model with convert '
             '--to hf:DIR, and serve that with vLLM or SGLang-JAX (docs/serving.md)'
         )
-    if not template and not loaded.tokenizer.chat_templates:
-        template = 'plain'
-        print(f'{name} has no chat template: conversations are a plain transcript, as base models can', file=sys.stderr)
-    chat = chat_lib.open_chat(loaded.tokenizer, template)
+    chat, note = chat_lib.open_any_chat(loaded.tokenizer, template)
+    if note:
+        print(name, note, file=sys.stderr)
     context = loaded.model.config.max_seq_len if context is None else context
     around = contextlib.nullcontext if loaded.mesh is None else functools.partial(jax.set_mesh, loaded.mesh)
     with around():

@@ -1,6 +1,6 @@
 """A served model: requests of the protocol become rows of the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import secrets
@@ -12,6 +12,7 @@ from llm_jax.generate.constrain import Grammar, Grammars
 from llm_jax.generate.requests import Request
 from llm_jax.generate.stops import StopText
 from llm_jax.serve.answers import Answer, ChatAnswer
+from llm_jax.serve.calls import OneCall, compile_calls
 from llm_jax.serve.errors import ApiError
 from llm_jax.serve.protocol import ChatCompletion, Completion, Options
 from llm_jax.tokenizer import StreamDecoder, Tokenizer
@@ -55,10 +56,16 @@ class Service:
         prompt = self._render(asked.messages, asked.tools, asked.variables)
         chat = self._chat
         stop_ids = chat.stop_ids
-        grammar = self._compile(asked.schema)
-        tool_form = chat.tool_form if asked.tools else ''
-        answer = lambda n_prompts: ChatAnswer(*self._answer(asked.options, n_prompts), tool_form=tool_form)
-        return self._open(asked.options, [prompt], answer, stop_ids, grammar, [True], chat.stop_texts)
+        grammar, tool_form, watch = self._compile(asked.schema), '', StopText
+        if asked.tools:
+            tool_form = chat.tool_form
+            grammar = compile_calls(self._grammars, asked.tools, asked.tool_choice, tool_form) or grammar
+            if not asked.tool_choice.is_parallel:
+                watch = functools.partial(OneCall, form=tool_form)
+        answer = lambda n_prompts: ChatAnswer(
+            *self._answer(asked.options, n_prompts), tool_form=tool_form, is_parallel=asked.tool_choice.is_parallel
+        )
+        return self._open(asked.options, [prompt], answer, stop_ids, grammar, [True], chat.stop_texts, watch)
 
     def open_completion(self, asked: Completion) -> Work:
         """Raises: ApiError: a prompt past the context, or with unknown ids."""
@@ -133,6 +140,7 @@ class Service:
         grammar: Grammar | None,
         continues: Sequence[bool],
         stop_texts: Sequence[str],
+        watch: Callable[[StreamDecoder, Sequence[str]], StopText] = StopText,
     ) -> Work:
         if options.model not in ('', self.name):
             raise ApiError(
@@ -157,7 +165,7 @@ class Service:
                 Request(
                     prompt, options.max_tokens, options.sampler, seed, choice, stop_ids, options.logprobs or 0,
                     grammar.start(continues=after, stop_ids=stop_ids) if grammar else None,
-                    StopText(StreamDecoder(self._tokenizer, continues=after), [*options.stop, *stop_texts]),
+                    watch(StreamDecoder(self._tokenizer, continues=after), [*options.stop, *stop_texts]),
                 )
                 for prompt, after in zip(prompts, continues, strict=True)
                 for choice in range(options.n)

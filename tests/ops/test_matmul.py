@@ -83,8 +83,9 @@ def test_same_step_on_a_mesh(kind):
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
             results.append(jax.device_get((metrics, new.params)))
     for (metrics, params), (metrics_1, params_1) in zip(results[1:], results[:1] * 4, strict=True):
-        # A rounding error of float32 may take an entry over the border between two of float8.
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3), metrics, metrics_1)
+        # A rounding error of float32 may take an entry over the border between two of float8; the norm of the gradients
+        # then differs by up to .5 % between one kind of CPU and another.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), metrics, metrics_1)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, params_1)
 
 

@@ -105,7 +105,7 @@ def listen(server):
 
 @pytest.fixture(scope='session')
 def make_live(chat, make_engine):
-    def make(limits, *, api_key='', engine=None):
+    def make(limits, *, api_key='', engine=None, chat=chat):
         engine = engine or make_engine()
         return listen(Server(Service('tiny', chat.tokenizer, engine.context, chat), engine, limits, api_key))
 
