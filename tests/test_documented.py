@@ -128,7 +128,8 @@ def whole(name, arguments):
 
 def fill(directory):
     """Files of the names that documents use, small."""
-    shutil.copytree(directory / 'runs/NAME', directory / 'runs/X')
+    for name in ('X', 'SMALLER'):
+        shutil.copytree(directory / 'runs/NAME', directory / 'runs' / name)
     (directory / 'experiments/X.py').symlink_to(ROOT / 'experiments/quickstart.py')
     (directory / 'X.py').symlink_to(ROOT / 'experiments/data/stdlib.py')
     lines = lambda *rows: ''.join(json.dumps(row) + '\n' for row in rows).encode()
