@@ -99,9 +99,10 @@ def test_a_mistake_is_one_error(run_dir, arguments, message):
 
 
 def test_several_hosts_are_refused(run_dir, monkeypatch):
+    loaded = runs.load(run_dir)
     monkeypatch.setattr(jax, 'process_count', lambda: 4)
     with pytest.raises(ConfigError, match='answers from one host, and this job has 4; write the model with convert'):
-        make_server(runs.load(run_dir), 'small', Limits(slots=1))
+        make_server(loaded, 'small', Limits(slots=1))
 
 
 def test_a_port_is_taken_before_a_model_is_loaded():
