@@ -25,9 +25,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     parser.add_argument('--json', type=pathlib.Path, help='a file to write the figures to as well')
     parser.add_argument('--tasks', default='', help='benchmarks by name, separated by commas')
-    parser.add_argument('--data', type=pathlib.Path, help='the directory with the files of the benchmarks')
+    parser.add_argument(
+        '--data', action='append', default=[], metavar='DIR', help='files of the benchmarks: DIR or hf:OWNER/NAME'
+    )
     parser.add_argument('--limit', type=cli.at_least(0), default=0, help='first items of each task; 0 takes all (0)')
-    parser.add_argument('--shots', type=cli.at_least(0), default=0, help='examples before each question (0)')
+    parser.add_argument('--shots', type=cli.at_least(0), help="examples before each question; default the task's own")
+    parser.add_argument(
+        '--samples', type=cli.at_least(1), default=1, help='texts of each prompt, for pass@k, maj@k (1)'
+    )
+    parser.add_argument('--temperature', type=float, help='of the draws; default 0 for one sample, else 0.8')
+    parser.add_argument('--max_new_tokens', type=cli.at_least(1), help="of a text; default the task's own")
+    parser.add_argument('--seed', type=cli.at_least(0), default=0, help='the same seed draws the same texts (0)')
     parser.add_argument(
         '--rolling', action='append', default=[], metavar='NAME=SOURCE', help='as --text, each document by itself'
     )
@@ -38,19 +46,19 @@ def main(argv: list[str]) -> None:
     tasks = [name for name in args.tasks.split(',') if name]
     if not tasks and not specs and not rolling:
         raise ConfigError('nothing to evaluate: give --tasks with --data, or --text or --rolling NAME=SOURCE')
-    if tasks and args.data is None:
+    if tasks and not args.data:
         raise ConfigError(f'--tasks {args.tasks} needs --data DIR, the directory with the files of the benchmarks')
     out = args.out or pathlib.Path(args.run_dir) / 'evals'
     if tasks and not args.out and not pathlib.Path(args.run_dir).is_dir():
         raise ConfigError(f'--tasks: {args.run_dir} is no directory here that could keep results; give --out DIR')
 
     from llm_jax.evals import texts  # imports JAX: a mistake in the arguments comes first, and at once
-    from llm_jax.evals.run import Evaluation
+    from llm_jax.evals.run import Evaluation, Options
+    from llm_jax.evals.sources import Sources
     from llm_jax.evals.tasks import find_task
     from llm_jax.runs import load
 
-    for name in tasks:
-        find_task(name)
+    chosen = {name: find_task(name) for name in tasks}
     read = texts.read_texts(specs, args.max_bytes)
     documents = texts.read_texts(rolling, args.max_bytes)
     loaded = load(args.run_dir, args.step, max_seq_len=args.seq_len or None)
@@ -64,7 +72,8 @@ def main(argv: list[str]) -> None:
         ]
         header = ['text', 'bits per byte', 'perplexity of a token', 'bytes', 'tokens', 'documents']
         cli.print_table(title, [header, *rows])
-    evaluation = Evaluation(loaded, args.data, limit=args.limit, shots=args.shots) if tasks or documents else None
+    options = Options(args.limit, args.shots, args.samples, args.temperature, args.max_new_tokens, args.seed)
+    evaluation = Evaluation(loaded, Sources(args.data), options) if tasks or documents else None
     for name, some in documents.items():
         size = sum(len(text.encode()) for text in some)
         bits = -sum(evaluation.roll(some)) / math.log(2) / size
@@ -72,8 +81,8 @@ def main(argv: list[str]) -> None:
         print(f'{name}: {bits:.4f} bits per byte over {len(some):,} documents, each by itself')
     if tasks:
         table = [['task', 'metric', 'score', 'stderr', '95 %', 'chance', 'items', 'cut']]
-        for name in tasks:
-            results = report[name] = evaluation.run(name, out)
+        for name, task in chosen.items():
+            results = report[name] = evaluation.run(task, out)
             for metric in results['main']:
                 table.append(_row(name, metric, results))
         cli.print_table(title, table)

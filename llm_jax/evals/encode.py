@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.tokenizer import Tokenizer
@@ -90,3 +91,50 @@ def rolling_windows(tokens: Sequence[int], *, bos_id: int, max_seq_len: int) -> 
             windows.append((tokens[max(end - max_seq_len - 1, 0) : end], count))
         done += count
     return windows
+
+
+def encode_alike(
+    tokenizer: Tokenizer, requests: Sequence[tuple[str, str]], *, from_end: bool, max_seq_len: int
+) -> list[Encoded]:
+    """Encodes the prompts of an item whole, and cuts them where their tokens begin to differ, as DCLM CORE does.
+
+    Every prompt begins with BOS. A single prompt is cut after the tokens of its context without the spaces at its end.
+    What is too long is cut on the left to the tokens that the model reads.
+
+    Args:
+      tokenizer: of the model.
+      requests: (context, continuation) of each prompt.
+      from_end: True scores the tokens that all prompts end with, False what follows those that all begin with.
+      max_seq_len: tokens that the model reads at once.
+
+    Raises:
+      ConfigError: a prompt without a scored token, or with more than the model reads.
+    """
+    rows = [[tokenizer.bos_id, *tokenizer.encode(context + ending)] for context, ending in requests]
+    spans = False
+    if len(rows) == 1:
+        given = [tokenizer.bos_id, *tokenizer.encode(requests[0][0].strip())]
+        n_given = _count_alike([given, rows[0]])
+        spans = n_given < len(given)
+        starts = [n_given]
+    elif from_end:
+        n_scored = _count_alike([row[::-1] for row in rows])
+        starts = [len(row) - n_scored for row in rows]
+    else:
+        starts = [_count_alike(rows)] * len(rows)
+    out = []
+    for row, start, (_, ending) in zip(rows, starts, requests, strict=True):
+        if not 0 < len(row) - start < min(len(row), max_seq_len):
+            raise ConfigError(
+                f'the continuation {ending[:60]!r} has {len(row) - start} tokens of its own; it needs from 1 to '
+                f'{max_seq_len - 1}: leave the item out, or take a model with a longer context'
+            )
+        kept = tuple(row[-max_seq_len:])
+        out.append(Encoded(tuple(row[:start]), tuple(row[start:]), kept, len(kept) < len(row), spans))
+    return out
+
+
+def _count_alike(rows: Sequence[Sequence[int]]) -> int:
+    """Returns how many tokens all rows begin with."""
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return sum(1 for _ in alike)
