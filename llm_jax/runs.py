@@ -9,12 +9,14 @@ runs/<name>/config.json      the resolved config
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 from typing import Any
 
 from etils import epath
 import jax
+from jax.sharding import Mesh
 
 from llm_jax import config as config_lib
 from llm_jax import hub
@@ -66,17 +68,19 @@ class Loaded:
     step: int
 
 
-def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | None = None) -> Loaded:
+def load(
+    path: str | epath.Path, step: int | None = None, *, max_seq_len: int | None = None, mesh: Mesh | None = None
+) -> Loaded:
     """Reads a run directory, or one of Hugging Face: model, parameters, tokenizer and config.
 
-    Parameters come from the averaged ones (EMA) where the run kept them, and go to the
-    default device.
+    Parameters come from the averaged ones (EMA) where the run kept them.
 
     Args:
       path: a run directory, such as 'runs/quickstart', one with a config.json of Hugging Face and
         safetensors, or a model of the Hub, 'hf:OWNER/NAME' or 'hf:OWNER/NAME@REVISION'.
       step: which checkpoint of a run; None takes the newest.
       max_seq_len: the context to use the model at; None takes that of its config.
+      mesh: that parameters are laid out on; None means the default device.
 
     Raises:
       ConfigError: not such a directory, no (such) checkpoint in it, a model that is not
@@ -84,7 +88,7 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
     """
     path = hub.fetch_model(path)
     if hf.is_hf(path):
-        return _load_hf(path, step, max_seq_len)
+        return _load_hf(path, step, max_seq_len, mesh)
     run_dir = epath.Path(path)
     config = read_config(run_dir)
     has_tokenizer = (run_dir / 'tokenizer').exists()  # weights from elsewhere may have come without
@@ -96,19 +100,20 @@ def load(path: str | epath.Path, step: int | None = None, *, max_seq_len: int | 
         model = Transformer(hf.with_context(model.config, max_seq_len))
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     step = pick_step(checkpoints, run_dir, step)
-    shapes = param_shapes(model)
-    if kind := config.model.quantised:
-        shapes = jax.eval_shape(lambda params: quantise_params(params, weights_of(model), kind), shapes)
-    item = 'ema' if checkpoints.has(step, 'ema') else 'params'
-    params = checkpoints.restore(step, {item: shapes}, mesh=None)[item]
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        shapes = param_shapes(model)
+        if kind := config.model.quantised:
+            shapes = jax.eval_shape(lambda params: quantise_params(params, weights_of(model), kind), shapes)
+        item = 'ema' if checkpoints.has(step, 'ema') else 'params'
+        params = checkpoints.restore(step, {item: shapes}, mesh=mesh)[item]
     return Loaded(model, params, tokenizer, config, step)
 
 
-def _load_hf(path: str | epath.Path, step: int | None, max_seq_len: int | None) -> Loaded:
+def _load_hf(path: str | epath.Path, step: int | None, max_seq_len: int | None, mesh: Mesh | None) -> Loaded:
     if step is not None:
         raise ConfigError(f'{path} is no run directory and has no step {step}')
     family, config = hf.read_config(path, max_seq_len)
-    params = hf.load_params(path, family, config.model)
+    params = hf.load_params(path, family, config.model, mesh)
     tokenizer = find(path)
     tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
     return Loaded(Transformer(config.model), params, tokenizer, config, 0)

@@ -25,7 +25,7 @@ from llm_jax import runs
 from llm_jax.evals import encode
 from llm_jax.evals.generate import Ask, Generator
 from llm_jax.evals.run import Evaluation, begins_with_bos
-from llm_jax.evals.score import Scorer
+from llm_jax.evals.score import Scorer, score_all
 from llm_jax.evals.sources import Sources
 from llm_jax.generate.settings import Sampler
 
@@ -62,13 +62,12 @@ class Model(LM):
         """(log-likelihood, whether each token is the likeliest) of each (context, continuation)."""
         options = {'bos': self._bos, 'max_seq_len': self._scorer.max_seq_len}
         encoded = [encode.encode_pair(self._tokenizer, *request.args, **options) for request in requests]
-        rows = [(one.tokens, len(one.continuation)) for one in encoded]
         # Requests of one context are one item, which the model reads once where it can.
         names: dict[tuple[int, ...], str] = {}
         for one in encoded:
             names.setdefault(one.context, f'request {len(names)}')
-        answers = self._scorer.score(rows, [names[one.context] for one in encoded])
-        return [(answer.log_likelihood, answer.is_greedy) for answer in answers]
+        answers = score_all(self._scorer, [[one] for one in encoded], [names[one.context] for one in encoded])
+        return [(answer.log_likelihood, answer.is_greedy) for [answer] in answers]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each text, every token once."""

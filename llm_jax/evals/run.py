@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.evals import encode, metrics, prompts, results
 from llm_jax.evals.anchors import ANCHORS
 from llm_jax.evals.generate import DRAWN, GREEDY, Ask, Generator
-from llm_jax.evals.score import Scorer
+from llm_jax.evals.score import Scorer, score_all
 from llm_jax.evals.sources import Sources
 from llm_jax.evals.tasks import Group, Item, Task
 from llm_jax.evals.tasks.task import grade_item
@@ -39,6 +45,14 @@ class Options:
     max_new_tokens: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f'--samples {self.samples} at --temperature 0 are all the same; give a temperature above 0'
+            )
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f'--seed {self.seed} must be from 0 to 2^32 - 1')
+
 
 def begins_with_bos(loaded: Loaded) -> bool:
     """Whether the model reads BOS before a text: always if it was trained here, else as its tokenizer's files say.
@@ -52,7 +66,12 @@ def begins_with_bos(loaded: Loaded) -> bool:
 
 
 class Evaluation:
-    """Judges one model by tasks; programs that are compiled once serve all of them."""
+    """Judges one model by tasks; programs that are compiled once serve all of them.
+
+    Attributes:
+      options: how tasks are run.
+      writes: whether this process writes files: the first of a job.
+    """
 
     def __init__(self, loaded: Loaded, sources: Sources, options: Options | None = None) -> None:
         """Args:
@@ -64,14 +83,16 @@ class Evaluation:
           ConfigError: the model has no tokenizer.
         """
         self._bos, self._tokenizer, self._step = begins_with_bos(loaded), loaded.tokenizer, loaded.step
-        self._scorer = Scorer(loaded.model, loaded.params)
+        self._scorer, self._weights = Scorer(loaded.model, loaded.params), _fingerprint(loaded.params)
         self._generator, self._dtype = Generator(loaded, bos=self._bos), loaded.model.config.dtype
         self._sources, self.options = sources, options or Options()
+        self.writes = jax.process_index() == 0
 
     def run(self, task: Task | Group, out: pathlib.Path) -> dict[str, Any]:
         """Judges a task and writes items.jsonl.gz and results.json under `out/NAME`.
 
-        What is there already, of the same model, data and settings, is not done again.
+        What is there already, of the same model, data and settings, is not done again. Of several processes the first
+        reads and writes, and returns the results; the others return {}.
 
         Raises:
           ConfigError: missing data, a score that is not finite, or no sandbox for programs.
@@ -87,22 +108,24 @@ class Evaluation:
             raise ConfigError(f'--shots {n_shots}: {task.name} has no examples in this form; leave --shots out')
         documents, digest = prompts.read_documents(self._sources, task)
         settings = self._settings(task, n_shots, digest)
-        journal = results.Journal(out / task.name, settings)
-        if journal.results is not None:
-            return journal.results
+        journal = results.Journal(out / task.name, settings) if self.writes else None
+        done, start = _agree(journal)
+        if done:
+            return journal.results if journal else {}
         built = prompts.build_prompts(task, documents, self._sources, limit=self.options.limit, n_shots=n_shots)
-        start = len(journal.rows)
         for rows in (self._write if task.generation else self._score)(task, built[start:], start):
-            journal.append(rows)
+            if journal:
+                journal.append(rows)
+        if not journal:
+            return {}
         rows = journal.rows
-        found = {
+        return journal.finish({
             'n': len(rows),
             'truncated': sum(row['truncated'] for row in rows),
             'boundary_spanned': sum(row.get('boundary_spanned', 0) for row in rows),
             'anchors': ANCHORS.get(task.name, {}),
             'metrics': results.summarise(rows, chance=task.chance, is_centred=task.cut != 'context'),
-        }
-        return journal.finish(found)
+        })  # fmt: skip
 
     def roll(self, texts: Sequence[str]) -> list[float]:
         """Log-likelihood of each text in nats: every token once, BOS given and never scored.
@@ -110,7 +133,7 @@ class Evaluation:
         Raises:
           ConfigError: a score that is not finite.
         """
-        options = {'bos_id': self._tokenizer.bos_id, 'max_seq_len': self._scorer.max_seq_len}
+        options = {'first': self._tokenizer.bos_id, 'max_seq_len': self._scorer.max_seq_len}
         windows = [encode.rolling_windows(self._tokenizer.encode(text), **options) for text in texts]
         flat = [(window, f'text {number}') for number, several in enumerate(windows) for window in several]
         answers = iter(self._scorer.score([window for window, _ in flat], [name for _, name in flat]))
@@ -120,8 +143,8 @@ class Evaluation:
         """All that the scores of a task depend on, and what its card says of it."""
         found: dict[str, Any] = {
             'task': task.name, 'form': task.form, 'note': task.note, 'shots': n_shots, 'limit': self.options.limit,
-            'step': self._step, 'bos': self._bos, 'max_seq_len': self._scorer.max_seq_len, 'data_sha256': digest,
-            'seeds': {'fewshot': prompts.SEED}, 'chance': task.chance, 'main': self._main(task),
+            'step': self._step, 'weights': self._weights, 'bos': self._bos, 'max_seq_len': self._scorer.max_seq_len,
+            'data_sha256': digest, 'seeds': {'fewshot': prompts.SEED}, 'chance': task.chance, 'main': self._main(task),
             'lower_is_better': task.lower_is_better, 'dtype': 'float32',
         }  # fmt: skip
         if task.generation:
@@ -152,9 +175,14 @@ class Evaluation:
         if not there:
             self._sources.read(group.tasks[0].files, group.name)  # says what is missing
         found = {task.name: self.run(task, out) for task in there}
+        if not self.writes:
+            return {}
         mean = results.combine(found, group.metric, by_item=group.by_item)
         one = next(iter(found.values()))
-        settings = {'task': group.name, 'note': group.note, 'step': self._step, 'main': [group.metric]}
+        settings = {
+            'task': group.name, 'note': group.note, 'step': self._step, 'weights': self._weights,
+            'main': [group.metric],
+        }  # fmt: skip
         return results.Journal(out / group.name, settings).write_results({
             'n': sum(each['n'] for each in found.values()),
             'truncated': sum(each['truncated'] for each in found.values()),
@@ -175,14 +203,10 @@ class Evaluation:
         names = [f'{task.name}, item {start + i}' for i in range(len(items))]
         encoded = [self._encode(task, item, name) for item, name in zip(items, names, strict=True)]
         alone = [self._encode_alone(task, item) for item in items]
-        flat = [(one, name) for group in (encoded, alone) for several, name in zip(group, names, strict=True)
-                for one in several]  # fmt: skip
-        pairs = [((one.tokens, len(one.continuation)), name) for one, name in flat]
-        answers = iter(self._scorer.score([pair for pair, _ in pairs], [name for _, name in pairs]))
-        scored = [[next(answers) for _ in several] for several in encoded]
-        unconditional = [[next(answers).log_likelihood for _ in several] for several in alone]
+        scored = score_all(self._scorer, [*encoded, *alone], [*names, *names])
+        unconditional = [[one.log_likelihood for one in several] for several in scored[len(items) :]]
         rows = []
-        for i, (item, several, own) in enumerate(zip(items, encoded, scored, strict=True)):
+        for i, (item, several, own) in enumerate(zip(items, encoded, scored[: len(items)], strict=True)):
             requests = [
                 {
                     'context': context, 'continuation': continuation, 'loglikelihood': answer.log_likelihood,
@@ -234,6 +258,8 @@ class Evaluation:
             asks, stops=how.stops, max_new_tokens=self.options.max_new_tokens or how.max_new_tokens,
             n_samples=self.options.samples, sampler=self._sampler(), seed=self.options.seed,
         )  # fmt: skip
+        if not self.writes:
+            return []
         grades = how.grade([(document, one.samples) for (document, _), one in zip(part, texts, strict=True)])
         rows = []
         for ask, (_, item), one, graded in zip(asks, part, texts, grades, strict=True):
@@ -248,6 +274,26 @@ class Evaluation:
                 'truncated': int(one.is_truncated),
             })  # fmt: skip
         return rows
+
+
+def _fingerprint(params: Any) -> str:
+    """A hash that other weights do not have: of the sum of the magnitudes of each array, to six digits."""
+
+    @jax.jit
+    def sums(params: Any) -> list[jax.Array]:
+        return [jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)]
+
+    digits = ' '.join(f'{float(value):.5e}' for value in jax.device_get(sums(params)))
+    return hashlib.sha256(digits.encode()).hexdigest()[:16]
+
+
+def _agree(journal: results.Journal | None) -> tuple[bool, int]:
+    """(whether the task is done, items that are): what the first process reads, on all of them."""
+    own = (journal.results is not None, len(journal.rows)) if journal else (False, 0)
+    if jax.process_count() == 1:
+        return own
+    done, start = multihost_utils.broadcast_one_to_all(np.array(own, np.int32)).tolist()
+    return bool(done), start
 
 
 def _shown(answer: Any) -> str | None:

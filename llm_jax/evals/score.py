@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_jax.config.schema import ConfigError
 from llm_jax.dist import mesh
+from llm_jax.evals.encode import Encoded
 from llm_jax.nn.transformer import Transformer
 from llm_jax.ops import pipeline
 
@@ -148,6 +149,32 @@ class Scorer:
         if self._rows is None:
             return rows
         return jax.make_array_from_callback(rows.shape, self._rows, rows.__getitem__)
+
+
+def score_all(scorer: Scorer, encoded: Sequence[Sequence[Encoded]], names: Sequence[str]) -> list[list[Answer]]:
+    """Scores the requests of items, in order; of a continuation that is read in windows, all of them together.
+
+    Args:
+      scorer: of the model.
+      encoded: the requests of each item.
+      names: of the items; see `Scorer.score`.
+
+    Raises:
+      ConfigError: as `Scorer.score`.
+    """
+    flat = [
+        (window, name)
+        for several, name in zip(encoded, names, strict=True)
+        for one in several
+        for window in one.windows
+    ]
+    answers = iter(scorer.score([window for window, _ in flat], [name for _, name in flat]))
+
+    def join(one: Encoded) -> Answer:
+        parts = [next(answers) for _ in one.windows]
+        return Answer(sum(part.log_likelihood for part in parts), all(part.is_greedy for part in parts))
+
+    return [[join(one) for one in several] for several in encoded]
 
 
 def _share_inputs(keys: Sequence[_Key]) -> list[tuple[_Read, dict[_Key, tuple[int, int]]]]:
