@@ -88,6 +88,12 @@ class Evaluation:
         self._sources, self.options = sources, options or Options()
         self.writes = jax.process_index() == 0
 
+    def take(self, loaded: Loaded) -> None:
+        """Goes on with other parameters of the same model."""
+        self._step, self._weights = loaded.step, _fingerprint(loaded.params)
+        self._scorer.take(loaded.params)
+        self._generator = Generator(loaded, bos=self._bos)
+
     def run(self, task: Task | Group, out: pathlib.Path) -> dict[str, Any]:
         """Judges a task and writes items.jsonl.gz and results.json under `out/NAME`.
 
@@ -278,13 +284,13 @@ class Evaluation:
 
 def _fingerprint(params: Any) -> str:
     """A hash that other weights do not have: of the sum of the magnitudes of each array, to six digits."""
-
-    @jax.jit
-    def sums(params: Any) -> list[jax.Array]:
-        return [jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)]
-
-    digits = ' '.join(f'{float(value):.5e}' for value in jax.device_get(sums(params)))
+    digits = ' '.join(f'{float(value):.5e}' for value in jax.device_get(_sum_magnitudes(params)))
     return hashlib.sha256(digits.encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _sum_magnitudes(params: Any) -> list[jax.Array]:
+    return [jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)]
 
 
 def _agree(journal: results.Journal | None) -> tuple[bool, int]:

@@ -68,6 +68,10 @@ class Scorer:
         here = jax.sharding.get_mesh()
         self._rows = None if here.empty else mesh.batch_sharding(here, config.rules)
 
+    def take(self, params: Any) -> None:
+        """Goes on with other parameters, which are laid out alike; what those before scored is forgotten."""
+        self._params, self._known = params, {}
+
     def score(self, rows: Sequence[Row], names: Sequence[str]) -> list[Answer]:
         """Scores the last tokens of each row.
 

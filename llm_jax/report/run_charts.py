@@ -24,7 +24,7 @@ def draw_all(run: Run) -> list[Chart]:
         _curve(run, 'router_aux', 'Balance of experts', 'The balance loss; 1 is even.', smooth=True),
         _curve(run, 'router_z', 'Router logits', 'Mean of log(Σ exp)².', smooth=True),
     ]
-    return [chart for chart in made if chart]
+    return [chart for chart in [*made, *_tasks(run)] if chart]
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float], span: float = 0.02) -> np.ndarray:
@@ -77,6 +77,12 @@ def _bits_per_byte(run: Run) -> Chart | None:
     if gzip := run.data.get('gzip_bits_per_byte'):
         marks.append(Rule(gzip, 'gzip -9', horizontal=True))
     return charts.draw('Bits per byte', 'Validation split; lower is better.', marks, x=_STEP)
+
+
+def _tasks(run: Run) -> list[Chart | None]:
+    """The curve of each benchmark that is run while the model trains."""
+    names = sorted({name for line in run.metrics for name in line if name.startswith('tasks/')})
+    return [_curve(run, name, name.removeprefix('tasks/').replace('/', ' '), 'Benchmark.') for name in names]
 
 
 def _curve(run: Run, name: str, title: str, note: str, *, smooth: bool = False, zero: bool = False) -> Chart | None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llm_jax import tokenizer
 from llm_jax.config.schema import ConfigError
 from llm_jax.evals import encode, metrics
 
@@ -90,3 +91,17 @@ def test_a_single_prompt_is_cut_after_its_stripped_context_and_kept_to_what_is_r
     assert cut.is_truncated and cut.windows == ((tuple(Pairs().encode('cd efg')), 2),)
     with pytest.raises(ConfigError, match='has 2 tokens of its own; it needs from 1 to 1'):
         encode.encode_alike(Pairs(), [('abcd ', 'efg')], from_end=False, max_seq_len=2)
+
+
+def test_cuts_with_the_tokenizer_of_gpt2_whose_texts_do_not_begin_with_bos(shared_data):
+    gpt2 = tokenizer.load(shared_data / 'tokenizer' / 'gpt2_encoder.json')
+    assert not gpt2.adds_bos
+    cut = lambda context, continuation: encode.encode_pair(gpt2, context, continuation, bos=False, max_seq_len=100)
+    one = cut('Answer: ', 'A')
+    assert (one.context, one.continuation) == ((33706, 25), (317,))  # the space moves
+    two = cut('hello wor', 'ld')  # one token, 'world', spans the boundary
+    assert two.spans_boundary and two.continuation == tuple(gpt2.encode('ld'))
+    three = cut('', ' Who')
+    assert (three.context, three.continuation) == ((50256,), (5338,))
+    long = encode.encode_pair(gpt2, 'word ' * 50, 'end', bos=False, max_seq_len=8)
+    assert long.is_truncated and len(long.windows[0][0]) == 9 and 50256 not in long.windows[0][0]

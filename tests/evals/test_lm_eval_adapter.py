@@ -11,6 +11,7 @@ import pytest
 from llm_jax import config as config_lib
 from llm_jax import runs, tokenizer
 from llm_jax.config import schema
+from llm_jax.evals.generate import GREEDY, Ask, Generator
 from llm_jax.evals.run import Evaluation
 from llm_jax.evals.sources import Sources
 from llm_jax.evals.tasks import Item, Task
@@ -77,7 +78,8 @@ def test_texts_obey_the_settings_of_their_request(adapter, loaded):
     stop = whole[2:4]
     settings = greedy | {'until': stop}
     assert model.generate_until([Instance(('The cat', settings))]) == [whole[: whole.index(stop)]]
-    assert 0 < len(loaded.tokenizer.encode(other)) <= 4
+    short = {'max_new_tokens': 3, 'stops': [], 'n_samples': 1, 'sampler': GREEDY, 'seed': 0}
+    assert [other] == Generator(loaded, bos=True).complete([Ask('on', 1, 'b')], **short)[0].samples
     drawn = Instance(('The cat', {'until': [], 'do_sample': True, 'temperature': 5.0}))
     assert model.generate_until([drawn]) == model.generate_until([drawn]) != [whole]
 
