@@ -21,6 +21,7 @@ from llm_jax.corpus.digest import digest
 from llm_jax.data.batch import split_length, unpack_examples
 from llm_jax.data.examples import FORMS
 from llm_jax.data.prepare import Prepared
+from llm_jax.dist import mesh as mesh_lib
 from llm_jax.nn.transformer import Transformer
 from llm_jax.ops import zigzag
 from llm_jax.train.forward import run_features, target_log_probs
@@ -116,7 +117,7 @@ def token_log_probs(
         x_BLD, _ = run_features(model, params, batch)
         log_probs_BL = target_log_probs(model, params, x_BLD, batch.targets, **options)
         values_BL = zigzag.restore(jnp.where(batch.loss_weights != 0, log_probs_BL, 0.0), rules, ())
-        out.append(jnp.pad(jax.sharding.reshard(values_BL, jax.P()) if rules else values_BL, ((0, 0), (1, 0))))
+        out.append(jnp.pad(mesh_lib.shard(values_BL, rules, (None, None)), ((0, 0), (1, 0))))
     return jnp.concatenate(out, axis=1)
 
 

@@ -318,6 +318,8 @@ def find_objective(config: Config) -> Any:
       ConfigError: an unknown name, or an option that the part does not take.
     """
     part = resolve_part('train.objective', config.train.objective, OBJECTIVES)
+    if isinstance(part, str):
+        part = resolve_part('train.objective', part, {})
     options = config.train.objective_options
     check_options('train.objective_options', part, options, ('model', 'config', 'bos_id'))
     return part

@@ -47,7 +47,7 @@ def train(tmp_path_factory):
             'data.examples_per_row': 2, 'chat.template': 'chatml', 'train.objective': objective,
             'train.duration': steps, 'train.batch_size': 4, 'train.log_every': 1, 'train.eval_every': '100 %',
             'train.sample_every': 0, 'train.compile_cache': '', 'schedule.name': 'constant', 'schedule.warmup': 0,
-            'checkpoint.every': 0, 'optimizer.learning_rate': 1e-2,
+            'checkpoint.every': 0, 'optimizer.learning_rate': 1e-2, 'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2,
         } | ({'init_from': root / 'base'} if form != 'documents' else {
             'data.tokenizer.path': root / 'tokenizer', 'model.d_model': 16, 'model.n_layers': 1, 'model.n_heads': 2,
             'train.eval_every': 0,
