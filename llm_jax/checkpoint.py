@@ -303,7 +303,7 @@ class _disk_errors:  # noqa: N801 - used like a function
 
 
 class _ToldOnce(logging.Filter):
-    """Keeps an error of the disk, which is raised as well, from being logged with a traceback by each thread and task."""
+    """Keeps an error of the disk, which is raised as well, out of the logs of threads and tasks."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -24,7 +25,9 @@ from llm_jax.adapt.start import param_shapes
 from llm_jax.checkpoint import Checkpoints, write_atomically
 from llm_jax.config import moved
 from llm_jax.config.parts import EXPERIMENT
-from llm_jax.config.schema import Config, ConfigError
+from llm_jax.config.schema import Config, ConfigError, Model
+from llm_jax.dist import mesh as mesh_lib
+from llm_jax.dist.fit import check_fit
 from llm_jax.interop import hf
 from llm_jax.nn.transformer import Transformer, build, weights_of
 from llm_jax.ops.quantised import quantise_params
@@ -59,6 +62,7 @@ class Loaded:
       tokenizer: the one it was trained with; None if there is none.
       config: of the experiment.
       step: of the checkpoint.
+      mesh: that the parameters are laid out on; None is the default device.
     """
 
     model: Transformer
@@ -66,10 +70,15 @@ class Loaded:
     tokenizer: Tokenizer | None
     config: Config
     step: int
+    mesh: Mesh | None = None
 
 
 def load(
-    path: str | epath.Path, step: int | None = None, *, max_seq_len: int | None = None, mesh: Mesh | None = None
+    path: str | epath.Path,
+    step: int | None = None,
+    *,
+    max_seq_len: int | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Loaded:
     """Reads a run directory, or one of Hugging Face: model, parameters, tokenizer and config.
 
@@ -80,43 +89,69 @@ def load(
         safetensors, or a model of the Hub, 'hf:OWNER/NAME' or 'hf:OWNER/NAME@REVISION'.
       step: which checkpoint of a run; None takes the newest.
       max_seq_len: the context to use the model at; None takes that of its config.
-      mesh: that parameters are laid out on; None means the default device.
+      sizes: axes of the mesh that parameters are laid out on, such as {'tensor': 4}; None or all 1: the default
+        device. Decode under `jax.set_mesh(loaded.mesh)`.
 
     Raises:
       ConfigError: not such a directory, no (such) checkpoint in it, a model that is not
-        supported, or a max_seq_len that its learned positions do not have.
+        supported or does not divide on the mesh, or a max_seq_len that its learned positions do not have.
     """
     path = hub.fetch_model(path)
     if hf.is_hf(path):
-        return _load_hf(path, step, max_seq_len, mesh)
+        return _load_hf(path, step, max_seq_len, sizes)
     run_dir = epath.Path(path)
     config = read_config(run_dir)
     has_tokenizer = (run_dir / 'tokenizer').exists()  # weights from elsewhere may have come without
     tokenizer = find(run_dir / 'tokenizer') if has_tokenizer else None
     tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
     vocab_size = tokenizer.vocab_size if tokenizer else config.model.vocab_size
-    model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
+    laid, mesh = _lay_out(config, sizes or {})
+    model = build(laid, vocab_size=vocab_size, seq_len=config.data.seq_len)
     if max_seq_len is not None:
         model = Transformer(hf.with_context(model.config, max_seq_len))
     checkpoints = Checkpoints(run_dir, config.checkpoint, read_only=True)
     step = pick_step(checkpoints, run_dir, step)
-    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         shapes = param_shapes(model)
         if kind := config.model.quantised:
             shapes = jax.eval_shape(lambda params: quantise_params(params, weights_of(model), kind), shapes)
         item = 'ema' if checkpoints.has(step, 'ema') else 'params'
-        params = checkpoints.restore(step, {item: shapes}, mesh=mesh)[item]
-    return Loaded(model, params, tokenizer, config, step)
+        params = checkpoints.restore(step, {item: shapes}, mesh)[item]
+    return Loaded(model, params, tokenizer, config, step, mesh)
 
 
-def _load_hf(path: str | epath.Path, step: int | None, max_seq_len: int | None, mesh: Mesh | None) -> Loaded:
+def _lay_out(config: Config, sizes: Mapping[str, int]) -> tuple[Model, Mesh | None]:
+    """Makes the mesh of a model that is not trained, over the first devices; None where one is all.
+
+    A vocabulary that does not divide is left whole: many do not, and the rest of the model does.
+    """
+    n_devices, model = math.prod(sizes.values()), config.model
+    if n_devices == 1:
+        return model, None
+    if n_devices > jax.device_count():
+        asked = ' × '.join(f'{axis} {n}' for axis, n in sizes.items() if n > 1)
+        raise ConfigError(f'{asked} needs {n_devices} devices; there are {jax.device_count()}')
+    whole = dict.fromkeys(mesh_lib.AXES, 1) | dict(sizes)
+    n_parts = math.prod(whole[axis] for axis in mesh_lib.mesh_axes(dict(model.rules)['vocab']))
+    if model.vocab_size % n_parts:
+        model = dataclasses.replace(model, rules=tuple((dict(model.rules) | {'vocab': None}).items()))
+    axes = dataclasses.replace(config.mesh, **whole)
+    train = dataclasses.replace(config.train, batch_size=n_devices, grad_accumulation=1)
+    check_fit(dataclasses.replace(config, model=model, mesh=axes, train=train), whole)
+    return model, mesh_lib.make_mesh(axes, jax.devices()[:n_devices])
+
+
+def _load_hf(
+    path: str | epath.Path, step: int | None, max_seq_len: int | None, sizes: Mapping[str, int] | None
+) -> Loaded:
     if step is not None:
         raise ConfigError(f'{path} is no run directory and has no step {step}')
     family, config = hf.read_config(path, max_seq_len)
-    params = hf.load_params(path, family, config.model, mesh)
+    model, mesh = _lay_out(config, sizes or {})
+    params = hf.load_params(path, family, model, mesh)
     tokenizer = find(path)
     tokenizer = tokenizer and tokenizer.limit(config.model.vocab_size)
-    return Loaded(Transformer(config.model), params, tokenizer, config, 0)
+    return Loaded(Transformer(model), params, tokenizer, config, 0, mesh)
 
 
 def pick_step(checkpoints: Checkpoints, run_dir: epath.Path, step: int | None) -> int:
@@ -152,6 +187,12 @@ def read_config(run_dir: epath.Path) -> Config:
         raise ConfigError(f'{file}: {error}') from error
 
 
+def has_begun(run_dir: epath.Path) -> bool:
+    """Whether a run directory holds a checkpoint, of the config that is there."""
+    kept = run_dir / 'checkpoints'
+    return (run_dir / 'config.json').exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir())
+
+
 def check_config(run_dir: epath.Path, config: Config, experiment: epath.Path | None) -> None:
     """Refuses to turn a run into another; arguments as of `write_config`.
 
@@ -159,8 +200,7 @@ def check_config(run_dir: epath.Path, config: Config, experiment: epath.Path | N
       ConfigError: the directory's checkpoints belong to another model or other rows, with the difference.
     """
     file = run_dir / 'config.json'
-    kept = run_dir / 'checkpoints'
-    if file.exists() and kept.exists() and any(path.name.isdigit() for path in kept.iterdir()):
+    if has_begun(run_dir):
         pair = moved.rename_fields(_read_values(file)), _values(config, experiment)
         old, new = (_flat(json.loads(json.dumps(values))) for values in pair)
         # Fields that the version of the old run did not have had their default.

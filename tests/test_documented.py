@@ -44,6 +44,7 @@ UNTIL = {
     'bench_plan': ('subprocess:run', ':worked'),
     'bench_serve': (':measure',),
     'bench_train': (':measure', ':start_peers'),
+    'chat': ('llm_jax.generate.respond:Responder',),
     'compare': ('llm_jax.evals.compare:compare_runs',),
     'compare_data': ('llm_jax.lab.compare_data:compare',),
     'convert': tuple(f'llm_jax.interop.convert:{name}' for name in ('from_hf', 'to_hf', 'quantise_run')),
@@ -128,7 +129,8 @@ def whole(name, arguments):
 
 def fill(directory):
     """Files of the names that documents use, small."""
-    shutil.copytree(directory / 'runs/NAME', directory / 'runs/X')
+    for name in ('X', 'SMALLER'):
+        shutil.copytree(directory / 'runs/NAME', directory / 'runs' / name)
     (directory / 'experiments/X.py').symlink_to(ROOT / 'experiments/quickstart.py')
     (directory / 'X.py').symlink_to(ROOT / 'experiments/data/stdlib.py')
     lines = lambda *rows: ''.join(json.dumps(row) + '\n' for row in rows).encode()
@@ -141,6 +143,7 @@ def fill(directory):
         'web/a.jsonl.zst': zst(text), 'web.jsonl.gz': gz(text), 'labelled.jsonl.gz': gz(labelled),
         'pages.jsonl.gz': gz(labelled), 'wiki/a.zst': zst(text), 'crawl/a.zst': zst(text), 'quality.safetensors': b'',
         'wikitext2/test.txt.gz': gz(_TEXT.encode()), 'test.txt.gz': gz(_TEXT.encode()), 'FILE.jsonl': text,
+        'PAIRS.jsonl': text,
         'FILE.jsonl.gz': gz(text), 'tinystories/valid.jsonl.gz': gz(text), 'valid.jsonl.gz': gz(text),
         '.venv/lib/python3.13/site-packages/flax/linen/a.py': b'x = 1\n', 'DIR/web/wcxb_dev.jsonl.zst': zst(page),
         'DIR/wikipedia/a.jsonl.zst': zst(text), 'stories/train1.jsonl.gz': gz(text),

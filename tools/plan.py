@@ -8,6 +8,7 @@
 """
 
 import os
+import pathlib
 import shlex
 import sys
 
@@ -36,8 +37,10 @@ def main(argv: list[str]) -> None:
     known, fields = parser.parse_with_config(argv)
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs: an accelerator here would only be taken
     from llm_jax.interop import published  # imports JAX
+    from llm_jax.train.inherit import inherit
 
     config = cli.experiment(known.experiment, fields, published.experiment)
+    config = inherit(config, pathlib.Path('runs') / config.name)
     from llm_jax.plan import command
 
     request = command.Request(

@@ -22,12 +22,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--slide', action='store_true', help='past the context, go on with its last tokens, as nanoGPT does (slower)'
     )
-    parser.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
-    parser.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
-    parser.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
-    parser.add_argument(
-        '--stop', action='append', default=[], help='text that ends a sample; may be given several times'
-    )
+    parser.add_decoding()
     parser.add_argument('--json_schema', metavar='FILE', help='a file with the JSON schema that each sample follows')
     parser.add_argument('--regex', help='a regular expression that each sample matches as a whole')
     parser.add_argument('--choice', action='append', default=[], help='a text that a sample may be; give several')
@@ -42,10 +37,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--num_samples', type=cli.at_least(1), default=1, help='of each prompt; with --beams, the best ones (1)'
     )
-    parser.add_argument('--quantize', choices=('int8', 'int4'), default='', help='the weights, as they are loaded')
-    parser.add_argument('--cache', choices=('int8',), default='', help='kind of the keys and values of earlier tokens')
-    parser.add_argument('--seed', type=cli.at_least(0), default=0, help='the same seed draws the same text (0)')
-    parser.add_argument('--step', type=cli.at_least(0), help='of the checkpoint; default the newest')
     args = parser.parse(argv)
     check_beams(args, parser)
     prompts = read_prompts(args.prompt, args.prompt_file)

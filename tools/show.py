@@ -7,6 +7,7 @@
 With --tokens ROWS it prints training rows instead, each token in the colour of its weight in the loss.
 """
 
+import pathlib
 import sys
 
 from llm_jax.config import cli
@@ -32,8 +33,11 @@ def main(argv: list[str]) -> None:
     from llm_jax.interop import published
     from llm_jax.report import show, tokens
     from llm_jax.report.model import summarise
+    from llm_jax.train.inherit import inherit
+    from llm_jax.train.objectives import fill_scores
 
     config = cli.experiment(known.experiment, fields, published.experiment)
+    config = inherit(config, pathlib.Path('runs') / config.name)
     console = rich.console.Console()
     if not console.is_terminal:
         console.width = 160  # what goes into a file is not cut
@@ -44,7 +48,7 @@ def main(argv: list[str]) -> None:
         return
     console.print(show.config_table(config))
     devices = device_count(config.mesh, known.devices)
-    console.print(show.model_tree(summarise(config, devices, model_vocab_size(config))))
+    console.print(show.model_tree(summarise(fill_scores(config), devices, model_vocab_size(config))))
 
 
 if __name__ == '__main__':

@@ -14,17 +14,10 @@ from llm_jax import config as config_lib
 
 def get_config() -> ml_collections.ConfigDict:
     config = config_lib.default()
-    config.init_from = 'runs/quickstart'
-    config.model.d_model = 128  # the model of experiments/quickstart.py
-    config.model.n_layers = 4
-    config.model.n_heads = 4
-    config.model.init_std = 0.03
-    config.model.scan = False
+    config.init_from = 'runs/quickstart'  # its model and its tokenizer
 
     config.chat.template = 'llm_jax'
     config.data.sources = {'instructions': 'conversations:data/instructions.jsonl'}
-    config.data.tokenizer.path = 'runs/quickstart/tokenizer'
-    config.data.tokenizer.vocab_size = 2048
     config.data.seq_len = 256
 
     config.train.objective = 'sft'

@@ -9,7 +9,7 @@ answers as well, which `sft_term` prevents.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -71,6 +71,28 @@ class Pairs:
         return self.rejected / self.rejected_length
 
 
+class LossFacts(NamedTuple):
+    """What an objective must know of a loss of pairs: the attribute `facts` of the function.
+
+    Attributes:
+      needs_reference: whether it reads the log-probabilities of a reference.
+      sft_weight: of the term of supervised fine-tuning that belongs to it.
+    """
+
+    needs_reference: bool = True
+    sft_weight: float = 0.0
+
+
+def with_facts(**facts: bool | float) -> Callable[[Losses], Losses]:
+    """Gives a loss of pairs its `LossFacts`; one without has the defaults."""
+
+    def mark(loss: Losses) -> Losses:
+        loss.facts = LossFacts(**facts)
+        return loss
+
+    return mark
+
+
 def make_pairs(
     log_probs_BL: jax.Array, reference_BL: jax.Array, weights_BL: jax.Array, *, n_pairs: int | None = None
 ) -> Pairs:
@@ -94,6 +116,11 @@ def make_pairs(
 def dpo(pairs: Pairs, *, beta: float, smoothing: float = 0.0) -> jax.Array:
     """−(1 − ε) log σ(β Δ) − ε log σ(−β Δ): DPO (arXiv:2305.18290, eq. 7); with labels wrong at the rate ε, cDPO."""
     return _smoothed(beta * pairs.delta, smoothing)
+
+
+def cdpo(pairs: Pairs, *, beta: float, smoothing: float) -> jax.Array:
+    """DPO whose labels are wrong at the rate ε > 0 (Mitchell 2023): `dpo` with `smoothing`."""
+    return dpo(pairs, beta=beta, smoothing=smoothing)
 
 
 def dpo_mean(pairs: Pairs, *, beta: float, smoothing: float = 0.0) -> jax.Array:
@@ -141,16 +168,19 @@ def apo_down(pairs: Pairs, *, beta: float) -> jax.Array:
     return jax.nn.sigmoid(beta * pairs.chosen_ratio) + jax.nn.sigmoid(-beta * pairs.delta)
 
 
+@with_facts(needs_reference=False)
 def simpo(pairs: Pairs, *, beta: float, gamma: float, smoothing: float = 0.0) -> jax.Array:
     """−log σ(β (mean π_w − mean π_l) − γ): SimPO (arXiv:2405.14734, eq. 6). No reference; γ is not over β."""
     return _smoothed(beta * (pairs.mean_chosen - pairs.mean_rejected) - gamma, smoothing)
 
 
+@with_facts(needs_reference=False, sft_weight=1.0)
 def cpo(pairs: Pairs, *, beta: float, smoothing: float = 0.0) -> jax.Array:
     """−log σ(β (π_w − π_l)): the preference term of CPO (arXiv:2401.08417); `sft_term` is its other. No reference."""
     return _smoothed(beta * (pairs.chosen - pairs.rejected), smoothing)
 
 
+@with_facts(needs_reference=False, sft_weight=1.0)
 def orpo(pairs: Pairs, *, beta: float) -> jax.Array:
     """−β log σ(log odds_w − log odds_l): the odds term of ORPO (arXiv:2403.07691, eq. 6), of mean log-probabilities.
 
@@ -161,6 +191,7 @@ def orpo(pairs: Pairs, *, beta: float) -> jax.Array:
 
 PAIR_LOSSES: dict[str, Losses] = {
     'dpo': dpo,
+    'cdpo': cdpo,
     'dpo_mean': dpo_mean,
     'robust': robust,
     'ipo': ipo,

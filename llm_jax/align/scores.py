@@ -19,9 +19,9 @@ def last_features(x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
 
 
 def class_nll(logits_BC: jax.Array, labels_B: jax.Array, weights_B: jax.Array | None = None) -> LossSum:
-    """Cross-entropy of the right class, per row."""
+    """Cross-entropy of the right class, per row; of any number of leading dimensions."""
     log_p_BC = jax.nn.log_softmax(logits_BC)
-    nll_B = -jnp.sum(jnp.where(jnp.arange(logits_BC.shape[-1]) == labels_B[:, None], log_p_BC, 0), -1)
+    nll_B = -jnp.sum(jnp.where(jnp.arange(logits_BC.shape[-1]) == labels_B[..., None], log_p_BC, 0), -1)
     weights_B = jnp.ones_like(nll_B) if weights_B is None else weights_B
     return jnp.sum(nll_B * weights_B), jnp.sum(weights_B)
 
@@ -29,9 +29,11 @@ def class_nll(logits_BC: jax.Array, labels_B: jax.Array, weights_B: jax.Array | 
 def confusion(logits_BC: jax.Array, labels_B: jax.Array, weights_B: jax.Array | None = None) -> jax.Array:
     """How often a class (rows) was taken for another (columns), [C, C]; it adds up over batches."""
     classes = jnp.arange(logits_BC.shape[-1])
-    truth_BC = (labels_B[:, None] == classes).astype(logits_BC.dtype)
-    guess_BC = (jnp.argmax(logits_BC, -1)[:, None] == classes).astype(logits_BC.dtype)
-    return (truth_BC if weights_B is None else truth_BC * weights_B[:, None]).T @ guess_BC
+    truth_BC = (labels_B[..., None] == classes).astype(logits_BC.dtype)
+    guess_BC = (jnp.argmax(logits_BC, -1)[..., None] == classes).astype(logits_BC.dtype)
+    weighted_BC = truth_BC if weights_B is None else truth_BC * weights_B[..., None]
+    # No product: rows may be split over devices, over which a sum goes.
+    return jnp.sum(weighted_BC[..., :, None] * guess_BC[..., None, :], tuple(range(labels_B.ndim)))
 
 
 def class_metrics(confusion_CC: jax.Array) -> dict[str, jax.Array]:
@@ -49,17 +51,23 @@ def class_metrics(confusion_CC: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def bradley_terry(
+def bradley_terry_losses(
     chosen_P: jax.Array, rejected_P: jax.Array, margin_P: jax.Array | float = 0.0, *, centre: float = 0.0
-) -> LossSum:
-    """−log σ(r_w − r_l − margin) + centre (r_w + r_l)², per pair.
+) -> jax.Array:
+    """−log σ(r_w − r_l − margin) + centre (r_w + r_l)² of each pair, [P].
 
     InstructGPT, arXiv:2203.02155, eq. 1; the margin of Llama 2, arXiv:2307.09288, eq. 2; centring, which fixes the
     constant that the pairs leave open, arXiv:2312.09244.
     """
     losses_P = -jax.nn.log_sigmoid(chosen_P - rejected_P - margin_P)
-    if centre:
-        losses_P += centre * jnp.square(chosen_P + rejected_P)
+    return losses_P + centre * jnp.square(chosen_P + rejected_P) if centre else losses_P
+
+
+def bradley_terry(
+    chosen_P: jax.Array, rejected_P: jax.Array, margin_P: jax.Array | float = 0.0, *, centre: float = 0.0
+) -> LossSum:
+    """`bradley_terry_losses` summed, per pair."""
+    losses_P = bradley_terry_losses(chosen_P, rejected_P, margin_P, centre=centre)
     return jnp.sum(losses_P), jnp.asarray(losses_P.size, losses_P.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from llm_jax.chat.formats import FORMATS
 from llm_jax.chat.messages import ChatError, Message, ToolCall, check, from_dict, parse_arguments
-from llm_jax.chat.render import Chat, Rendered, attach_template, open_chat
+from llm_jax.chat.render import Chat, Rendered, attach_template, open_any_chat, open_chat
 from llm_jax.chat.session import Session
 from llm_jax.chat.template import Template
 
@@ -18,6 +18,7 @@ __all__ = [
     'attach_template',
     'check',
     'from_dict',
+    'open_any_chat',
     'open_chat',
     'parse_arguments',
 ]

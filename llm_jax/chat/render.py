@@ -247,3 +247,14 @@ def open_chat(tokenizer: Tokenizer, template: str = '') -> Chat:
             f'template, or set chat.template to another: {", ".join(formats.FORMATS)}, or a file'
         )
     return Chat(tokenizer, compiled, stop_texts=one.stop_texts, tool_form=one.tool_form)
+
+
+def open_any_chat(tokenizer: Tokenizer, template: str = '') -> tuple[Chat, str]:
+    """Returns the chat of a tokenizer, a plain transcript where it has no template, and what to say then of the model.
+
+    Raises:
+      ChatError: as `open_chat`.
+    """
+    if template or tokenizer.chat_templates:
+        return open_chat(tokenizer, template), ''
+    return open_chat(tokenizer, 'plain'), 'has no chat template: it continues a plain transcript, as base models can'

@@ -57,7 +57,8 @@ class Session:
         """The prompt of the next answer: as many of the latest turns as fit.
 
         Args:
-          reserve: tokens of the context to leave for the answer.
+          reserve: tokens of the context to leave for the answer: older turns go for it. The last turn alone may leave
+            fewer, but one.
           **options: of `Chat.render`; a generation prompt is added unless the last message is continued.
 
         Raises:
@@ -83,10 +84,10 @@ class Session:
                 middle = (low + high) // 2
                 low, high = (low, middle) if len(rendered(middle).ids) <= room else (middle + 1, high)
             found = rendered(low)
-            if len(found.ids) > room:
+            if len(found.ids) >= self.context:
                 raise ChatError(
                     f'the last turn has {len(found.ids)} tokens with the system message, and a context of '
-                    f'{self.context} tokens leaves {room} for it; shorten it, or ask for a shorter answer'
+                    f'{self.context} tokens leaves {self.context - 1} for it; shorten it'
                 )
         self.dropped = starts[low] - system
         return found

@@ -134,6 +134,8 @@ def _argument_texts(doc: str) -> dict[str, str]:
 _OPEN, _CLOSE = '<tool_call>', '</tool_call>'
 _PYTHON_TAG = '<|python_tag|>'
 FORMS = ('hermes', 'llama3')
+# Names of the arguments in a call.
+_ARGUMENTS = {'hermes': 'arguments', 'llama3': 'parameters'}
 
 
 def detect_form(source: str) -> str:
@@ -141,6 +143,27 @@ def detect_form(source: str) -> str:
     if _OPEN in source and '"arguments"' in source:  # others write arguments as XML
         return 'hermes'
     return 'llama3' if _PYTHON_TAG in source or '"parameters": ' in source else ''
+
+
+def call_schema(tool: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """The JSON schema of a call of a tool, as a model writes it in a form of `FORMS`; see `around_calls`.
+
+    Args:
+      tool: a schema, as `schema` returns it.
+      form: one of `FORMS`.
+    """
+    function = tool.get('function', tool)
+    parameters = dict(function.get('parameters') or {'type': 'object', 'additionalProperties': False})
+    # References are looked up from the root.
+    shared = {key: parameters.pop(key) for key in ('$defs', 'definitions') if key in parameters}
+    properties = {'name': {'const': function['name']}, _ARGUMENTS[form]: parameters}
+    required = {'required': list(properties), 'additionalProperties': False}
+    return {'type': 'object', 'properties': properties} | required | shared
+
+
+def around_calls(form: str) -> tuple[str, str, str]:
+    """The texts before, after and between calls in a form of `FORMS`."""
+    return (f'{_OPEN}\n', f'\n{_CLOSE}', '\n') if form == 'hermes' else ('', '', '; ')
 
 
 def write_calls(calls: Sequence[ToolCall], form: str) -> str:
@@ -151,14 +174,15 @@ def write_calls(calls: Sequence[ToolCall], form: str) -> str:
       form: 'hermes', <tool_call>{"name": ..., "arguments": ...}</tool_call>; or
         'llama3', {"name": ..., "parameters": ...}.
     """
-    key = 'arguments' if form == 'hermes' else 'parameters'
+    before, after, between = around_calls(form)
     texts = []
     for call in calls:
         arguments = (
             call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
         )
-        texts.append(f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "{key}": {arguments}}}')
-    return '\n'.join(f'{_OPEN}\n{text}\n{_CLOSE}' for text in texts) if form == 'hermes' else '; '.join(texts)
+        name = json.dumps(call.name, ensure_ascii=False)
+        texts.append(f'{before}{{"name": {name}, "{_ARGUMENTS[form]}": {arguments}}}{after}')
+    return between.join(texts)
 
 
 @dataclasses.dataclass(frozen=True)

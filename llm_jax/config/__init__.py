@@ -4,6 +4,7 @@
 from llm_jax.config.load import (
     apply_overrides,
     build,
+    check,
     default,
     describe,
     freeze_rules,
@@ -20,6 +21,7 @@ __all__ = [
     'ConfigError',
     'apply_overrides',
     'build',
+    'check',
     'default',
     'describe',
     'freeze_rules',

@@ -92,6 +92,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f'{message}; {self._see_help}')
 
+    def add_decoding(self) -> None:
+        """Adds the options of all that decodes: how tokens are drawn, and how weights and caches are held."""
+        self.add_argument('--temperature', type=float, default=0.8, help='0 always takes the likeliest token (0.8)')
+        self.add_argument('--top_k', type=int, default=50, help='draw from the k likeliest tokens; 0 from all (50)')
+        self.add_argument('--top_p', type=float, default=1.0, help='draw from the likeliest with this mass (1)')
+        self.add_argument('--stop', action='append', default=[], help='text that ends it; may be given several times')
+        self.add_argument('--quantize', choices=('int8', 'int4'), default='', help='the weights, as they are loaded')
+        self.add_argument('--cache', choices=('int8',), default='', help='keys and values of earlier tokens')
+        self.add_argument('--seed', type=at_least(0), default=0, help='the same seed draws the same text (0)')
+        self.add_argument('--step', type=at_least(0), help='of the checkpoint; default the newest')
+
     @property
     def _see_help(self) -> str:
         return f'`./tools/run {self.prog} --help` says what there is'

@@ -133,7 +133,7 @@ def validate(config: ml_collections.ConfigDict) -> Config:
     built = dataclasses.replace(built, model=dataclasses.replace(built.model, **filled), data=_with_marks(built))
     if built.model.adapter.kind != 'none' and built.train.trainable == '.*':
         built = dataclasses.replace(built, train=dataclasses.replace(built.train, trainable=ADAPTERS))
-    _check(built)
+    check(built)
     return built
 
 
@@ -258,7 +258,12 @@ def _countable(n: int, duration: Duration, field: str) -> int:
 # --- Checks ----------------------------------------------------------------------------
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Checks what fields must be to each other.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
     model, data, train, mesh = config.model, config.data, config.train, config.mesh
     require(model.mup.base_width or not model.mup.base_head, 'model.mup.base_head', model.mup.base_head,
              'it does nothing without model.mup.base_width; set that too')  # fmt: skip
@@ -336,6 +341,21 @@ def build(cls: type, values: Any, prefix: str = '') -> Any:
         else:
             out[name] = build(f.type, value, path + '.') if is_section else _checked(value, f, path)
     return cls(**out)
+
+
+def check_values(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values as the types of a dataclass's fields of these names, within their ranges.
+
+    Args:
+      cls: a frozen dataclass; its fields can be made with `field`.
+      values: by name of the field.
+      prefix: where they stand in the config ('train.objective_options.'), for errors.
+
+    Raises:
+      ConfigError: a wrong type, or a value out of its range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    return {name: _checked(value, fields[name], prefix + name) for name, value in values.items()}
 
 
 def _layers(value: Any, path: str) -> tuple:

@@ -123,13 +123,13 @@ def _with_facts(part: Callable, kind: type) -> Any:
 # --- Finding callables -----------------------------------------------------------------
 
 
-def resolve_part(field: str, value: Part, known: Mapping[str, Callable]) -> Callable:
+def resolve_part(field: str, value: Part, known: Mapping[str, Callable | str]) -> Callable:
     """The callable that a config field names.
 
     Args:
       field: the field's dotted name, for the error.
       value: a key of `known`, 'package.module:Name', 'FILE.py:Name', or a callable.
-      known: the names that the library offers.
+      known: the names that the library offers; a part may stand there as its 'package.module:Name'.
 
     Raises:
       ConfigError: an unknown name, with what exists and the nearest match.
@@ -137,7 +137,8 @@ def resolve_part(field: str, value: Part, known: Mapping[str, Callable]) -> Call
     if callable(value):
         return value
     if value in known:
-        return known[value]
+        part = known[value]
+        return _import_spec(field, part) if isinstance(part, str) else part
     if ':' in value:
         return _import_spec(field, value)
     raise ConfigError(

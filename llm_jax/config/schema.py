@@ -9,41 +9,9 @@ from typing import Any, Literal
 
 from llm_jax.config import parts as parts_lib
 from llm_jax.config.errors import ConfigError, Part
+from llm_jax.config.fields import Dtype, Duration, Options, field, section
 
-__all__ = ['Config', 'ConfigError', 'Part']
-
-
-class Options(dict):
-    """Options of a part, by name; never changed, and so hashable."""
-
-    def __hash__(self) -> int:
-        return hash(tuple(sorted(self.items())))
-
-
-Dtype = Literal['float32', 'bfloat16']
-# A count of steps, or '300 steps', '2e9 tokens', '1.5 epochs', '5 %'.
-Duration = int | str
-
-
-def field(default: Any, meaning: str, **facts: Any) -> Any:
-    """A field of a config section; what it means is shown to users.
-
-    Args:
-      default: its value where nobody sets it.
-      meaning: one line.
-      **facts: what else is true of it: `at_least`, `below`, its range; `per_layer=False`, a
-        pattern of layers cannot change it; `parts`, the 'module:TABLE' of the parts that it
-        can name. Choices are a `Literal` type.
-    """
-    metadata = {'meaning': meaning, **facts}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(cls: type, meaning: str) -> Any:
-    """A section within a config section."""
-    return dataclasses.field(default_factory=cls, metadata={'meaning': meaning})
+__all__ = ['Config', 'ConfigError', 'Dtype', 'Duration', 'Options', 'Part', 'field', 'section']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +200,12 @@ class Model:
         parts='llm_jax.init:SCHEMES',
     )
     init_std: float = field(0.02, 'standard deviation of the initial weights')
+    scores: int = field(
+        0,
+        'outputs of the head of scores, beside that of tokens; the objective fills it in',
+        at_least=0,
+        per_layer=False,
+    )
     mup: Mup = section(Mup, 'maximal update parametrisation')
     adapter: Adapter = section(Adapter, 'low-rank adapters on frozen matrices')
     options: PartOptions = section(PartOptions, 'what parts of your own are made with')
@@ -315,7 +289,8 @@ class Data:
         {'stdlib': 'stdlib'},
         'name -> "stdlib", "text:GLOB", "jsonl:GLOB", "parquet:GLOB", "tfds:NAME", "tfds:DIR" or '
         '"hf:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"; or only "corpus:DIR"; '
-        'or, for sft, "conversations:GLOB" (JSONL)',
+        'or, for post-training, "conversations:PLACE", "pairs:PLACE", "unpaired:PLACE" or "labelled:PLACE", '
+        'where PLACE is a GLOB of JSONL or Parquet, tfds:NAME or hf:OWNER/NAME',
     )
     mixture: dict = field({}, "name -> weight of its rows in training; empty means a corpus's own, else by size")
     validation_sources: dict | str = field({}, 'held-out sources; empty holds out documents of `sources`')
@@ -327,8 +302,10 @@ class Data:
     text_field: str = field('text', 'the field that holds the text in JSONL, Parquet and TFDS')
     max_document_chars: int = field(0, 'cut longer documents at line ends; 0 never cuts')
     too_long: Literal['drop', 'cut', 'error'] = field(
-        'drop', 'what becomes of a conversation that is longer than a row; those dropped or cut are counted'
+        'drop', 'what becomes of a conversation or pair that is longer than a row; those dropped or cut are counted'
     )
+    examples_per_row: int = field(8, 'pairs, unpaired answers or labelled texts that a row holds, at most', at_least=1)
+    classes: tuple = field((), 'labels of labelled texts, in the order of the outputs: ("ham", "spam")')
     seq_len: int = field(256, 'tokens L that one row trains on', at_least=1)
     tokenizer: Tokenizer = section(Tokenizer, 'how text becomes tokens')
     cache_dir: str = field('.cache/data', 'where tokenizers and packed rows are kept between runs')
@@ -347,7 +324,11 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    objective: Part = field('next_token', 'what is trained on and minimised: next_token, sft, or a callable')
+    objective: Part = field(
+        'next_token',
+        'what is trained on and minimised: next_token, sft, preference, kto, reward, classify, distill, or a callable',
+    )
+    objective_options: Options = field(Options(), 'of the objective: attributes of its class, {"loss": "ipo"}')
     trainable: Part = field(
         '.*',
         'parameters to train: a regex of whole paths (layers/attention/q/kernel), or a callable of a path; ".*" is the '

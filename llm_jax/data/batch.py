@@ -43,12 +43,17 @@ def unpack_rows(rows: jax.Array, bos_id: int) -> Batch:
     return Batch(jnp.maximum(inputs, 0), jnp.maximum(targets, 0), loss_weights, positions, segments)
 
 
-def unpack_conversations(rows: jax.Array) -> Batch:
-    """The batch of packed conversations, made from int[B, 3 (L+1)] as `data.conversations` stores them.
+def unpack_examples(rows: jax.Array, columns: int = 3, part: int = 0) -> Batch:
+    """The batch of packed examples, made from int[B, C (L+1)] as `data.example_rows` stores them.
 
-    A target's weight is that of its token; the first token of a conversation, and padding, are no targets.
+    A target's weight is that of its token; the first token of a segment, and padding, are no targets.
+
+    Args:
+      rows: as above.
+      columns: C.
+      part: which of the parts of a stored row to take.
     """
-    tokens, segments, bits = jnp.split(rows, 3, axis=1)
+    tokens, segments, bits = jnp.split(rows, columns, axis=1)[3 * part : 3 * part + 3]
     inside = (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] > 0)
     weights = jax.lax.bitcast_convert_type(bits, jnp.float32)[:, 1:]
     segments = jnp.maximum(segments[:, :-1], 0)  # rows of an evaluation that are all padding hold -1

@@ -40,7 +40,7 @@ class BatchSource(Protocol):
 
 def row_width(prepared: prepare.Prepared) -> int:
     """Numbers in a stored row: L+1 tokens, or several arrays of that length one after the other."""
-    return prepared.manifest.get('columns', 1) * (prepared.manifest['seq_len'] + 1)
+    return prepared.columns * (prepared.manifest['seq_len'] + 1)
 
 
 class TrainRows:

@@ -87,8 +87,14 @@ def best_fit(
         yield tokens, end
 
 
-def fill_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Which of the items, whose sizes fall, share a bin of that room: each goes where it leaves least."""
+def fill_bins(sizes: Sequence[int], room: int, most: int = 0) -> list[list[int]]:
+    """Which of the items, whose sizes fall, share a bin of that room: each goes where it leaves least.
+
+    Args:
+      sizes: of the items, none above `room`.
+      room: of a bin.
+      most: items in a bin; 0 means as many as there is room for.
+    """
     bins: list[list[int]] = []
     by_space: list[list[int]] = [[] for _ in range(room + 1)]
     spaces = 0  # bit s is set where some bin has exactly s places left
@@ -104,7 +110,7 @@ def fill_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
             bins.append([])
         bins[place].append(item)
         left = space - size
-        if left:
+        if left and len(bins[place]) != most:
             by_space[left].append(place)
             spaces |= 1 << left
     return bins

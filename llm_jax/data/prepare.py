@@ -1,11 +1,11 @@
 """Preparation: what training reads, made or found: rows of tokens and the tokenizer they were made with.
 
 Rows come from `corpus/` alone: those of a corpus that `prepare_data` made ('corpus:DIR') are opened
-as they are, those of plain sources are built into the cache by `corpus.plain`. Rows of conversations
-are built by `data.conversations`.
+as they are, those of plain sources are built into the cache by `corpus.plain`. Rows of post-training (conversations,
+pairs, labelled texts) are built by `data.example_rows`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -20,7 +20,22 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.corpus import plain
 from llm_jax.corpus.plain import Progress
 from llm_jax.corpus.read.plain import open_sources
-from llm_jax.data import array_record, conversations, files, store
+from llm_jax.data import array_record, example_rows, files, store
+from llm_jax.data.examples import form_of
+
+
+class WiderRows:
+    """Rows of a split with further columns, the bits of float32[N, k (L+1)]; read as `array_record.Rows`."""
+
+    def __init__(self, rows: array_record.Rows, more: np.ndarray):
+        self._rows, self._more = rows, more.view(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int32[n, C (L+1)] of the rows at `indices`."""
+        return np.concatenate([self._rows.read(indices), self._more[np.asarray(indices)]], 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +48,42 @@ class Prepared:
       manifest: 'splits' has documents, bytes, tokens and rows per split and source;
         'gzip' has what `gzip -9` does to the validation text (bits_per_byte, and of how
         many bytes); 'bytes_per_token' is that of the training split; 'digest' is the
-        hash of all rows; 'columns' is how many arrays [L+1] a row holds, one if it is not there;
+        hash of all rows; 'form' is that of the records of post-training, and 'columns' how many
+        arrays [L+1] a row holds, one if it is not there;
         'mixture' has the weights by rows that a corpus was made for.
+      more: further columns, from `widen`.
     """
 
     directory: pathlib.Path
     tokenizer: tokenizer.Tokenizer
     manifest: dict[str, Any]
+    more: Mapping[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def rows(self, split: str) -> dict[str, array_record.Rows]:
+    @property
+    def form(self) -> str:
+        """'documents', or the form of the examples of post-training."""
+        return self.manifest.get('form', 'documents')
+
+    @property
+    def columns(self) -> int:
+        """Arrays [L+1] that a row has, one after the other."""
+        return self.manifest.get('columns', 1)
+
+    def rows(self, split: str) -> dict[str, 'array_record.Rows | WiderRows']:
         """Opens the rows of 'train', 'validation' or 'test': name of the source -> rows, in order of the names."""
         entries = sorted(self.manifest['splits'][split].items())
-        return {name: array_record.Rows(self.directory / e['directory'], split) for name, e in entries if e['rows']}
+        opened = {name: array_record.Rows(self.directory / e['directory'], split) for name, e in entries if e['rows']}
+        wider = lambda name, rows: WiderRows(rows, more) if (more := self.more.get((split, name))) is not None else rows
+        return {name: wider(name, rows) for name, rows in opened.items()}
+
+    def widen(self, more: Mapping[tuple[str, str], np.ndarray]) -> 'Prepared':
+        """The same rows with further columns.
+
+        Args:
+          more: (split, source) -> float32[rows, k (L+1)], k columns, of all that have rows.
+        """
+        (k,) = {array.shape[1] // (self.manifest['seq_len'] + 1) for array in more.values()}
+        return dataclasses.replace(self, manifest=self.manifest | {'columns': self.columns + k}, more=more)
 
     def count(self, split: str, what: str = 'rows') -> int:
         """How many 'documents', 'bytes', 'tokens' or 'rows' a split has over all sources."""
@@ -85,8 +124,8 @@ def prepare(config: schema.Data, seed: int, progress: Progress | None = None, *,
 
 
 def _prepare(config: schema.Data, seed: int, progress: Progress | None, template: str) -> Prepared:
-    if conversations.is_conversations(config):
-        return Prepared(*conversations.build(config, template))
+    if form_of(config) != 'documents':
+        return Prepared(*example_rows.build(config, template))
     if is_corpus(config):
         return _open_corpus(config)
     return Prepared(*plain.build(config, seed, progress or (lambda stage, done: None)))

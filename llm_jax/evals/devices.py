@@ -34,9 +34,10 @@ def open_model(
         if jax.device_count() == 1:
             yield runs.load(path, step, max_seq_len=max_seq_len)
             return
-        grid = mesh.make_mesh(config.mesh)
-        with jax.set_mesh(grid):
-            yield runs.load(path, step, max_seq_len=max_seq_len, mesh=grid)
+        sizes = mesh.axis_sizes(config.mesh, jax.device_count())
+        loaded = runs.load(path, step, max_seq_len=max_seq_len, sizes=sizes)
+        with jax.set_mesh(loaded.mesh):
+            yield loaded
 
 
 def _read_config(path: str | os.PathLike, fields: Mapping[str, str]) -> Config:

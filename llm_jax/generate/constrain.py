@@ -46,23 +46,37 @@ class Grammars:
             enforced token by token.
         """
         name = 'the JSON schema'
-        if not isinstance(schema, Mapping | bool):
-            raise ConfigError(f'{name} is {_shorten(schema)}; it must be an object, such as {{"type": "object"}}')
-        rules = {'allOf': [schema]} if isinstance(schema, bool) else dict(schema)
-        options = rules.get('x-guidance', {})
-        if not isinstance(options, Mapping):
-            raise ConfigError(
-                f"{name} has x-guidance = {_shorten(options)}; it must be an object of llguidance's options"
-            )
-        rules['x-guidance'] = {'whitespace_pattern': _JSON_SPACE, **options, 'lenient': False, 'coerce_one_of': False}
-        try:
-            json.dumps(rules, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f'{name} is no JSON: {error}') from error
+        rules = _json_rules(schema, name)
         grammar = Grammar(self, {'json_schema': rules}, name)
-        for problem in _unenforceable(rules):
-            raise ConfigError(f'{name} cannot be enforced: {problem}')
+        _check_enforceable(rules, name)
         return grammar
+
+    def json_between(
+        self, schemas: Mapping[str, Mapping[str, Any]], before: str = '', after: str = '', separator: str = ''
+    ) -> 'Grammar':
+        """Allows a JSON value that one of several schemas describes, between two texts.
+
+        Args:
+          schemas: by the name that errors say, at least one.
+          before: text before each value.
+          after: text after each.
+          separator: between several; '' allows a single one.
+
+        Raises:
+          ConfigError: as `json_schema`, naming the schema.
+        """
+        rules = {name: _json_rules(schema, name) for name, schema in schemas.items()}
+        for name, one in rules.items():
+            Grammar(self, {'json_schema': one}, name)
+            _check_enforceable(one, name)
+        texts = [json.dumps(text) if text else '' for text in (before, after, separator)]
+        value = f'{texts[0]} value {texts[1]}'
+        lark = [
+            f'start: {value}' + (f' ({texts[2]} {value})*' if separator else ''),
+            'value: ' + ' | '.join(f'value_{i}' for i in range(len(rules))),
+            *(f'value_{i}: %json {json.dumps(one)}' for i, one in enumerate(rules.values())),
+        ]
+        return Grammar(self, {'lark_grammar': '\n'.join(lark)}, ' and '.join(rules))
 
     def json_object(self) -> 'Grammar':
         """Allows every JSON object."""
@@ -227,6 +241,32 @@ class _Spelling:
                 if b''.join(self.tokens[i] for i in rest) == text.encode():
                     return rest
         return [self._bytes[byte] for byte in text.encode()]
+
+
+def _json_rules(schema: Mapping[str, Any] | bool, name: str) -> dict[str, Any]:
+    """Adds the options of llguidance to a JSON schema.
+
+    Raises:
+      ConfigError: no schema, or no JSON.
+    """
+    if not isinstance(schema, Mapping | bool):
+        raise ConfigError(f'{name} is {_shorten(schema)}; it must be an object, such as {{"type": "object"}}')
+    rules = {'allOf': [schema]} if isinstance(schema, bool) else dict(schema)
+    options = rules.get('x-guidance', {})
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{name} has x-guidance = {_shorten(options)}; it must be an object of llguidance's options")
+    rules['x-guidance'] = {'whitespace_pattern': _JSON_SPACE, **options, 'lenient': False, 'coerce_one_of': False}
+    try:
+        json.dumps(rules, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f'{name} is no JSON: {error}') from error
+    return rules
+
+
+def _check_enforceable(rules: Mapping[str, Any], name: str) -> None:
+    """Raises: ConfigError: the schema has a keyword that llguidance takes without holding to it."""
+    for problem in _unenforceable(rules):
+        raise ConfigError(f'{name} cannot be enforced: {problem}')
 
 
 def _unenforceable(schema: Any) -> Iterator[str]:

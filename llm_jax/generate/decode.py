@@ -70,6 +70,8 @@ def prepare(model: Transformer, params: Any, quantise: str = '') -> Weights:
             f'quantise = {quantise!r}: the model has adapters; merge them first, as convert does to hf:DIR'
         )
     params = _cast(quantise_params(params, weights, quantise) if quantise else params, weights)
+    if mesh.platform() == 'cpu' and config.matmul == 'default' and config.adapter.kind == 'none':
+        params = quantise_params(params, weights, 'float32')  # in the order that this backend reads fastest
     layers = tuple(layer_params(params, config, i) for i in range(config.n_layers))
     stacks = {place(config, i)[0][0] for i in range(config.n_layers)}
     return Weights({name: value for name, value in params.items() if name not in stacks}, layers)

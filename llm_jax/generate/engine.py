@@ -129,9 +129,13 @@ class Engine:
         """True if every request has ended."""
         return self._schedule.is_idle and not self._sent
 
-    def step(self) -> list[Row]:
-        """Sends the next programs and waits for those before; returns the rows that got tokens or ended."""
-        work = self._schedule.plan()
+    def step(self, block: int = schedule.BLOCK) -> list[Row]:
+        """Sends the next programs and waits for those before; returns the rows that got tokens or ended.
+
+        Args:
+          block: most tokens that a row draws until the next call: few where each should be seen as it comes.
+        """
+        work = self._schedule.plan(block)
         for one in work:
             self._send(one)
         # The device computes the newest program while the host reads the others.

@@ -133,8 +133,12 @@ class Schedule:
         """True if the next program depends on the tokens of the last."""
         return any(row and row.request.constraint for row in self.slots)
 
-    def plan(self) -> list[Work]:
-        """Returns the next programs, in the order in which they are to be sent; none if nothing is left to do."""
+    def plan(self, block: int = BLOCK) -> list[Work]:
+        """Returns the next programs, in the order in which they are to be sent; none if nothing is left to do.
+
+        Args:
+          block: most tokens that a row draws in one of them, at most BLOCK.
+        """
         work: list[Work | None] = [*self._store(self._ended()), *self._enter()]
         prefill = self._prefill()
         work.append(prefill)
@@ -142,7 +146,7 @@ class Schedule:
             work += self._store([(row.slot, row.request.prompt) for row, *_ in prefill.parts if row.is_prefilled])
         # Tokens that depend on those of this program wait for them.
         holds = prefill and any(row.request.constraint and row.is_prefilled for row, *_ in prefill.parts)
-        work.append(None if holds else self._decode())
+        work.append(None if holds else self._decode(block))
         return [one for one in work if one is not None]
 
     def collect(self, work: Prefill | Decode, drawn: Results) -> list[Row]:
@@ -261,7 +265,7 @@ class Schedule:
         reach = max(start + count for _, _, start, count in parts)
         return Prefill(parts, n_rows, n_tokens, _at_least(reach, self.prefill_bounds))
 
-    def _decode(self) -> Decode | None:
+    def _decode(self, block: int) -> Decode | None:
         live = {
             slot: row
             for slot, row in enumerate(self.slots)
@@ -269,7 +273,7 @@ class Schedule:
         }
         if not live:
             return None
-        limit = 1 if self.in_lockstep else BUSY_BLOCK if self.waiting else BLOCK
+        limit = 1 if self.in_lockstep else min(block, BUSY_BLOCK if self.waiting else BLOCK)
         left = [row.request.max_new_tokens - row.n_sent for row in live.values()]
         limit = min(limit, min(left) if self.waiting else max(left))
         reach = max(

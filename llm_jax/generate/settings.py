@@ -50,7 +50,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         _require(0 <= self.temperature < math.inf, self, 'temperature', '0 (greedy) or a positive number')
-        _require(self.top_k >= 0 and self.top_k == int(self.top_k), self, 'top_k', '0 (keep all tokens) or a count')
+        is_count = 0 <= self.top_k < 2**31 and self.top_k == int(self.top_k)
+        _require(is_count, self, 'top_k', '0 (keep all tokens) or a count below 2^31')
         _require(0 < self.top_p <= 1, self, 'top_p', 'above 0 and at most 1 (keep all tokens)')
         _require(0 <= self.min_p <= 1, self, 'min_p', 'from 0 (keep all tokens) to 1')
         _require(0 < self.typical_p <= 1, self, 'typical_p', 'above 0 and at most 1 (keep all tokens)')

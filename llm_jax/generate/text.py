@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from llm_jax.chat import Chat
 from llm_jax.generate import beam, engine
 from llm_jax.generate.beam import Beams
 from llm_jax.generate.requests import Constraint
@@ -31,6 +32,17 @@ def complete(
     for block in stream(model, params, tokenizer, prompts, **options):
         texts = [text + new for text, (new, _) in zip(texts, block, strict=True)]
     return texts
+
+
+def answer(model: Transformer, params: Any, chat: Chat, questions: Sequence[str], **options: Any) -> list[str]:
+    """Returns the answer to each question, a conversation of one turn; arguments as of `complete`."""
+    rendered = [chat.render([{'role': 'user', 'content': text}], add_generation_prompt=True).ids for text in questions]
+    texts = [StopText(StreamDecoder(chat.tokenizer, continues=True), chat.stop_texts) for _ in questions]
+    limits = {'stop_ids': chat.stop_ids, 'vocab_size': chat.tokenizer.vocab_size}
+    answers = [''] * len(questions)
+    for block in _read(engine.stream(model, params, rendered, watchers=texts, **limits, **options), texts):
+        answers = [said + new for said, (new, _) in zip(answers, block, strict=True)]
+    return answers
 
 
 def stream(

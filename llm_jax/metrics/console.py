@@ -1,7 +1,6 @@
 """Console of a run: one live line, and news above it."""
 
 from collections.abc import Mapping
-import re
 import sys
 import time
 from typing import Any, TextIO
@@ -12,13 +11,12 @@ import rich.live
 import rich.table
 import rich.text
 
+from llm_jax.config.printable import visible
 from llm_jax.metrics import format as fmt
 
 _PLAIN_INTERVAL = 5.0  # seconds between progress lines where there is no terminal
 _REFRESH_PER_SECOND = 2
 _BAR_WIDTH = 24
-# All of C0 and C1 but tab and newline: a sample may hold an escape sequence.
-_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
 
 
 class Console:
@@ -118,8 +116,7 @@ class Console:
 
     def _clean(self, text: str) -> str:
         """Control characters, and what the output's encoding lacks, spelled out."""
-        text = _CONTROL.sub(lambda match: match[0].encode('unicode_escape').decode(), text)
-        return text.encode(self._encoding, 'backslashreplace').decode(self._encoding)
+        return visible(text).encode(self._encoding, 'backslashreplace').decode(self._encoding)
 
     def _fields(self) -> list[str]:
         """The line's parts, most wanted first: a narrow terminal cuts off the end."""

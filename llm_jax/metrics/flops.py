@@ -127,4 +127,4 @@ def _height(path: tuple) -> tuple[int, int]:
     kind, _, index = path[0].key.partition('_')
     if kind in ('first', 'last') and index.isdigit():
         return (1 if kind == 'first' else 3), int(index)
-    return {'layers': 2, 'final_norm': 4, 'unembed': _HEAD[0]}.get(path[0].key, 0), 0
+    return {'layers': 2, 'final_norm': 4, 'unembed': _HEAD[0], 'score': _HEAD[0]}.get(path[0].key, 0), 0

@@ -52,6 +52,10 @@ class Transformer(nn.Module):
             shape, axes = (config.d_model, config.vocab_size), ('d_model', 'vocab')
             exact = dataclasses.replace(config, matmul='default')
             self.unembed = Einsum('BLD,DV->BLV', shape, axes, exact, out_dtype='float32')
+        if config.scores:
+            shape, axes = (config.d_model, config.scores), ('d_model', 'scores')
+            exact = dataclasses.replace(config, matmul='default')
+            self.score = Einsum('BLD,DC->BLC', shape, axes, exact, out_dtype='float32')
 
     def __call__(
         self, tokens_BL: jax.Array, positions_BL: jax.Array | None = None, segments_BL: jax.Array | None = None
@@ -76,6 +80,8 @@ class Transformer(nn.Module):
         if positions_BL is not None:
             positions_BL = zigzag.split(positions_BL, rules)
         x_BLD = self.features(zigzag.split(tokens_BL, rules), positions_BL, segments_BL)
+        if self.config.scores and self.is_initializing():
+            self.score(x_BLD)
         return zigzag.restore(self.head(x_BLD), rules, ('vocab',))
 
     def features(
@@ -151,6 +157,10 @@ class Transformer(nn.Module):
         if config.logit_softcap:
             logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
         return logits_BLV
+
+    def score_tokens(self, x_BLD: jax.Array) -> jax.Array:
+        """Features [B, L, D] -> float32[B, L, C], the outputs of the head of scores at every token."""
+        return self.score(x_BLD)
 
 
 class Group(nn.Module):

@@ -1,10 +1,11 @@
-"""Numbers in few bits: their layout, and the one place that multiplies by them.
+"""Weights as decoding reads them: their layout, in few bits or in float32, and the one place that multiplies by them.
 
-A weight is stored as [outputs, inputs], the order in which every backend reads a narrow one fastest:
+A weight is stored as [outputs, inputs], in which every backend reads a narrow one fastest, and a CPU a wide one too:
 
   'int8'  int8 in -127 ... 127, a float32 scale for each output;
   'int4'  two numbers in a byte, and a float32 scale for each group of 32 inputs, after zeros up to a whole group. Byte
-          j of a group's 16 has number j in its low and number j + 16 in its high half, both plus 8.
+          j of a group's 16 has number j in its low and number j + 16 in its high half, both plus 8;
+  'float32'  as it is, for the sake of the order.
 
 Vectors of any other array (rows of an embedding, keys of a cache) are stored in the same way along their last
 dimension.
@@ -28,6 +29,7 @@ from llm_jax.dist import mesh
 from llm_jax.init import Weight
 
 KINDS = ('int8', 'int4')
+_KIND_OF = {'int8': 'int8', 'uint8': 'int4', 'float32': 'float32'}
 # Inputs that share a scale of 'int4', and the bytes that hold them.
 GROUP, _BYTES = 32, 16
 # A vector of zeros is scaled by something.
@@ -41,20 +43,20 @@ class Quantised:
     """An array of vectors in few bits, in the place of the float array where it stands in a tree of parameters.
 
     Attributes:
-      values: int8[..., O, I], or uint8[..., O, G · 16].
-      scale: float32[..., O, 1], or [..., O, G].
+      values: int8[..., O, I], or uint8[..., O, G · 16], or float32[..., O, I].
+      scale: float32[..., O, 1], or [..., O, G]; None of float32.
       inputs: dimensions that I had; none for a cache, whose vectors are never padded.
       outputs: dimensions that O had, if the array was [..., *inputs, *outputs]; none if it was [..., O, I].
     """
 
     values: jax.Array
-    scale: jax.Array
+    scale: jax.Array | None
     inputs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     outputs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
     def kind(self) -> str:
-        return 'int4' if self.values.dtype == jnp.uint8 else 'int8'
+        return _KIND_OF[self.values.dtype.name]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +65,7 @@ class Quantised:
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the numbers that it stands for."""
-        return self.scale.dtype
+        return jnp.dtype(jnp.float32)
 
     def __getitem__(self, index: Any) -> 'Quantised':
         """Indexes leading dimensions, which values and scales have in common."""
@@ -88,14 +90,14 @@ def quantise(w: jax.Array, kind: str, *, n_in: int = 0, n_lead: int = 0) -> Quan
 
     Args:
       w: [*lead, *inputs, *outputs], float.
-      kind: 'int8' or 'int4'.
+      kind: 'int8', 'int4' or 'float32'.
       n_in: number of dimensions of the inputs; 0: w is [..., O, I] already.
       n_lead: number of leading dimensions, such as the layers of a stack.
 
     Raises:
       ConfigError: an unknown kind.
     """
-    if kind not in KINDS:
+    if kind not in (*KINDS, 'float32'):
         raise ConfigError(f'quantise = {kind!r} is not known{nearest(kind, KINDS)} Known: {", ".join(KINDS)}')
     spec = _spec(w)
     inputs, outputs = w.shape[-1:], ()
@@ -106,6 +108,8 @@ def quantise(w: jax.Array, kind: str, *, n_in: int = 0, n_lead: int = 0) -> Quan
         w = _reshape(w, (*w.shape[:n_lead], math.prod(inputs), math.prod(outputs)), spec).swapaxes(-1, -2)
         spec = _spec(w)
     w = w.astype(jnp.float32)
+    if kind == 'float32':
+        return Quantised(w, None, inputs, outputs)
     if kind == 'int8':
         return Quantised(*_round(w), inputs, outputs)
     if spec and w.shape[-1] % (GROUP * _shards(spec[-1])):
@@ -145,14 +149,14 @@ def quantise_params(params: Any, weights: Any, kind: str) -> Any:
     Args:
       params: nested dict.
       weights: of `transformer.weights_of`; says which arrays are matrices.
-      kind: 'int8' or 'int4'.
+      kind: 'int8' or 'int4'; or 'float32', which leaves those in few bits as they are.
 
     Raises:
       ConfigError: an unknown kind, or weights that are quantised in another way.
     """
     if isinstance(weights, Weight):
         if isinstance(params, Quantised):
-            if params.kind != kind:
+            if kind not in (params.kind, 'float32'):
                 raise ConfigError(f'quantise = {kind!r}: the weights are {params.kind} already; take those in float32')
             return params
         axes = {*weights.axes_in, *weights.axes_out}
@@ -204,6 +208,8 @@ def _halves(values: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 def _dequantise_vectors(q: Quantised) -> jax.Array:
     """float32[..., O, I]."""
+    if q.kind == 'float32':
+        return q.values
     if q.kind == 'int8':
         return q.values.astype(jnp.float32) * q.scale
     spec = _spec(q.values)
@@ -256,6 +262,8 @@ def encode_rows(x_TI: jax.Array, q: Quantised, summed: tuple[str, ...] = ()) -> 
       q: weight that they are to be multiplied by.
       summed: within `shard_map`, mesh axes over which the inputs are split.
     """
+    if q.kind == 'float32':
+        return Rows(x_TI.astype(jnp.float32), None)
     n_inputs = math.prod(q.inputs)
     if summed and x_TI.shape[-1] < n_inputs <= q.scale.shape[-1] * GROUP and q.kind == 'int4':
         # A weight whose groups could not be split has all inputs: those of other devices are 0 here.
@@ -271,6 +279,8 @@ def encode_rows(x_TI: jax.Array, q: Quantised, summed: tuple[str, ...] = ()) -> 
 
 def multiply_rows(rows: Rows, q: Quantised, out_sharding: PartitionSpec | None = None) -> jax.Array:
     """Returns x · w, float32[T, O]."""
+    if q.kind == 'float32':
+        return _multiply_columns(rows.x_TI, q.values, out_sharding)
     if q.kind == 'int4':
         if mesh.platform() == 'cpu' and _spec(q.values) is None:
             return _multiply_blocks(rows.x_TI, q)
@@ -304,10 +314,11 @@ def multiply_heads(equation: str, x_BLHX: jax.Array, q: Quantised, out_sharding:
     """
     left, right, output = equation.replace('->', ',').split(',')
     sums_outputs = left[-1] != right[0]  # K is contracted, which the scales belong to
-    if q.kind == 'int4':
+    if q.kind != 'int8':
         # Without the barrier XLA would unpack the weight before a loop over tokens, and keep it.
         x_BLHX, q = jax.lax.optimization_barrier((x_BLHX, q))
-        q = Quantised(_dequantise_vectors(q), jnp.ones_like(q.scale[:, :1]), q.inputs, q.outputs)
+        w = _dequantise_vectors(q)
+        q = Quantised(w, jnp.ones_like(w[:, :1]), q.inputs, q.outputs)
     heads = out_sharding and out_sharding[2]
 
     def by_head(x: jax.Array) -> jax.Array:
@@ -395,6 +406,18 @@ def _split_inputs(x_TI: jax.Array, q: Quantised) -> tuple[jax.Array, jax.Array]:
     x_TI = jnp.pad(x_TI, ((0, 0), (0, GROUP * G - x_TI.shape[-1])))
     x_TGI = _reshape(x_TI, (T, G, GROUP), spec and PartitionSpec(*spec, None))
     return tuple(_reshape(half, (T, G * _BYTES), spec) for half in (x_TGI[..., :_BYTES], x_TGI[..., _BYTES:]))
+
+
+def _multiply_columns(x_TI: jax.Array, w_OI: jax.Array, out_sharding: PartitionSpec | None) -> jax.Array:
+    """Returns x · w as (w · xᵀ)ᵀ, [T, O].
+
+    XLA's CPU backend then reads the weight once for all tokens: at 2 to 64 of them it takes half as long as x · wᵀ.
+    Left to itself, it would move the transposes into the product, and gather the operands entry by entry.
+    """
+    turned = out_sharding and PartitionSpec(out_sharding[1], out_sharding[0])
+    x_IT = jax.lax.optimization_barrier(x_TI.T)
+    y_OT = jax.lax.dot_general(w_OI, x_IT, (((1,), (0,)), ((), ())), out_sharding=turned)
+    return jax.lax.optimization_barrier(y_OT).T
 
 
 def _contract(x_TI: jax.Array, w_OI: jax.Array, dtype: Any, out_sharding: PartitionSpec | None = None) -> jax.Array:

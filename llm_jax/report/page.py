@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from etils import epath
 import jinja2
 
+from llm_jax.config.printable import visible
 from llm_jax.report.charts import Chart
 from llm_jax.report.tables import Table
-from llm_jax.report.text import keep_units, markdown_cell, markdown_fence, split_words, visible
+from llm_jax.report.text import keep_units, markdown_cell, markdown_fence, split_words
 
 
 class Card(NamedTuple):

@@ -4,14 +4,15 @@
   metrics.jsonl  step, tokens, loss, grad_norm, param_norm, learning_rate,
                  tokens_per_second, mfu (0 to 1), input_wait (share of the step, 0 to
                  1), seconds (since training started); val/loss, val/perplexity,
-                 val/bits_per_byte on the lines of evaluations
+                 val/bits_per_byte on the lines of evaluations; of post-training what its
+                 objective reports, such as accuracy, margin, val/confusion/TRUE/GUESS
   samples.jsonl  step, prompt, text (what came after the prompt)
   run.json       command; started, finished (ISO 8601); status (running, finished,
                  stopped, failed); devices, platform, n_devices, n_processes, mesh
                  {axis: size}, versions {package: version}; parameters,
-                 parameters_embedding; total_steps; data {splits: {split: {source:
-                 {documents, bytes, tokens, rows}}}, vocab_size, bytes_per_token,
-                 gzip_bits_per_byte}
+                 parameters_embedding; total_steps; loss_unit (what the loss is a mean of);
+                 data {splits: {split: {source: {documents, bytes, tokens, rows}}},
+                 vocab_size, bytes_per_token, gzip_bits_per_byte}
 
 Any file and any field may be missing: the report then has a gap where it would be.
 """
@@ -46,6 +47,11 @@ class Run:
     @property
     def data(self) -> dict[str, Any]:
         return self.info.get('data') or {}
+
+    @property
+    def loss_unit(self) -> str:
+        """Of what the loss is a mean."""
+        return self.info.get('loss_unit') or 'nats per token'
 
     @property
     def status(self) -> str:

@@ -9,6 +9,11 @@ from llm_jax.report.charts import MAIN, SECOND, Axis, Chart, Line, Rule
 from llm_jax.report.run import Run
 
 _STEP = Axis('step', whole=True)
+# Metrics of post-training that belong into one chart: label -> name.
+_ACCURACY = {'training, smoothed': 'accuracy', 'validation': 'val/accuracy'}
+_REWARDS = {'chosen': 'rewards_chosen', 'rejected': 'rewards_rejected'}
+_LOG_PROBS = {'chosen': 'log_prob_chosen', 'rejected': 'log_prob_rejected'}
+_SCORES = {'chosen': 'score_chosen', 'rejected': 'score_rejected'}
 
 
 def draw_all(run: Run) -> list[Chart]:
@@ -16,6 +21,11 @@ def draw_all(run: Run) -> list[Chart]:
     made = [
         _loss(run),
         _bits_per_byte(run),
+        _several(run, 'Accuracy', 'Pairs in the right order, or texts in the right class.', _ACCURACY),
+        _several(run, 'Rewards', 'β times the log-ratio to the reference, of both answers.', _REWARDS),
+        _several(run, 'Log-probabilities', 'Of an answer by the policy, in nats.', _LOG_PROBS),
+        _several(run, 'Scores', 'Of both answers by the reward model.', _SCORES),
+        _curve(run, 'kl', 'Distance from the reference', 'z0 of KTO, in nats.', smooth=True),
         _curve(run, 'learning_rate', 'Learning rate', 'After warmup and decay.'),
         _curve(run, 'tokens_per_second', 'Throughput', 'Tokens per second, over all devices.', zero=True),
         _curve(run, 'grad_norm', 'Gradient norm', 'Before clipping.', smooth=True),
@@ -51,7 +61,7 @@ def _loss(run: Run) -> Chart | None:
     finite = [value for value in [*loss, *val_loss] if np.isfinite(value)]
     if not finite:
         return None
-    note, marks, limits = 'Nats per token.', [], None
+    note, marks, limits = f'{run.loss_unit.capitalize()}.', [], None
     if steps:
         marks += [
             Line(steps, loss, alpha=0.3, width=0.8),
@@ -83,6 +93,20 @@ def _tasks(run: Run) -> list[Chart | None]:
     """The curve of each benchmark that is run while the model trains."""
     names = sorted({name for line in run.metrics for name in line if name.startswith('tasks/')})
     return [_curve(run, name, name.removeprefix('tasks/').replace('/', ' '), 'Benchmark.') for name in names]
+
+
+def _several(run: Run, title: str, note: str, names: dict[str, str]) -> Chart | None:
+    """Metrics of a run in one chart, those of evaluations with dots; None if there is at most one of them."""
+    found = {label: run.series(name) for label, name in names.items()}
+    found = {label: points for label, points in found.items() if np.isfinite(points[1]).any()}
+    if len(found) < 2:
+        return None
+    marks = []
+    for color, (label, (steps, values)) in zip((MAIN, SECOND), found.items(), strict=False):
+        is_held_out = names[label].startswith('val/')
+        values = values if is_held_out else smoothed(steps, values)
+        marks.append(Line(steps, values, color, label, width=1 if is_held_out else 1.6, dots=is_held_out))
+    return charts.draw(title, note, marks, x=_STEP)
 
 
 def _curve(run: Run, name: str, title: str, note: str, *, smooth: bool = False, zero: bool = False) -> Chart | None:

@@ -53,7 +53,11 @@ def headline(run: Run) -> Headline:
     if bits is None:
         if loss is None:
             return made('', '', 'The model has not been evaluated on the validation split yet.')
-        return made(f'{loss:.3f}', 'nats per token', 'Loss on the validation split.')
+        accuracy = run.last('val/accuracy')
+        if accuracy is not None:
+            sentence = f'on the held-out validation split; the loss there is {loss:.3f} {run.loss_unit}.'
+            return made(fmt.percent(accuracy), 'accuracy', sentence)
+        return made(f'{loss:.3f}', run.loss_unit, 'Loss on the validation split.')
     where = 'on the held-out validation split'
     if not gzip:
         sentence = f'{where}. The size of the same text under gzip -9 is not recorded.'
@@ -112,17 +116,33 @@ def evaluations(run: Run) -> Table | None:
     """One row per evaluation, at most a dozen, spread evenly and with the last."""
     lines = [line for line in run.metrics if 'val/loss' in line]
     picked = _spread(lines, 12)
-    number = lambda line, name, digits: fmt.decimal(line[name], digits) if name in line else fmt.DASH
+    names = ['loss', 'perplexity', 'bits_per_byte']
+    measured = [name.removeprefix('val/') for line in lines for name in line if name.startswith('val/')]
+    if 'bits_per_byte' not in measured and measured:  # of a stage of post-training
+        names = [name for name in dict.fromkeys(measured) if '/' not in name]
+    digits = lambda name: 2 if name == 'perplexity' else 4
+    number = lambda line, name: fmt.decimal(line[f'val/{name}'], digits(name)) if f'val/{name}' in line else fmt.DASH
     rows = [
-        {
-            'step': f'{line["step"]:,}',
-            'loss': number(line, 'val/loss', 4),
-            'perplexity': number(line, 'val/perplexity', 2),
-            'bits per byte': number(line, 'val/bits_per_byte', 4),
-        }
+        {'step': f'{line["step"]:,}'} | {name.replace('_', ' '): number(line, name) for name in names}
         for line in picked
     ]
     return table_of(rows, texts=0)
+
+
+def confusion(run: Run) -> tuple[str, Table] | None:
+    """(split, how often a class was taken for another) of the last evaluation, the test split before validation."""
+    for split, name in (('test', 'test/confusion/'), ('validation', 'val/confusion/')):
+        lines = [line for line in run.metrics if any(key.startswith(name) for key in line)]
+        if not lines:
+            continue
+        counts = {key.removeprefix(name): value for key, value in lines[-1].items() if key.startswith(name)}
+        classes = list(dict.fromkeys(key.partition('/')[0] for key in counts))
+        rows = [
+            {'is': true} | {f'taken for {guess}': f'{counts[f"{true}/{guess}"]:,.0f}' for guess in classes}
+            for true in classes
+        ]
+        return split, table_of(rows, texts=1)
+    return None
 
 
 def data_table(run: Run) -> Table | None:

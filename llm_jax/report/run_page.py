@@ -28,6 +28,7 @@ def write_report(run_dir: epath.PathLike) -> None:
         'cards': run_facts.cards(run),
         'setup': run_facts.setup(run),
         'evaluations': run_facts.evaluations(run),
+        'confusion': run_facts.confusion(run),
         'data': run_facts.data_table(run),
         'data_notes': run_facts.data_notes(run),
         'samples': run_facts.samples(run),

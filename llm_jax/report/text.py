@@ -2,14 +2,9 @@
 
 import re
 
+from llm_jax.config.printable import visible
+
 _LONG_WORD = 18  # letters, which every column has room for
-# Characters that a file cannot show as text, such as the escape sequences of a terminal.
-_CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]')
-
-
-def visible(text: str) -> str:
-    """Control characters as escapes: \\x1b[31m."""
-    return _CONTROL.sub(lambda match: match[0].encode('unicode_escape').decode(), text)
 
 
 def keep_units(text: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import rich.text
 
 from llm_jax.data.array_record import PADDING
+from llm_jax.data.examples import FORMS
 from llm_jax.data.prepare import Prepared
 from llm_jax.tokenizer import Tokenizer
 
@@ -26,20 +27,22 @@ def preview(prepared: Prepared, rows: int) -> Iterator[rich.text.Text]:
     for name, stored in prepared.rows('train').items():
         for i, row in enumerate(stored.read(np.arange(min(rows, len(stored))))):
             yield rich.text.Text(f'{name}, row {i}', style='bold')
-            yield from _pieces(row, prepared.manifest.get('columns', 1), prepared.tokenizer)
+            yield from _pieces(row, prepared.form, prepared.tokenizer)
 
 
-def _pieces(row: np.ndarray, columns: int, tokenizer: Tokenizer) -> Iterator[rich.text.Text]:
+def _pieces(row: np.ndarray, form: str, tokenizer: Tokenizer) -> Iterator[rich.text.Text]:
     """Yields the segments of a row; documents of pre-training, led by BOS, weigh 1."""
-    if columns == 1:
-        tokens, weights = row, np.ones(len(row), np.float32)
+    if form == 'documents':
         segments = np.where(row == PADDING, 0, 1 + np.cumsum(row == tokenizer.bos_id))
+        parts = [(row, segments, np.ones(len(row), np.float32))]
     else:
-        tokens, segments, bits = row.reshape(columns, -1)
-        weights = bits.view(np.float32)
-    for segment in np.unique(segments[segments > 0]):
-        inside = segments == segment
-        yield coloured(tokens[inside], weights[inside], tokenizer)
+        columns = row.reshape(FORMS[form].columns, -1)
+        places = range(0, 3 * FORMS[form].parts, 3)
+        parts = [(columns[i], columns[i + 1], columns[i + 2].view(np.float32)) for i in places]
+    for tokens, segments, weights in parts:
+        for segment in np.unique(segments[segments > 0]):
+            inside = segments == segment
+            yield coloured(tokens[inside], weights[inside], tokenizer)
 
 
 def coloured(tokens: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer) -> rich.text.Text:

@@ -135,15 +135,16 @@ class ChatAnswer(Answer):
 
     kind, chunk_kind, prefix = 'chat.completion', 'chat.completion.chunk', 'chatcmpl-'
 
-    def __init__(self, *arguments: Any, tool_form: str) -> None:
+    def __init__(self, *arguments: Any, tool_form: str, is_parallel: bool = True) -> None:
         """Args:
         *arguments: of `Answer`.
         tool_form: in which the model writes calls; '' finds none.
+        is_parallel: whether a message may have several; if not, what follows the first is left out.
         """
         super().__init__(*arguments)
         make_call_id: Callable[[], str] = lambda: make_id('call_')
         self._parsers = [Parser(tool_form, make_call_id) for _ in self._counts]
-        self._n_calls = [0] * len(self._counts)
+        self._n_calls, self._is_parallel = [0] * len(self._counts), is_parallel
 
     def begin(self) -> list[dict[str, Any]]:
         return [self._chunk(i, {'role': 'assistant', 'content': ''}, None, None) for i in range(len(self._counts))]
@@ -167,9 +168,11 @@ class ChatAnswer(Answer):
             parsed.append(self._parsers[i].close())
         deltas: list[Any] = []
         for one in parsed:
+            if self._n_calls[i] and not self._is_parallel:
+                break
             if one.text:
                 deltas.append({'content': one.text})
-            for call in one.calls:
+            for call in one.calls if self._is_parallel else one.calls[:1]:
                 index = self._n_calls[i]
                 self._n_calls[i] += 1
                 named = {'name': call.name, 'arguments': ''}

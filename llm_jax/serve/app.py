@@ -4,28 +4,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 import contextlib
 import hmac
-import pathlib
 import time
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm_jax.generate.engine import Engine
+from llm_jax.serve.assets import page_routes
 from llm_jax.serve.errors import ApiError
 from llm_jax.serve.generation import GONE, Generation
 from llm_jax.serve.limits import Gate, Limits, read_body
 from llm_jax.serve.metrics import Metrics
 from llm_jax.serve.protocol import parse_body, parse_chat, parse_completion
 from llm_jax.serve.service import Service, Work
-from llm_jax.serve.worker import Worker
+from llm_jax.serve.worker import Around, RowEngine, Worker
 
-PAGE = pathlib.Path(__file__).parent / 'page'
-_PAGE_FILES = {'/': 'index.html', '/page.js': 'page.js', '/page.css': 'page.css'}
 # A larger body is parsed and encoded beside the event loop.
 _LARGE = 16384
 
@@ -41,19 +38,27 @@ class Server:
       worker: the engine's thread; made when the app starts.
     """
 
-    def __init__(self, service: Service, engine: Engine, limits: Limits, api_key: str = '') -> None:
+    def __init__(
+        self,
+        service: Service,
+        engine: RowEngine,
+        limits: Limits,
+        api_key: str = '',
+        around: Around = contextlib.nullcontext,
+    ) -> None:
         """Args:
         service: encodes requests.
         engine: decodes them.
         limits: what is too much.
         api_key: that clients have to send; '' is none.
+        around: makes the context that the engine decodes in, as of `Worker`.
         """
+        self._around = around
         self.service, self.engine, self._limits, self._api_key = service, engine, limits, api_key
         self.gate = Gate(limits)
         self._metrics = Metrics(lambda: self.gate.rows, lambda: self.gate.tokens)
         self.worker: Worker | None = None
         self._started = int(time.time())
-        page = [Route(path, self._send_page) for path in _PAGE_FILES]
         routes = [
             Route('/v1/chat/completions', self._chat, methods=['POST']),
             Route('/v1/completions', self._complete, methods=['POST']),
@@ -62,15 +67,21 @@ class Server:
             Route('/tokenize', self._tokenize, methods=['POST']),
             Route('/health', self._health),
             Route('/metrics', self._write_metrics),
+            *page_routes(),
         ]
-        self._paths = {route.path for route in [*routes, *page]}
-        handlers: dict[Any, Any] = {ApiError: _answer_error, HTTPException: _answer_http, Exception: _answer_bug}
-        app = Starlette(routes=[*routes, *page], exception_handlers=handlers, lifespan=self._live)
+        self._paths = {route.path for route in routes}
+        handlers: dict[Any, Any] = {
+            ApiError: _answer_error,
+            ClientDisconnect: _answer_nobody,
+            HTTPException: _answer_http,
+            Exception: _answer_bug,
+        }
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._live)
         self.app = self._count(app)
 
     @contextlib.asynccontextmanager
     async def _live(self, app: Starlette) -> AsyncIterator[None]:
-        self.worker = Worker(self.engine, asyncio.get_running_loop())
+        self.worker = Worker(self.engine, asyncio.get_running_loop(), self._around)
         yield
         await self.worker.close()
 
@@ -114,10 +125,16 @@ class Server:
         self._check_key(request)
         if self.worker is None or not self.worker.is_alive:
             raise ApiError(503, 'the engine has stopped; restart the server', code='engine_stopped')
-        self.gate.check()  # before anything is read
-        body = await read_body(request, self._limits.body)
-        work = await _beside(len(body), lambda: open_work(parse_body(body)))
-        return Generation(work, self.worker, self.gate, self._metrics, self._limits.seconds, arrived)
+        entry = self.gate.enter()  # before anything is read
+        try:
+            body = await read_body(request, self._limits)
+            await asyncio.sleep(0)  # those that came meanwhile are refused before this one is encoded
+            work = await _beside(len(body), lambda: open_work(parse_body(body)))
+            entry.admit(len(work.requests), work.n_prompt)
+        except BaseException:
+            entry.close()
+            raise
+        return Generation(work, self.worker, entry, self._metrics, self._limits.seconds, arrived)
 
     async def _list_models(self, request: Request) -> Response:
         self._check_key(request)
@@ -137,7 +154,7 @@ class Server:
 
     async def _tokenize(self, request: Request) -> Response:
         self._check_key(request)
-        body = await read_body(request, self._limits.body)
+        body = await read_body(request, self._limits)
         return JSONResponse(await _beside(len(body), lambda: self.service.tokenize(parse_body(body))))
 
     async def _health(self, request: Request) -> Response:
@@ -146,12 +163,6 @@ class Server:
 
     async def _write_metrics(self, request: Request) -> Response:
         return Response(self._metrics.write(), media_type='text/plain; version=0.0.4')
-
-    async def _send_page(self, request: Request) -> Response:
-        file = PAGE / _PAGE_FILES[request.url.path]
-        if not file.exists():
-            raise HTTPException(404)
-        return FileResponse(file, headers={'Cache-Control': 'no-cache'})
 
 
 async def _beside(size: int, function: Callable[[], Any]) -> Any:
@@ -170,6 +181,11 @@ async def _answer_error(request: Request, error: ApiError) -> Response:
 async def _answer_http(request: Request, error: HTTPException) -> Response:
     message = {404: f'there is nothing at {request.url.path}', 405: f'{request.url.path} takes no {request.method}'}
     return _write_error(ApiError(error.status_code, message.get(error.status_code, str(error.detail))))
+
+
+async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
+    """Ends a request whose client went away before its body had come."""
+    return Response(status_code=499)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ class ApiError(Exception):
       param: the field; None where it is none.
       code: a word for programs; None where there is none.
       retry_after: seconds after which to try again; None where that is of no use.
+      closes: whether the connection is of no use any more.
     """
 
     def __init__(
@@ -23,9 +24,11 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        closes: bool = False,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self.closes = retry_after, closes
 
     def body(self) -> dict[str, Any]:
         """Returns the JSON of the answer."""
@@ -34,4 +37,5 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Returns the headers of the answer."""
-        return {} if self.retry_after is None else {'Retry-After': str(self.retry_after)}
+        again = {} if self.retry_after is None else {'Retry-After': str(self.retry_after)}
+        return again | ({'Connection': 'close'} if self.closes else {})

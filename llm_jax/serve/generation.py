@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.requests import Finish
 from llm_jax.serve.errors import ApiError
-from llm_jax.serve.limits import Gate
+from llm_jax.serve.limits import Entry
 from llm_jax.serve.metrics import Metrics
 from llm_jax.serve.service import Work
 from llm_jax.serve.worker import Update, Worker
@@ -26,32 +26,35 @@ _HEADERS = [
     (b'x-accel-buffering', b'no'),
 ]
 
+_encode = json.JSONEncoder(separators=(',', ':')).encode
+
 
 def write_event(value: Any) -> bytes:
     """Returns an event of server-sent events. JSON in ASCII has no line break that a client would split at."""
-    return b'data: ' + json.dumps(value, separators=(',', ':')).encode() + b'\n\n'
+    return b'data: ' + _encode(value).encode() + b'\n\n'
 
 
 class Generation:
     """The response to one request, as an ASGI application."""
 
     def __init__(
-        self, work: Work, worker: Worker, gate: Gate, metrics: Metrics, seconds: float, arrived: float
+        self, work: Work, worker: Worker, entry: Entry, metrics: Metrics, seconds: float, arrived: float
     ) -> None:
         """Args:
         work: rows and their answer.
         worker: decodes them.
-        gate: has to have room for them.
+        entry: their room, which is given back at the end.
         metrics: count them.
         seconds: most that they may take.
         arrived: when the request came, of the monotonic clock.
         """
-        self._work, self._worker, self._gate, self._metrics = work, worker, gate, metrics
+        self._work, self._worker, self._entry, self._metrics = work, worker, entry, metrics
         self._seconds, self._arrived = seconds, arrived
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers; a client that goes away ends its rows, whether it streams or not."""
         answering = asyncio.create_task(self._answer(scope, receive, send))
+        answering.add_done_callback(lambda _: self._entry.close())
         leaving = asyncio.create_task(_wait_for_disconnect(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -65,21 +68,19 @@ class Generation:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = self._work
-        with self._gate.enter(len(work.requests), work.n_prompt) as entry:
-            updates = self._updates(entry.start)
-            async with contextlib.aclosing(updates):
-                if work.options.stream:
-                    await self._stream(updates, send)
-                    return
-                async for update in updates:
-                    work.answer.add(update)
+        async with contextlib.aclosing(self._updates()) as updates:
+            if work.options.stream:
+                await self._stream(updates, send)
+                return
+            async for update in updates:
+                work.answer.add(update)
         whole = work.answer.whole()
         for choice in whole['choices'] if work.echoes else ():
             choice['text'] = work.echoes[choice['index']] + choice['text']
         self._metrics.add_usage(work.answer.usage)
         await JSONResponse(whole)(scope, receive, send)
 
-    async def _updates(self, start: Any) -> AsyncIterator[Update]:
+    async def _updates(self) -> AsyncIterator[Update]:
         """Yields updates until every choice has ended.
 
         Raises:
@@ -102,7 +103,7 @@ class Generation:
                         self._metrics.first_token.observe(time.monotonic() - self._arrived)
                     waiting.discard(update.index)
                     if not waiting:
-                        start()
+                        self._entry.start()
                     if update.finish is not None:
                         running.discard(update.index)
                     yield update

@@ -12,11 +12,10 @@ from llm_jax.config.schema import ConfigError
 from llm_jax.generate.settings import MAX_BIAS, Sampler
 from llm_jax.serve.errors import ApiError
 
+_NAMED_TOOL = '{"type": "function", "function": {"name": ...}}'
 MAX_CHOICES, MAX_STOPS, MAX_LOGPROBS = 16, 16, 20
 # Fields that say nothing to one model on one server; they are read and have no effect.
-_IGNORED = frozenset(
-    ['user', 'store', 'metadata', 'service_tier', 'safety_identifier', 'prompt_cache_key', 'parallel_tool_calls']
-)
+_IGNORED = frozenset(['user', 'store', 'metadata', 'service_tier', 'safety_identifier', 'prompt_cache_key'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,21 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
+class ToolChoice:
+    """Which calls an answer may have.
+
+    Attributes:
+      is_required: whether it has to call.
+      name: of the one tool that it calls; '' is any.
+      is_parallel: whether it may have several calls.
+    """
+
+    is_required: bool = False
+    name: str = ''
+    is_parallel: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class ChatCompletion:
     """A request to /v1/chat/completions.
 
@@ -63,6 +77,7 @@ class ChatCompletion:
       options: as of completions.
       messages: not yet checked; `Chat.render` does.
       tools: schemas; None is none.
+      tool_choice: which of them are called.
       schema: of the answer's JSON; None leaves it free.
       variables: for the template.
     """
@@ -70,6 +85,7 @@ class ChatCompletion:
     options: Options
     messages: list[Any]
     tools: list[Any] | None
+    tool_choice: ToolChoice
     schema: Any
     variables: dict[str, Any]
 
@@ -129,18 +145,38 @@ def parse_chat(values: Mapping[str, Any]) -> ChatCompletion:
     if top is not None and not wants:
         raise ApiError(400, 'top_logprobs needs logprobs = true', 'top_logprobs')
     old, new = fields.take('max_tokens', _int(1)), fields.take('max_completion_tokens', _int(1))
-    tools, choice = fields.take('tools', _list), fields.take('tool_choice', _any)
-    if choice not in (None, 'auto', 'none'):
-        raise ApiError(400, f"tool_choice = {_short(choice)} is not supported; use 'auto' or 'none'", 'tool_choice')
+    tools, choice = _parse_tools(fields)
     request = ChatCompletion(
         _parse_options(fields, (top or 0) if wants else None, old if new is None else new),
         messages,
-        None if choice == 'none' or not tools else tools,
+        tools,
+        choice,
         fields.take('response_format', _response_schema),
         fields.take('chat_template_kwargs', _dict, {}),
     )
     fields.close()
+    if choice.is_required and request.schema is not None:
+        raise ApiError(
+            400, 'an answer that has to call a tool has no other response_format; leave one out', 'tool_choice'
+        )
     return request
+
+
+def _parse_tools(fields: Fields) -> tuple[list[Any] | None, ToolChoice]:
+    """Returns the tools that may be called, None where none may, and which of them are."""
+    tools, choice = fields.take('tools', _list), fields.take('tool_choice', _any, 'auto')
+    is_parallel = fields.take('parallel_tool_calls', _bool, True)
+    if choice == 'none' or (choice == 'auto' and not tools):
+        return None, ToolChoice()
+    if choice == 'auto':
+        return tools, ToolChoice(is_parallel=is_parallel)
+    function = choice.get('function') if isinstance(choice, dict) and choice.get('type') == 'function' else None
+    name = function.get('name') if isinstance(function, dict) else None
+    if choice != 'required' and not (isinstance(name, str) and name):
+        raise _refuse(choice, 'tool_choice', "'none', 'auto', 'required' or " + _NAMED_TOOL)
+    if not tools:
+        raise ApiError(400, 'tool_choice needs tools; give at least one', 'tools')
+    return tools, ToolChoice(True, name or '', is_parallel and not name)
 
 
 def parse_completion(values: Mapping[str, Any]) -> Completion:

@@ -1,6 +1,6 @@
 """A served model: requests of the protocol become rows of the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import secrets
@@ -12,6 +12,7 @@ from llm_jax.generate.constrain import Grammar, Grammars
 from llm_jax.generate.requests import Request
 from llm_jax.generate.stops import StopText
 from llm_jax.serve.answers import Answer, ChatAnswer
+from llm_jax.serve.calls import OneCall, compile_calls
 from llm_jax.serve.errors import ApiError
 from llm_jax.serve.protocol import ChatCompletion, Completion, Options
 from llm_jax.tokenizer import StreamDecoder, Tokenizer
@@ -36,18 +37,15 @@ class Service:
       context: tokens that a prompt and its answer have room for.
     """
 
-    def __init__(
-        self, name: str, tokenizer: Tokenizer, context: int, chat: chat_lib.Chat | None, no_chat: str = ''
-    ) -> None:
+    def __init__(self, name: str, tokenizer: Tokenizer, context: int, chat: chat_lib.Chat) -> None:
         """Args:
         name: by which clients ask for the model.
         tokenizer: of the model.
         context: of the engine.
-        chat: None where the tokenizer has no template.
-        no_chat: why there is none.
+        chat: renders conversations.
         """
         self.name, self.context = name, context
-        self._tokenizer, self._chat, self._no_chat = tokenizer, chat, no_chat
+        self._tokenizer, self._chat = tokenizer, chat
 
     @functools.cached_property
     def _grammars(self) -> Grammars:
@@ -56,12 +54,18 @@ class Service:
     def open_chat(self, asked: ChatCompletion) -> Work:
         """Raises: ApiError: messages, tools or a schema that cannot be used, or a prompt past the context."""
         prompt = self._render(asked.messages, asked.tools, asked.variables)
-        chat = self._need_chat()
+        chat = self._chat
         stop_ids = chat.stop_ids
-        grammar = self._compile(asked.schema)
-        tool_form = chat.tool_form if asked.tools else ''
-        answer = lambda n_prompts: ChatAnswer(*self._answer(asked.options, n_prompts), tool_form=tool_form)
-        return self._open(asked.options, [prompt], answer, stop_ids, grammar, [True], chat.stop_texts)
+        grammar, tool_form, watch = self._compile(asked.schema), '', StopText
+        if asked.tools:
+            tool_form = chat.tool_form
+            grammar = compile_calls(self._grammars, asked.tools, asked.tool_choice, tool_form) or grammar
+            if not asked.tool_choice.is_parallel:
+                watch = functools.partial(OneCall, form=tool_form)
+        answer = lambda n_prompts: ChatAnswer(
+            *self._answer(asked.options, n_prompts), tool_form=tool_form, is_parallel=asked.tool_choice.is_parallel
+        )
+        return self._open(asked.options, [prompt], answer, stop_ids, grammar, [True], chat.stop_texts, watch)
 
     def open_completion(self, asked: Completion) -> Work:
         """Raises: ApiError: a prompt past the context, or with unknown ids."""
@@ -94,13 +98,7 @@ class Service:
             raise ApiError(400, 'prompt must be text', 'prompt')
         return {'tokens': tokens, 'count': len(tokens), 'max_model_len': self.context}
 
-    def _need_chat(self) -> chat_lib.Chat:
-        if self._chat is None:
-            raise ApiError(400, f'{self.name} cannot chat: {self._no_chat}', 'messages')
-        return self._chat
-
     def _render(self, messages: Any, tools: Any, variables: dict[str, Any]) -> list[int]:
-        chat = self._need_chat()
         reserved = {
             'messages',
             'tools',
@@ -115,7 +113,7 @@ class Service:
             raise ApiError(400, f'chat_template_kwargs.{taken[0]} is not for clients to set', 'chat_template_kwargs')
         try:
             checked = chat_lib.parse_arguments(chat_lib.check(messages))
-            return chat.render(checked, tools=tools, add_generation_prompt=True, **variables).ids
+            return self._chat.render(checked, tools=tools, add_generation_prompt=True, **variables).ids
         except ConfigError as error:
             raise ApiError(400, str(error), 'tools' if str(error).startswith('tools') else 'messages') from None
 
@@ -142,6 +140,7 @@ class Service:
         grammar: Grammar | None,
         continues: Sequence[bool],
         stop_texts: Sequence[str],
+        watch: Callable[[StreamDecoder, Sequence[str]], StopText] = StopText,
     ) -> Work:
         if options.model not in ('', self.name):
             raise ApiError(
@@ -166,7 +165,7 @@ class Service:
                 Request(
                     prompt, options.max_tokens, options.sampler, seed, choice, stop_ids, options.logprobs or 0,
                     grammar.start(continues=after, stop_ids=stop_ids) if grammar else None,
-                    StopText(StreamDecoder(self._tokenizer, continues=after), [*options.stop, *stop_texts]),
+                    watch(StreamDecoder(self._tokenizer, continues=after), [*options.stop, *stop_texts]),
                 )
                 for prompt, after in zip(prompts, continues, strict=True)
                 for choice in range(options.n)

@@ -2,16 +2,33 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import queue
 import threading
 import traceback
-from typing import Any
+from typing import Any, Protocol
 
 from llm_jax.config.schema import ConfigError
-from llm_jax.generate.engine import Engine
 from llm_jax.generate.requests import Finish, Request, Row
 from llm_jax.generate.stops import StopText
+
+Around = Callable[[], contextlib.AbstractContextManager]
+
+
+class RowEngine(Protocol):
+    """What the server needs of `generate.engine.Engine`; see there."""
+
+    context: int
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def submit(self, request: Request) -> Row: ...
+
+    def cancel(self, row: Row) -> None: ...
+
+    def step(self) -> list[Row]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +71,13 @@ class Worker:
       error: why the thread ended before `close`; None while it runs.
     """
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        self._engine, self._loop = engine, loop
+    def __init__(self, engine: RowEngine, loop: asyncio.AbstractEventLoop, around: Around) -> None:
+        """Args:
+        engine: decodes.
+        loop: where updates go.
+        around: makes the context that the engine decodes in, such as its mesh, which belongs to a thread.
+        """
+        self._engine, self._loop, self._around = engine, loop, around
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._of_row: dict[int, tuple[Job, int]] = {}
         self.error: Exception | None = None
@@ -88,9 +110,10 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while self._take_inbox():
-                if not self._engine.is_idle:
-                    self._send([self._describe(row) for row in self._engine.step() if id(row) in self._of_row])
+            with self._around():
+                while self._take_inbox():
+                    if not self._engine.is_idle:
+                        self._send([self._describe(row) for row in self._engine.step() if id(row) in self._of_row])
         except Exception as error:  # every client has to hear of it, whatever it is
             traceback.print_exc()
             self.error = error

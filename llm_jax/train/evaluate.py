@@ -38,5 +38,5 @@ def evaluate(
         sums.append(eval_step(params, plan.place(batch)))
         jax.block_until_ready(sums[-2:-1])  # the device has one batch ahead, and `stop` is not asked of all at once
     # Added up in float64 on the host: a split has more tokens than float32 counts exactly.
-    total = {name: float(np.sum([jax.device_get(s[name]) for s in sums], dtype=np.float64)) for name in sums[0]}
-    return plan.objective.eval_metrics(total)
+    total = {name: np.sum([jax.device_get(s[name]) for s in sums], axis=0, dtype=np.float64) for name in sums[0]}
+    return {name: float(value) for name, value in plan.objective.eval_metrics(total).items()}

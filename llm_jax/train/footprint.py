@@ -21,6 +21,7 @@ def state_parts(plan: Plan) -> dict[str, float]:
     shapes, mesh = plan.shapes, plan.mesh
     parts = {
         'parameters': device_bytes(plan.param_shapes, mesh),
+        'constants': device_bytes(plan.constant_shapes, mesh),
         'optimizer': device_bytes(shapes.opt_state, mesh),
         'average of parameters': device_bytes(shapes.ema, mesh),
         'batch': device_bytes(plan.step_shapes, mesh),

@@ -39,8 +39,8 @@ def sum_cross_entropy(
     model: Transformer, params: Any, x_BLD: jax.Array, batch: Batch, train: Train
 ) -> tuple[jax.Array, jax.Array]:
     """(objective with z-loss, negative log-likelihood), each summed over the weighted targets of a batch."""
-    head, head_params = _head(model, params)
-    chunk = _chunk(model, x_BLD, train.loss_chunk)
+    head, head_params = head_of(model, params)
+    chunk = slice_length(model, x_BLD, train.loss_chunk)
     options = {'z_loss': train.z_loss, 'chunk': chunk, 'gather_once': train.gather_head_once}
     return losses.cross_entropy(head, head_params, x_BLD, batch.targets, batch.loss_weights, **options)
 
@@ -68,9 +68,9 @@ def target_log_probs(
       temperature: of the distribution.
       vocab_size: tokens of the tokenizer, if rows of the vocabulary beyond them have no probability; 0 means all.
     """
-    head, head_params = _head(model, params)
+    head, head_params = head_of(model, params)
     options = {'gather_once': gather_head_once, 'temperature': temperature, 'vocab_size': vocab_size}
-    chunk = _chunk(model, x_BLD, loss_chunk)
+    chunk = slice_length(model, x_BLD, loss_chunk)
     return losses.token_log_probs(head, head_params, x_BLD, targets_BL, chunk=chunk, **options)
 
 
@@ -91,7 +91,7 @@ def per_token_nll(
     return -target_log_probs(model, params, x_BLD, batch.targets, **options)
 
 
-def _head(model: Transformer, params: Any) -> tuple[losses.Head, Any]:
+def head_of(model: Transformer, params: Any) -> tuple[losses.Head, Any]:
     """The head as a function of the parameters that it reads, and these."""
     name = 'embed' if model.config.tie_embeddings else 'unembed'
 
@@ -101,7 +101,7 @@ def _head(model: Transformer, params: Any) -> tuple[losses.Head, Any]:
     return head, {name: params[name]}
 
 
-def _chunk(model: Transformer, x_BLD: jax.Array, loss_chunk: int) -> int:
+def slice_length(model: Transformer, x_BLD: jax.Array, loss_chunk: int) -> int:
     """Positions of each row, over all devices that share it, with logits in memory at once."""
     (B, L, _), rules = x_BLD.shape, model.config.rules
     # Devices that share the length of a row each take slices of their part of it.

@@ -14,11 +14,12 @@ from llm_jax import chat, disk, runs
 from llm_jax.checkpoint import Checkpoints
 from llm_jax.config.schema import Config, ConfigError
 from llm_jax.data.batches import loader
+from llm_jax.data.examples import FORMS
 from llm_jax.data.prepare import model_vocab_size, prepare
 from llm_jax.dist import hosts
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.generate.settings import Sampler
-from llm_jax.generate.text import complete
+from llm_jax.generate.text import answer, complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
 from llm_jax.nn.transformer import Transformer
@@ -28,11 +29,13 @@ from llm_jax.tokenizer import load as load_tokenizer
 from llm_jax.train import compile_cache, reproducible, run_log, setup
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.footprint import explain_exhaustion
+from llm_jax.train.inherit import inherit
 from llm_jax.train.interrupt import Interrupt, Stopped
 from llm_jax.train.lock import RunLock
-from llm_jax.train.resume import start_state, to_items
+from llm_jax.train.objectives import Start
+from llm_jax.train.resume import initial_state, start_state, to_items
 from llm_jax.train.step import make_eval_step
-from llm_jax.train.trainable import merge_params
+from llm_jax.train.trainable import add_constants, merge_params
 
 # (config, model, tokenizer) -> (step, params on the mesh) -> metrics by name
 MakeJudge = Callable[[Config, Transformer, Tokenizer], Callable[[int, Any], dict[str, float]]]
@@ -123,6 +126,7 @@ def _train_locked(
         console.event(f'{len(removed)} compiled program(s) in the cache were cut off, and are compiled again')
     clock.lap('start')
     is_main = jax.process_index() == 0
+    config = inherit(config, run_dir)
     mesh = mesh_lib.make_mesh(config.mesh)
     # Before minutes of data preparation: everything that does not depend on it.
     setup.plan(config, mesh, rows=10**9, vocab_size=model_vocab_size(config), bos_id=0)
@@ -167,7 +171,10 @@ def _train_locked(
         if is_main:  # from here on the directory is a run
             runs.write_config(run_dir, config, experiment_file)
             tokenizer.save(run_dir / 'tokenizer')
-        not_donated = () if frozen is None else (frozen,)
+        plan.objective.check_data(prepared)
+        prepared = plan.objective.complete_data(prepared, _start(plan, state, frozen, tokenizer, run_dir, console))
+        fixed = add_constants(frozen, plan.objective.load_constants(mesh))
+        not_donated = () if fixed is None else (fixed,)
         start = int(state.step)
         clock.lap('state')
         interrupt.waits_for = 'the step is compiled'
@@ -205,7 +212,12 @@ def _train_locked(
         def sampled(params: Any) -> list[tuple[str, str]]:
             prompts, sampler = list(config.train.sample_prompts), Sampler(temperature=0.8, top_k=50)
             new = {'max_new_tokens': config.train.sample_tokens, 'sampler': sampler, 'seed': config.seed, 'slide': True}
-            return list(zip(prompts, complete(plan.model, params, tokenizer, prompts, **new), strict=True))
+            form = FORMS.get(plan.objective.form)
+            if form is not None and form.is_chat:
+                texts = answer(plan.model, params, chat.open_chat(tokenizer), prompts, **new)
+            else:
+                texts = complete(plan.model, params, tokenizer, prompts, **new)
+            return list(zip(prompts, texts, strict=True))
 
         def finish(step: int, metrics: dict[str, jax.Array], batch: Any) -> None:
             """Fetches the metrics of a step, which by now the device has computed."""
@@ -234,7 +246,7 @@ def _train_locked(
                 checkpoints.wait()
             if evaluates:
                 interrupt.waits_for = 'a batch is evaluated'
-                metrics = evaluated(step, merge_params(state.averaged, frozen))
+                metrics = evaluated(step, merge_params(state.averaged, fixed))
                 interrupt.waits_for = 'the step is done and saved'
                 if metrics is None:
                     if not saves:
@@ -249,6 +261,9 @@ def _train_locked(
                     record.samples(step, sampled(merge_params(state.averaged, frozen)))
             return True
 
+        if start == 0 and config.init_from and steps.sample:  # what the model wrote before this stage
+            with record.paused(), record.failure_as_warning('there are no samples of the model that this begins with'):
+                record.samples(0, sampled(merge_params(state.averaged, frozen)))
         source = plan.objective.train_rows(prepared, plan.local_rows)
         batches = loader(source, start, steps.total, config.data.prefetch)
         profiler = Profiler(run_dir / 'profile', profile, range(start + 1, steps.total + 1), enabled=is_main)
@@ -267,7 +282,7 @@ def _train_locked(
             for step in range(start + 1, steps.total + 1):
                 profiler.before(step)
                 batch = plan.place(next(batches))
-                batch = plan.collect(merge_params(state.params, frozen), batch, step - 1)
+                batch = plan.collect(merge_params(state.params, fixed), batch, step - 1)
                 # Nothing but the batch goes to the device, and nothing waits.
                 with jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, batch, *not_donated)  # returns before it is computed
@@ -298,7 +313,7 @@ def _train_locked(
                 # Whether the last parameters are good, a step more tells; its state is thrown away.
                 if batch is None:
                     rows = jax.tree.map(lambda array: array[0], source.read(step - 1, step))
-                    batch = plan.collect(merge_params(state.params, frozen), plan.place(rows), step - 1)
+                    batch = plan.collect(merge_params(state.params, fixed), plan.place(rows), step - 1)
                 loss = float(train_step(state, batch, *not_donated)[1]['loss'])
                 if not np.isfinite(loss):
                     raise _non_finite(f'the parameters of step {step} have loss {loss}', step, checkpoints)
@@ -319,6 +334,20 @@ def _train_locked(
                 write_report(run_dir)
             record.farewell(status, step, results)
     return Result(status, step, results)
+
+
+def _start(
+    plan: setup.Plan, state: Any, frozen: Any, tokenizer: Tokenizer, run_dir: epath.Path, console: Console
+) -> Start:
+    """What the objective may compute with before the first step."""
+    is_first = int(state.step) == 0
+
+    def initial_params() -> Any:
+        begun = (state, frozen) if is_first else initial_state(plan, tokenizer)[:2]
+        return merge_params(begun[0].params, begun[1])
+
+    origin = plan.config.init_from or f'scratch, seed {plan.config.seed}'
+    return Start(run_dir, is_first, origin, initial_params, plan.place, plan.local_rows, console.event)
 
 
 def _padded(token_bytes: np.ndarray, vocab_size: int) -> jax.Array:

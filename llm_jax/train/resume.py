@@ -41,10 +41,15 @@ def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tup
     Raises:
       ConfigError: a checkpoint that does not fit, or a tokenizer other than that of the parameters.
     """
-    config = plan.config
     if (step := checkpoints.latest_step) is not None:
         _check_same_data(checkpoints.meta(step), step, plan, prepared)
         return resume(plan, checkpoints, step)
+    return initial_state(plan, prepared.tokenizer)
+
+
+def initial_state(plan: Plan, tokenizer: Tokenizer) -> tuple[State, Any, str]:
+    """The state before the first step, from `init_from` or from scratch; returns and raises as `start_state`."""
+    config = plan.config
     if not config.init_from:
         if config.model.adapter.kind != 'none':
             raise ConfigError(
@@ -52,7 +57,7 @@ def start_state(plan: Plan, checkpoints: Checkpoints, prepared: Prepared) -> tup
                 'init_from, or set model.adapter.kind = "none" to train from scratch'
             )
         return *jax.jit(plan.init)(jax.random.key(config.seed)), 'started from scratch'
-    params, origin = _initial_params(plan, prepared.tokenizer)
+    params, origin = _initial_params(plan, tokenizer)
     return *jax.jit(plan.start)(params), origin
 
 
@@ -181,11 +186,13 @@ def _initial_params(plan: Plan, tokenizer: Tokenizer) -> tuple[Any, str]:
     item = 'ema' if checkpoints.has(step, 'ema') else 'params'
     model = build(config.model, vocab_size=plan.config.model.vocab_size, seq_len=config.data.seq_len)
     with jax.set_mesh(plan.mesh):
-        plain = dataclasses.replace(plan.config.model, adapter=config.model.adapter)
+        plain = dataclasses.replace(plan.config.model, adapter=config.model.adapter, scores=config.model.scores)
         wanted = param_shapes(Transformer(plain))
         params = checkpoints.restore(step, {item: wanted}, plan.mesh)[item]
         if config.model.adapter.kind != 'none':  # of another stage, which are part of the base now
             params = jax.jit(lambda params: lora.merge(Transformer(plain), params)[1])(params)
+    if plain.scores != plan.config.model.scores:  # a head of another stage; `Plan.start` makes a new one
+        params = {name: part for name, part in params.items() if name != 'score'}
     return params, f'started from {source} at step {step}' + _other_fields(model.config, plan.config.model)
 
 
@@ -193,12 +200,13 @@ def _params_of_hf(plan: Plan, source: epath.Path, tokenizer: Tokenizer) -> tuple
     family, config = hf.read_config(source)
     if (theirs := tokenizer_lib.find(source)) is not None:
         _check_same_tokenizer(source, theirs.limit(config.model.vocab_size), tokenizer)
-    if shapes_by_path(shapes_of(config.model)) != shapes_by_path(shapes_of(plan.config.model)):
+    model = dataclasses.replace(plan.config.model, scores=0)
+    if shapes_by_path(shapes_of(config.model)) != shapes_by_path(shapes_of(model)):
         raise ConfigError(
             f'init_from = {str(source)!r} is of another model than config.model; set '
             + (', '.join(differences(config.model, plan.config.model)) or 'it as its config.json says')
         )
-    params = hf.load_params(source, family, plan.config.model, plan.mesh)
+    params = hf.load_params(source, family, model, plan.mesh)
     return params, f'started from {source}' + _other_fields(config.model, plan.config.model)
 
 
@@ -213,6 +221,6 @@ def _check_same_tokenizer(place: epath.Path, theirs: Tokenizer, ours: Tokenizer)
 
 def _other_fields(there: Model, here: Model) -> str:
     """What says in which fields the model that the parameters come from differs; '' for none."""
-    there, here = (dataclasses.replace(model, adapter=Adapter()) for model in (there, here))
+    there, here = (dataclasses.replace(model, adapter=Adapter(), scores=0) for model in (there, here))
     differ = [said for said in differences(there, here) if not re.search(r'= .*(:|<)', said)]  # of parts, only names
     return f', whose model had {", ".join(differ)}' if differ else ''

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from llm_jax.checkpoint import write_atomically
+from llm_jax.data.examples import FORMS
 from llm_jax.data.prepare import Prepared
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.metrics import (
@@ -146,16 +147,8 @@ class Record:
             f'data: {fmt.size(total(train, "bytes"))} of text in {total(train, "documents")} documents, '
             f'{fmt.count(total(train, "tokens"))} tokens to train on, {fmt.count(total(held_out, "tokens"))} held out'
         )
-        left_out = {
-            word: sum(total(split, word) for split in prepared.manifest['splits'].values() if split)
-            for word in ('dropped', 'cut', 'untrained')
-            if 'columns' in prepared.manifest
-        }
-        if any(left_out.values()):
-            self.console.event(
-                f'conversations: {left_out["dropped"]} longer than data.seq_len dropped, {left_out["cut"]} cut, '
-                f'{left_out["untrained"]} without a token to train on left out'
-            )
+        if prepared.form != 'documents':
+            self.console.event(_describe_examples(prepared))
         self.console.event(
             f'model: {fmt.count(self._info["parameters"])} parameters on {jax.device_count()} '
             f'{plan.mesh.devices.flat[0].device_kind} device(s), mesh ' + mesh_lib.format_sizes(plan.mesh.shape)
@@ -262,7 +255,7 @@ class Record:
         """The table at the end, and what to do next."""
         rows = {'status': status, 'steps': f'{step} of {self._plan.steps.total}'}
         rows['tokens'] = fmt.count(step * self._tokens_per_step)
-        rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items()}
+        rows |= {name.replace('_', ' '): f'{value:.4f}' for name, value in results.items() if name.count('/') < 2}
         gzip = self._info['data']['gzip_bits_per_byte']
         bits = results.get('val/bits_per_byte')
         if bits and gzip:  # not of conversations
@@ -306,6 +299,20 @@ def _lines(file: epath.Path, step: int) -> list[dict[str, Any]]:
     return [line for line in read_jsonl(file) if line['step'] == step]
 
 
+def _describe_examples(prepared: Prepared) -> str:
+    """What became of the examples of post-training, and how full their rows are."""
+    splits, parts = prepared.manifest['splits'], FORMS[prepared.form].parts
+    count = lambda word: sum(entry[word] for split in splits.values() for entry in split.values())
+    room = prepared.count('train') * parts * (prepared.manifest['seq_len'] + 1)
+    text = f'{prepared.form}: rows are {prepared.count("train", "tokens") / room:.0%} full'
+    if any(map(count, ('dropped', 'cut', 'untrained', 'unequal'))):
+        text += (
+            f'; {count("dropped")} longer than data.seq_len dropped, {count("cut")} cut, {count("untrained")} without '
+            'a token to train on left out'
+        )
+    return text + (f', {count("unequal")} with two prompts left out' if count('unequal') else '')
+
+
 def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:
     device, manifest = plan.mesh.devices.flat[0], prepared.manifest
     count = lambda tree: int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
@@ -327,6 +334,7 @@ def _run_info(plan: Plan, prepared: Prepared) -> dict[str, Any]:
         'parameters_trained': count(plan.shapes.params),
         'parameters_embedding': count(embeddings),
         'total_steps': plan.steps.total,
+        'loss_unit': plan.objective.loss_unit,
         'data': {
             'splits': manifest['splits'],
             'vocab_size': manifest['vocab_size'],

@@ -11,7 +11,7 @@ import optax
 
 from llm_jax import config as config_lib
 from llm_jax.adapt.start import start_adapters
-from llm_jax.config.schema import Config, ConfigError
+from llm_jax.config.schema import ADAPTERS, Config, ConfigError
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import Transformer, build, init_params, parameters_of
@@ -19,10 +19,10 @@ from llm_jax.ops import matmul
 from llm_jax.ops.attend.choose import kernels
 from llm_jax.train import compiler, offload, reproducible
 from llm_jax.train import optimizer as optimizer_lib
-from llm_jax.train.objectives import Objective, make_objective
+from llm_jax.train.objectives import Objective, fill_scores, find_objective, make_objective
 from llm_jax.train.state import State, start_training
 from llm_jax.train.step import Metrics, Schedule, make_train_step
-from llm_jax.train.trainable import merge_params, split_params
+from llm_jax.train.trainable import add_constants, merge_params, split_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Plan:
       schedule: step -> learning rate.
       shapes: the state as `jax.ShapeDtypeStruct`.
       frozen_shapes: the parameters that are not trained; None if all are.
+      constant_shapes: those that the objective reads besides, by name.
       bos_id: the token that begins every document.
       attention: kernel -> why it was chosen.
       compiler_options: options of XLA that the compiler of the devices accepts.
@@ -94,6 +95,7 @@ class Plan:
     schedule: Schedule
     shapes: State
     frozen_shapes: Any
+    constant_shapes: dict[str, Any]
     bos_id: int
     attention: dict[str, str]
     compiler_options: dict[str, Any]
@@ -108,7 +110,12 @@ class Plan:
         return self.start(init_params(self.model, key))
 
     def start(self, params: Any) -> tuple[State, Any]:
-        """The state that begins with these parameters of the base, and what is not trained of all; jit it."""
+        """The state that begins with these parameters of the base, and what is not trained of all; jit it.
+
+        A head of scores that the base does not have is new.
+        """
+        if self.config.model.scores and 'score' not in params:
+            params = params | {'score': init_params(self.model, jax.random.key(self.config.seed))['score']}
         params = start_adapters(self.model, params, self.config.seed)
         trained, frozen = split_params(params, self.config.train.trainable)
         return start_training(trained, self.optimizer, with_ema=self.config.train.ema_decay > 0), frozen
@@ -135,7 +142,8 @@ class Plan:
                 'train.reproducible = True: a step is then several programs, one device after the other, which is for '
                 'debugging alone; set it to False to plan or measure one'
             )
-        frozen = () if self.frozen_shapes is None else (self.frozen_shapes,)
+        fixed = add_constants(self.frozen_shapes, self.constant_shapes)
+        frozen = () if fixed is None else (fixed,)
         return self._jit_step(None).lower(state, self.step_shapes, *frozen)
 
     def compiled_step(self, state: State) -> jax.stages.Compiled:
@@ -223,6 +231,10 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
         raise ConfigError(
             f'model.quantised = {kind!r}: quantised weights are not trained; train the run that they were made of'
         )
+    config = fill_scores(config)
+    if config.model.scores and config.train.trainable == ADAPTERS:  # a new head is trained beside them
+        train = dataclasses.replace(config.train, trainable=f'{ADAPTERS}|score/.*')
+        config = dataclasses.replace(config, train=train)
     model = build(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len)
     config = dataclasses.replace(config, model=model.config)
     check_fit(config, dict(mesh.shape))
@@ -236,6 +248,8 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
             offload.check_devices(mesh)
         compiler_options = compiler.accepted_options(config, mesh)
     steps = Steps.of(config, rows)
+    if not getattr(find_objective(config), 'writes_text', True):
+        steps = dataclasses.replace(steps, sample=0)
     span = optimizer_lib.Span(steps.total, steps.warmup, steps.decay, config.schedule.final_lr_ratio)
     schedule = optimizer_lib.make_schedule(config.schedule, config.optimizer.learning_rate, span)
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
@@ -250,8 +264,11 @@ def plan(config: Config, mesh: Mesh, *, rows: int, vocab_size: int, bos_id: int)
     if config.optimizer.offload:
         shapes = dataclasses.replace(shapes, opt_state=offload.in_host_memory(shapes.opt_state))
     objective = make_objective(model, config, bos_id=bos_id)
+    with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
+        constants = objective.constant_shapes()
     if config.train.reproducible:
-        reproducible.check_objective(objective, frozen)
+        reproducible.check_objective(objective, add_constants(frozen, constants))
+    compiled = attention, compiler_options
     return Plan(
-        config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, bos_id, attention, compiler_options
+        config, mesh, steps, model, objective, optimizer, schedule, shapes, frozen, constants, bos_id, *compiled
     )

@@ -59,6 +59,11 @@ def merge_params(trained: Any, frozen: Any) -> Any:
     return merged
 
 
+def add_constants(frozen: Any, constants: dict[str, Any]) -> Any:
+    """What a step takes besides state and rows: parameters that are not trained, and constants; None for neither."""
+    return frozen if not constants else {**(frozen or {}), **constants}
+
+
 def select_like(params: Any, like: Any) -> Any:
     """The parameters of `params` that `like`, a tree from `split_params`, has."""
     if not isinstance(like, dict):

@@ -14,7 +14,7 @@ from llm_jax import config as config_lib
 from llm_jax.dist import mesh as mesh_lib
 from llm_jax.dist.fit import check_fit
 from llm_jax.nn.transformer import build, init_params, parameters_of
-from llm_jax.train.objectives import make_objective
+from llm_jax.train.objectives import fill_scores, make_objective
 from llm_jax.train.optimizer import Span, make_optimizer, make_schedule
 from llm_jax.train.state import init_state
 from llm_jax.train.step import make_train_step
@@ -25,6 +25,7 @@ FILES = sorted(file for file in EXPERIMENTS.rglob('*.py') if file.parent.name !=
 
 def lower(config, n_devices):
     """The StableHLO of one training step on n devices that need not exist."""
+    config = fill_scores(config)
     sizes = mesh_lib.axis_sizes(config.mesh, n_devices)
     check_fit(config, sizes)
     explicit = (jax.sharding.AxisType.Explicit,) * len(sizes)

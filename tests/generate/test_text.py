@@ -1,4 +1,5 @@
 from awkward import sentencepiece_model
+import jax
 import numpy as np
 import pytest
 from tiny import LLAMA, random_params, tiny_config
@@ -82,11 +83,13 @@ def test_a_window_that_slides_sees_the_last_tokens_that_fit(tokenizer, trained):
     most, options = model.config.max_seq_len, {'sampler': Sampler(0.0), 'vocab_size': 300}
     prompts = [[tokenizer.bos_id, *tokenizer.encode('def ' * 12)], [tokenizer.bos_id] * (most + 9)]
     rows = engine.generate(model, params, prompts, max_new_tokens=20, slide=True, **options)
+    forward = jax.jit(lambda ids: model.apply({'params': params}, ids))
     for prompt, new in zip(prompts, rows, strict=True):
         assert len(new) == 20
         row = list(prompt)
         for token in new:
-            logits = model.apply({'params': params}, np.asarray([row[-most:]]))[0, -1, :300]
+            seen = row[-most:]
+            logits = forward(np.asarray([seen + [0] * (most - len(seen))]))[0, len(seen) - 1, :300]
             assert token == int(logits.argmax())
             row.append(token)
     drawn = {'max_new_tokens': 70, 'seed': 3, 'vocab_size': 300, 'sampler': Sampler(1.0), 'stop_ids': [5, 6, 7]}

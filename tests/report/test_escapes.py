@@ -4,11 +4,7 @@ import pytest
 
 from llm_jax.report.page import render
 from llm_jax.report.tables import PHONE, Table
-from llm_jax.report.text import keep_units, markdown_cell, markdown_fence, split_words, visible
-
-
-def test_what_a_terminal_would_obey_is_shown():
-    assert visible('a\x1b[31m\x00\tb\nc') == 'a\\x1b[31m\\x00\tb\nc'
+from llm_jax.report.text import keep_units, markdown_cell, markdown_fence, split_words
 
 
 @pytest.mark.parametrize(

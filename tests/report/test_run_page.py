@@ -199,3 +199,27 @@ def test_tool_says_what_is_wrong_in_one_line(tmp_path, case, monkeypatch, capsys
         runpy.run_path(str(ROOT / 'tools' / 'report.py'), run_name='__main__')
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count('\n') == 1 and str(directory) in error
+
+
+def test_a_stage_of_post_training(tmp_path):
+    """Accuracy leads; both sides of a pair share charts; classes have their confusion; the loss has its own unit."""
+    directory = tmp_path / 'stage'
+    directory.mkdir()
+    (directory / 'run.json').write_text(json.dumps(INFO | {'loss_unit': 'nats per pair'}))
+    lines = []
+    for step in range(1, 41):
+        sides = {'rewards_chosen': step / 40, 'rewards_rejected': -step / 40, 'accuracy': 0.5 + step / 100}
+        lines.append({'step': step, 'loss': 0.7 - step / 100, **sides})
+    confusion = {'ham/ham': 90.0, 'ham/spam': 3.0, 'spam/ham': 2.0, 'spam/spam': 1005.0}
+    held_out = {'val/loss': 0.31, 'val/accuracy': 0.953, 'val/f1': 0.9, 'val/f1/ham': 0.8}
+    lines += [{'step': 20, **held_out, 'val/accuracy': 0.9}]
+    lines += [{'step': 40, **held_out, **{f'val/confusion/{name}': value for name, value in confusion.items()}}]
+    (directory / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    page, markdown = written(directory)
+    text = re.sub(r'\s+', ' ', Page(page).text)
+    for shown in ('95.3 % accuracy', 'the loss there is 0.310 nats per pair', 'taken for spam', '1,005'):
+        assert shown in text, shown
+        assert shown in markdown.replace('**', ''), shown
+    assert 'Classes on the validation split' in text
+    assert [chart.title for chart in run_charts.draw_all(read_run(directory))] == ['Loss', 'Accuracy', 'Rewards']
+    assert run_facts.evaluations(read_run(directory)).header == ('step', 'loss', 'accuracy', 'f1')

@@ -163,31 +163,38 @@ def _step(best: dict[str, float], rows: int) -> float:
 
 
 def _products(model: Any, params: Any, rows: int) -> Callable[[], None]:
-    """The products of 16 steps, each of which depends on the one before."""
+    """The products of 16 steps, each of which depends on the one before, over weights laid out as decoding has them."""
     import jax
     import jax.numpy as jnp
 
     from llm_jax.generate import decode
+    from llm_jax.ops.quantised import Quantised
 
     weights = decode.prepare(decode.decoding_model(model), params)
     D = model.config.d_model
-    flat = lambda kernel: kernel.reshape(D, -1) if kernel.shape[0] == D else kernel.reshape(-1, D)
+
+    def times(kernel: Any, x_IB: jax.Array) -> jax.Array:
+        if isinstance(kernel, Quantised):
+            return kernel.values @ x_IB
+        return kernel.reshape(len(x_IB), -1).T @ x_IB
 
     @jax.jit
-    def run(weights: Any, x_BD: jax.Array) -> jax.Array:
-        def step(_: int, x_BD: jax.Array) -> jax.Array:
+    def run(weights: Any, x_DB: jax.Array) -> jax.Array:
+        def step(_: int, x_DB: jax.Array) -> jax.Array:
             for layer in weights.layers:
                 attention, feed_forward = layer['attention'], layer['feed_forward']
-                q, k, v = (x_BD @ flat(attention[name]['kernel']) for name in 'qkv')
-                x_BD = (q + k + v) @ flat(attention['out']['kernel'])
-                gate, up = (x_BD @ feed_forward[name]['kernel'] for name in ('gate', 'up'))
-                x_BD = 1e-3 * (gate * up) @ feed_forward['down']['kernel']
-            return x_BD + 1e-6 * (x_BD @ weights.outer['embed']['embedding'].T)[:, :D]
+                q, k, v = (times(attention[name]['kernel'], x_DB) for name in 'qkv')
+                x_DB = times(attention['out']['kernel'], q + k + v)
+                gate, up = (times(feed_forward[name]['kernel'], x_DB) for name in ('gate', 'up'))
+                x_DB = 1e-3 * times(feed_forward['down']['kernel'], gate * up)
+            table = weights.outer['embed']['embedding']
+            logits_VB = table.values @ x_DB if isinstance(table, Quantised) else table @ x_DB
+            return x_DB + 1e-6 * logits_VB[:D]
 
-        return jax.lax.fori_loop(0, 16, step, x_BD)
+        return jax.lax.fori_loop(0, 16, step, x_DB)
 
-    x_BD = jnp.full((rows, D), 1e-3)
-    return lambda: run(weights, x_BD).block_until_ready()
+    x_DB = jnp.full((D, rows), 1e-3)
+    return lambda: run(weights, x_DB).block_until_ready()
 
 
 def bench_transformers(shape: str) -> Iterator[Result]:

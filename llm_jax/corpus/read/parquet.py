@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from llm_jax.config.schema import ConfigError
 from llm_jax.corpus.digest import digest
 from llm_jax.corpus.document import Broken
 from llm_jax.corpus.read import rows, unit
@@ -62,6 +63,20 @@ def check(name: str, source: Source, path: str, file: files.File) -> None:
         wanted = getattr(source, option)
         if wanted and _column(wanted, columns) not in columns:
             raise rows.missing_field(f'sources.{name}.{option}', wanted, path, columns)
+
+
+def read_rows(file: files.File) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file with all their fields.
+
+    Raises:
+      ConfigError: it is no Parquet file, or damaged.
+    """
+    try:
+        with _opened(file) as table:
+            for batch in table.iter_batches(_BATCH_ROWS):
+                yield from _python_rows(batch)
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f'{file.path} is no Parquet file that can be read: {error}') from error
 
 
 def _read(name: str, source: Source, path: str, file: files.File, row_groups: list[int] | None) -> Iterator[Record]:

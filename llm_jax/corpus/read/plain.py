@@ -207,7 +207,7 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     if split:
         names = {'all': split}
     elif 'train' in present:
-        names = _own_splits(present)
+        names = own_splits(present)
     else:
         raise ConfigError(f'{field} = {"tfds:" + where!r} has no split "train" but {sorted(present)}; add ":SPLIT"')
     source = _source(f'tfds:{where}', text_field)
@@ -219,7 +219,7 @@ def _open_tfds(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     return readers, digest(text_field, where, tfds.fingerprint(builder))
 
 
-def _own_splits(present: Iterable[str]) -> dict[str, str]:
+def own_splits(present: Iterable[str]) -> dict[str, str]:
     """Our name -> the data set's own, of the splits that it has."""
     present = list(present)
     found = {ours: next((n for n in theirs if n in present), '') for ours, theirs in _SPLIT_NAMES.items()}
@@ -233,7 +233,7 @@ def _open_hub(field: str, where: str, text_field: str) -> tuple[Readers, str]:
     spec = f'{hub.PREFIX}{where}'
     repo = hub.parse_data_set(spec, field)
     found = hub_reader.open_data_set(repo, field)
-    own = {} if repo.split else _own_splits(found.splits)
+    own = {} if repo.split else own_splits(found.splits)
     if 'train' in own:
         chosen = {ours: found.splits[theirs] for ours, theirs in own.items()}
     else:
@@ -281,13 +281,13 @@ def _read_strictly(units: Iterable[Input], path: str, file: files.File | None = 
 def _explained(record: Record, where: str, file: files.File | None) -> ConfigError:
     key = record.where.rpartition('#')[2]
     if record.reason == 'read.no_json' and file and key.isdigit():
-        return ConfigError(f'{file.path}, line {_line_at(file, int(key))} is not JSON: {record.detail}')
+        return ConfigError(f'{file.path}, line {line_at(file, int(key))} is not JSON: {record.detail}')
     hint = '; set data.text_field' if record.reason == 'read.no_text' else ''
     space = ' ' if record.detail.startswith(('is ', 'has ')) else ': '
     return ConfigError(f'{where}{space}{record.detail}{hint}')
 
 
-def _line_at(file: files.File, offset: int) -> int:
+def line_at(file: files.File, offset: int) -> int:
     """Returns the number of the line that starts at an offset of the decompressed file."""
     count = 1
     for block in file.blocks():

@@ -181,8 +181,8 @@ def of_lines(read: Callable[[files.File, int, int], Iterator[Record]], path: str
 def check_json(name: str, source: Source, path: str, file: files.File) -> None:
     """Raises ConfigError if the first record of a file lacks a field."""
     try:
-        for row, key, _ in _json_rows(file, 0, 0, longest(source)):
-            if not isinstance(row, _NotJson | _TooLong):
+        for row, key, _ in json_rows(file, 0, 0, longest(source)):
+            if not isinstance(row, NotJson | TooLong):
                 check(name, source, f'{path}#{key}', row)
                 return
     except files.Damaged:
@@ -192,26 +192,28 @@ def check_json(name: str, source: Source, path: str, file: files.File) -> None:
 def _json_records(fields: RecordFields, file: files.File, start: int, stop: int) -> Iterator[Record]:
     key = start
     try:
-        for row, key, size in _json_rows(file, start, stop, longest(fields.source)):
-            if isinstance(row, _NotJson):
+        for row, key, size in json_rows(file, start, stop, longest(fields.source)):
+            if isinstance(row, NotJson):
                 yield fields.broken(key, 'no_json', row.detail)
             else:
-                yield fields.too_large(key) if isinstance(row, _TooLong) else fields.record(row, key, size)
+                yield fields.too_large(key) if isinstance(row, TooLong) else fields.record(row, key, size)
     except files.Damaged as error:
         yield fields.broken(key, 'damaged', f'{error}; what follows is lost')
 
 
 @dataclasses.dataclass(frozen=True)
-class _NotJson:
+class NotJson:
+    """A line, or what follows in an array, that is not JSON."""
+
     detail: str
 
 
 @dataclasses.dataclass(frozen=True)
-class _TooLong:
+class TooLong:
     """A line, or an element of an array, longer than any record may be."""
 
 
-def _json_rows(file: files.File, start: int, stop: int, limit: int) -> Iterator[tuple[Any, int, int]]:
+def json_rows(file: files.File, start: int, stop: int, limit: int) -> Iterator[tuple[Any, int, int]]:
     """(row, where it starts in the decompressed file, size) of each, blank lines left out; memory is about `limit`."""
     if re.search(r'\.json(\.(gz|zst|bz2|xz))?$', file.path, re.I):
         blocks, offset, head = file.blocks(), 0, b''
@@ -229,7 +231,7 @@ def _json_rows(file: files.File, start: int, stop: int, limit: int) -> Iterator[
     else:
         found = lines(file, start, stop, limit)
     for offset, line in found:
-        yield _parsed(line) if len(line) <= limit else _TooLong(), offset, len(line)
+        yield _parsed(line) if len(line) <= limit else TooLong(), offset, len(line)
 
 
 def lines(file: files.File, start: int, stop: int, limit: int, blank: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -278,7 +280,7 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line.removeprefix(b'\xef\xbb\xbf'))
     except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of an integer of 5000 digits
-        return _NotJson(f'{error}')
+        return NotJson(f'{error}')
 
 
 def _array(blocks: Iterator[bytes], limit: int) -> Iterator[tuple[Any, int, int]]:
@@ -299,7 +301,7 @@ def _array(blocks: Iterator[bytes], limit: int) -> Iterator[tuple[Any, int, int]
             except (ValueError, RecursionError) as error:
                 if ended or len(held) - position > limit or not _is_cut_off(error, held):
                     too_long = f' (an element of more than {limit} bytes)' if len(held) - position > limit else ''
-                    yield _NotJson(f'{error}{too_long}; what follows is lost'), index, 0
+                    yield NotJson(f'{error}{too_long}; what follows is lost'), index, 0
                     return
                 break
             if stop == len(held) and not ended:  # a number may go on
