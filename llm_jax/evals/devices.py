@@ -34,9 +34,9 @@ def open_model(
         if jax.device_count() == 1:
             yield runs.load(path, step, max_seq_len=max_seq_len)
             return
-        sizes = mesh.axis_sizes(config.mesh, jax.device_count())
+        sizes = mesh.make_mesh(config.mesh).shape
         loaded = runs.load(path, step, max_seq_len=max_seq_len, sizes=sizes)
-        with jax.set_mesh(loaded.mesh):
+        with contextlib.nullcontext() if loaded.mesh is None else jax.set_mesh(loaded.mesh):
             yield loaded
 
 

@@ -89,12 +89,6 @@ def _bits_per_byte(run: Run) -> Chart | None:
     return charts.draw('Bits per byte', 'Validation split; lower is better.', marks, x=_STEP)
 
 
-def _tasks(run: Run) -> list[Chart | None]:
-    """The curve of each benchmark that is run while the model trains."""
-    names = sorted({name for line in run.metrics for name in line if name.startswith('tasks/')})
-    return [_curve(run, name, name.removeprefix('tasks/').replace('/', ' '), 'Benchmark.') for name in names]
-
-
 def _several(run: Run, title: str, note: str, names: dict[str, str]) -> Chart | None:
     """Metrics of a run in one chart, those of evaluations with dots; None if there is at most one of them."""
     found = {label: run.series(name) for label, name in names.items()}
@@ -107,6 +101,12 @@ def _several(run: Run, title: str, note: str, names: dict[str, str]) -> Chart | 
         values = values if is_held_out else smoothed(steps, values)
         marks.append(Line(steps, values, color, label, width=1 if is_held_out else 1.6, dots=is_held_out))
     return charts.draw(title, note, marks, x=_STEP)
+
+
+def _tasks(run: Run) -> list[Chart | None]:
+    """The curve of each benchmark that is run while the model trains."""
+    names = sorted({name for line in run.metrics for name in line if name.startswith('tasks/')})
+    return [_curve(run, name, name.removeprefix('tasks/').replace('/', ' '), 'Benchmark.') for name in names]
 
 
 def _curve(run: Run, name: str, title: str, note: str, *, smooth: bool = False, zero: bool = False) -> Chart | None:
