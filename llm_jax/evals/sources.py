@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import tarfile
 
 from llm_jax import hub
@@ -110,10 +111,10 @@ def parse_documents(data: bytes, name: str) -> list[Document]:
     text, name = data.decode('utf-8-sig'), name.removesuffix('.gz')
     if name.endswith('.csv'):
         rows = list(csv.reader(io.StringIO(text)))
-        if rows and all(row[-1] in 'ABCDEFGHIJ' and row[-1] for row in rows):
+        if rows and all(len(row) > 2 and re.fullmatch('[A-J]', row[-1]) for row in rows):
             return [{'question': row[0], 'choices': row[1:-1], 'gold': ord(row[-1]) - ord('A')} for row in rows]
         return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     if name.endswith('.json'):
         found = json.loads(text)
         return found['examples'] if isinstance(found, dict) else found
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split('\n') if line.strip()]  # splitlines also cuts within strings

@@ -174,6 +174,8 @@ def _conditions(one: Mapping[str, Any]) -> str:
     parts = [f'{one["shots"]} examples'] if one.get('shots') else []
     if one.get('samples', 1) > 1:
         parts.append(f'{one["samples"]} samples at {one["temperature"]:g}')
+    if one.get('lower_is_better'):
+        parts.append('lower is better')
     if one.get('truncated'):
         parts.append(f'{one["truncated"]} cut')
     return ', '.join(parts)

@@ -32,12 +32,18 @@ def test_formats_give_the_same_documents():
         assert parse_documents(data, name) == documents, name
 
 
+def test_separators_of_lines_within_a_text_do_not_cut_it():
+    document = {'a': 'one\u2028two\x85three\x0cfour'}
+    assert parse_documents(json.dumps(document, ensure_ascii=False).encode() + b'\r\n', 'x.jsonl') == [document]
+
+
 def test_a_table_without_header_has_questions_choices_and_letters():
     data = b'Is it?,yes,no,C and,D,B\n"a, b",1,2,3,4,D\n'
     assert parse_documents(data, 'x_test.csv') == [
         {'question': 'Is it?', 'choices': ['yes', 'no', 'C and', 'D'], 'gold': 1},
         {'question': 'a, b', 'choices': ['1', '2', '3', '4'], 'gold': 3},
     ]
+    assert parse_documents(b'word,kind\nx,AB\n', 'x.csv') == [{'word': 'x', 'kind': 'AB'}]
 
 
 def test_the_first_file_of_the_first_place_is_read_and_has_its_digest(tmp_path):

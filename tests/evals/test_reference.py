@@ -104,7 +104,9 @@ def test_texts_have_the_scores_of_bos_given_once(reference, stories):
     assert -sum(found) / math.log(2) / size == pytest.approx(wanted['bits_per_byte_bos_once'], abs=1e-5)
 
 
-@pytest.mark.parametrize('name', ['copa', 'winogrande', 'jeopardy', 'boolq'])
+@pytest.mark.parametrize(
+    'name', ['copa', 'winogrande', *(pytest.param(name, marks=pytest.mark.slow) for name in ('jeopardy', 'boolq'))]
+)
 def test_items_of_core_are_right_where_those_of_the_reference_are(name, reference, stories, shared_data, tmp_path):
     whole = json.loads((reference / 'core.stories.json').read_text())
     wanted = whole['tasks'][name]
