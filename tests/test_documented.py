@@ -45,10 +45,11 @@ UNTIL = {
     'bench_serve': (':measure',),
     'bench_train': (':measure', ':start_peers'),
     'chat': ('llm_jax.generate.respond:Responder',),
+    'compare': ('llm_jax.evals.compare:compare_runs',),
     'compare_data': ('llm_jax.lab.compare_data:compare',),
     'convert': tuple(f'llm_jax.interop.convert:{name}' for name in ('from_hf', 'to_hf', 'quantise_run')),
     'coord_check': ('llm_jax.data.prepare:prepare',),
-    'evaluate': ('llm_jax.evals.texts:score',),
+    'evaluate': ('llm_jax.evals.texts:score', 'llm_jax.evals.run:Evaluation'),
     'extrapolate': ('llm_jax.data.prepare:prepare',),
     'launch': (),
     'make_references': (':write',),
@@ -128,7 +129,8 @@ def whole(name, arguments):
 
 def fill(directory):
     """Files of the names that documents use, small."""
-    shutil.copytree(directory / 'runs/NAME', directory / 'runs/X')
+    for name in ('X', 'SMALLER'):
+        shutil.copytree(directory / 'runs/NAME', directory / 'runs' / name)
     (directory / 'experiments/X.py').symlink_to(ROOT / 'experiments/quickstart.py')
     (directory / 'X.py').symlink_to(ROOT / 'experiments/data/stdlib.py')
     lines = lambda *rows: ''.join(json.dumps(row) + '\n' for row in rows).encode()

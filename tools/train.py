@@ -22,10 +22,11 @@ def main(argv: list[str]) -> None:
     config = cli.experiment(known.experiment, fields)
     if known.restart and restart.SUPERVISED not in os.environ:
         sys.exit(restart.supervise([sys.executable, __file__, *argv], known.restart))
-    from llm_jax.train.loop import train  # imports JAX: errors in the config come first, and at once
+    from llm_jax.evals.during import Judge  # imports JAX: errors in the config come first, and at once
+    from llm_jax.train.loop import train
 
     run_dir = known.workdir or pathlib.Path('runs') / config.name
-    result = train(config, run_dir, experiment=known.experiment, profile=known.profile, began=began)
+    result = train(config, run_dir, experiment=known.experiment, profile=known.profile, began=began, make_judge=Judge)
     if result.status == 'stopped' and restart.SUPERVISED in os.environ:
         sys.exit(restart.TRY_AGAIN)
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 import numpy as np
+
+Z = 1.959963984540054  # standard deviations on each side that hold 95 % of a normal distribution
 
 
 def choice_metrics(
@@ -45,8 +48,35 @@ def standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(np.array(values, np.float64), ddof=1) / math.sqrt(len(values)))
 
 
-def wilson_interval(values: Sequence[float], z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(values: Sequence[float], z: float = Z) -> tuple[float, float]:
     """Returns the bounds of the interval of Wilson for a share, 95 % by default."""
     n, share = len(values), mean(values)
     centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+def mutual_information(log_likelihoods: Sequence[float], alone: Sequence[float], gold: int) -> float:
+    """Whether the choice that the context makes likelier most is the right one (lm-eval's acc_mutual_info).
+
+    Args:
+      log_likelihoods: of the choices after the context.
+      alone: of the choices after nothing.
+      gold: index of the right one.
+    """
+    return float(np.argmax(np.array(log_likelihoods, np.float64) - np.array(alone, np.float64)) == gold)
+
+
+def perplexity(log_likelihoods: Sequence[float]) -> dict[str, Any]:
+    """exp(-mean log-likelihood) of the items, with the standard error that the delta method gives."""
+    value, stderr = math.exp(min(-mean(log_likelihoods), 700.0)), standard_error(log_likelihoods)
+    return {'value': value, 'stderr': None if stderr is None else value * stderr}
+
+
+def rescale(entry: dict[str, Any], chance: float) -> dict[str, Any]:
+    """A metric's entry so that chance is 0 and a perfect score 1."""
+    scaled = {'value': (entry['value'] - chance) / (1 - chance), 'stderr': None}
+    if entry['stderr'] is not None:
+        scaled['stderr'] = entry['stderr'] / (1 - chance)
+    if 'interval' in entry:
+        scaled['interval'] = tuple((bound - chance) / (1 - chance) for bound in entry['interval'])
+    return scaled

@@ -34,7 +34,7 @@ def draw_all(run: Run) -> list[Chart]:
         _curve(run, 'router_aux', 'Balance of experts', 'The balance loss; 1 is even.', smooth=True),
         _curve(run, 'router_z', 'Router logits', 'Mean of log(Σ exp)².', smooth=True),
     ]
-    return [chart for chart in made if chart]
+    return [chart for chart in [*made, *_tasks(run)] if chart]
 
 
 def smoothed(steps: Sequence[int], values: Sequence[float], span: float = 0.02) -> np.ndarray:
@@ -101,6 +101,12 @@ def _several(run: Run, title: str, note: str, names: dict[str, str]) -> Chart | 
         values = values if is_held_out else smoothed(steps, values)
         marks.append(Line(steps, values, color, label, width=1 if is_held_out else 1.6, dots=is_held_out))
     return charts.draw(title, note, marks, x=_STEP)
+
+
+def _tasks(run: Run) -> list[Chart | None]:
+    """The curve of each benchmark that is run while the model trains."""
+    names = sorted({name for line in run.metrics for name in line if name.startswith('tasks/')})
+    return [_curve(run, name, name.removeprefix('tasks/').replace('/', ' '), 'Benchmark.') for name in names]
 
 
 def _curve(run: Run, name: str, title: str, note: str, *, smooth: bool = False, zero: bool = False) -> Chart | None:

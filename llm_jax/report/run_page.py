@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from llm_jax.report import run_charts, run_facts
+from llm_jax.report import run_charts, run_facts, scores
 from llm_jax.report.page import encode, render
 from llm_jax.report.run import read_run
 
@@ -20,6 +20,7 @@ def write_report(run_dir: epath.PathLike) -> None:
       ConfigError: it is not a run directory, or a file in it is not JSON.
     """
     run = read_run(run_dir)
+    results = scores.read_scores(run.directory)
     values = {
         'run': run,
         'headline': run_facts.headline(run),
@@ -31,9 +32,11 @@ def write_report(run_dir: epath.PathLike) -> None:
         'data': run_facts.data_table(run),
         'data_notes': run_facts.data_notes(run),
         'samples': run_facts.samples(run),
+        'scores': scores.tabulate(results),
+        'examples': scores.pick_examples(run.directory, results),
         'config': run_facts.config_sections(run),
         'command': run_facts.command(run),
     }
-    page = render('run.html.jinja', charts=run_charts.draw_all(run), **values)
+    page = render('run.html.jinja', charts=run_charts.draw_all(run), score_chart=scores.draw(results), **values)
     (run.directory / 'report.html').write_bytes(encode(page))
     (run.directory / 'report.md').write_bytes(encode(render('run.md.jinja', **values)))

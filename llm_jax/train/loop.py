@@ -1,5 +1,6 @@
 """Pre-training, top to bottom: data, model, steps, evaluation, checkpoints, samples, report."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 import dataclasses
 from typing import Any
@@ -21,6 +22,7 @@ from llm_jax.generate.settings import Sampler
 from llm_jax.generate.text import answer, complete
 from llm_jax.metrics import Console
 from llm_jax.metrics.profile import Profiler
+from llm_jax.nn.transformer import Transformer
 from llm_jax.report import write_report
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.tokenizer import load as load_tokenizer
@@ -34,6 +36,9 @@ from llm_jax.train.objectives import Start
 from llm_jax.train.resume import initial_state, start_state, to_items
 from llm_jax.train.step import make_eval_step
 from llm_jax.train.trainable import add_constants, merge_params
+
+# (config, model, tokenizer) -> (step, params on the mesh) -> metrics by name
+MakeJudge = Callable[[Config, Transformer, Tokenizer], Callable[[int, Any], dict[str, float]]]
 
 
 class NonFiniteLossError(ConfigError):
@@ -56,6 +61,7 @@ def train(
     experiment: str | None = None,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
+    make_judge: MakeJudge | None = None,
 ) -> Result:
     """Trains an experiment, or goes on with it where it stopped.
 
@@ -65,6 +71,7 @@ def train(
       experiment: the file the config came from, copied into the run directory.
       profile: first and last step of a trace, written to `run_dir`/profile.
       began: `time.perf_counter()` when the command began; now, if left out.
+      make_judge: makes what runs `train.eval_tasks`, `evals.during.Judge`.
 
     Raises:
       ConfigError: what the user can put right.
@@ -72,21 +79,31 @@ def train(
     """
     clock = run_log.Clock(began)
     clock.lap('import')
+    if config.train.eval_tasks and make_judge is None:
+        raise ConfigError(
+            f'train.eval_tasks = {config.train.eval_tasks!r} needs what runs them: give '
+            'train(make_judge=llm_jax.evals.during.Judge), as ./tools/run train does'
+        )
     if config.train.reproducible:
         reproducible.before_devices()
     with hosts.job(config):
-        return _train(config, epath.Path(run_dir), clock, experiment, profile)
+        return _train(config, epath.Path(run_dir), clock, experiment, profile, make_judge)
 
 
 def _train(
-    config: Config, run_dir: epath.Path, clock: run_log.Clock, experiment: str | None, profile: tuple[int, int] | None
+    config: Config,
+    run_dir: epath.Path,
+    clock: run_log.Clock,
+    experiment: str | None,
+    profile: tuple[int, int] | None,
+    make_judge: MakeJudge | None,
 ) -> Result:
     is_main = jax.process_index() == 0
     console = Console(0, enabled=is_main)
     interrupt = Interrupt(watch_preemption=config.train.watch_preemption, starting=True, say=console.event)
     try:
         with interrupt, RunLock(run_dir, console) if is_main else nullcontext() as lock:
-            return _train_locked(config, run_dir, clock, experiment, profile, interrupt, lock, console)
+            return _train_locked(config, run_dir, clock, experiment, profile, make_judge, interrupt, lock, console)
     except Stopped:
         console.event(
             f'{interrupt.signal} before the first step: nothing was lost; run the same command to start again'
@@ -100,6 +117,7 @@ def _train_locked(
     clock: run_log.Clock,
     experiment: str | None,
     profile: tuple[int, int] | None,
+    make_judge: MakeJudge | None,
     interrupt: Interrupt,
     lock: RunLock | None,
     console: Console,
@@ -168,6 +186,7 @@ def _train_locked(
             compile_cache.release_freed()
             hosts.meet(f'compiled from step {start}')
             clock.lap('compile')
+        judge = make_judge(config, plan.model, tokenizer) if config.train.eval_tasks else None
         token_bytes = _padded(tokenizer.token_bytes, config.model.vocab_size)
         eval_step = jax.jit(make_eval_step(plan.model, config, bos_id=plan.bos_id, token_bytes=token_bytes))
         interrupt.begin()
@@ -184,6 +203,9 @@ def _train_locked(
                 if part is None:
                     return None
                 values |= {f'{prefix}/{name}': value for name, value in part.items()}
+            if judge:
+                interrupt.waits_for = 'the benchmarks are run'
+                values |= judge(step, params)
             record.evaluation(step, values)
             return values
 

@@ -70,9 +70,10 @@ def test_a_dialogue_begins_with_a_turn():
 
 
 def test_dialogues_of_people(shared_data):
-    """HH-RLHF: two of the first 1,812 test pairs are answers to different prompts."""
+    """HH-RLHF: in two of the first 1,812 test pairs one answer is two turns; the prompt is what comes before both."""
     file = shared_data / 'preference/hh_harmless_base_test_part1.jsonl.gz'
     pairs = [read_comparison(record, 'here') for record in files.read_json_lines(str(file), 'hh')]
     assert len(pairs) == 1812
-    assert sum(not pair.share_prompt for pair in pairs) == 2
+    assert all(pair.share_prompt for pair in pairs)
+    assert sum(len(pair.chosen) != len(pair.rejected) for pair in pairs) == 2
     assert {message['role'] for pair in pairs for message in pair.chosen} == {'user', 'assistant'}

@@ -37,21 +37,21 @@ def trainers(model, params, rows, **options):
 
 
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
-@pytest.mark.parametrize('temperature', [1.0, 0.7])
-def test_ratio_on_policy(sizes, temperature):
+def test_ratio_on_policy(sizes):
     config = tiny_config(**LLAMA, data__seq_len=64, model__logit_softcap=4.0)
     model = tiny_model(config)
     with on_mesh(sizes):
         params = place_params(model, random_params(model))
         engine = Engine(model, params, n_slots=8, vocab_size=REAL)
-        sampler = Sampler(temperature)
-        rows = engine.run(Request([1, 5, i], 20, sampler, seed=2, choice=i) for i in range(8))
-        model_log_probs = trainers(model, params, rows, vocab_size=REAL)
-        policy_log_probs = trainers(model, params, rows, vocab_size=REAL, temperature=temperature)
-    assert len({token for row in rows for token in row.tokens}) > 20
-    for row, of_model, of_policy in zip(rows, model_log_probs, policy_log_probs, strict=True):
-        np.testing.assert_allclose(row.log_probs, of_model, atol=2e-5)
-        np.testing.assert_allclose(np.exp(of_policy - row.sampled_log_probs), 1, atol=2e-5)
+        for temperature in (1.0, 0.7):
+            sampler = Sampler(temperature)
+            rows = engine.run(Request([1, 5, i], 20, sampler, seed=2, choice=i) for i in range(8))
+            model_log_probs = trainers(model, params, rows, vocab_size=REAL)
+            policy_log_probs = trainers(model, params, rows, vocab_size=REAL, temperature=temperature)
+            assert len({token for row in rows for token in row.tokens}) > 20
+            for row, of_model, of_policy in zip(rows, model_log_probs, policy_log_probs, strict=True):
+                np.testing.assert_allclose(row.log_probs, of_model, atol=2e-5)
+                np.testing.assert_allclose(np.exp(of_policy - row.sampled_log_probs), 1, atol=2e-5)
 
 
 def test_what_a_cut_leaves_out_is_seen():

@@ -54,7 +54,7 @@ def alone():
 
 
 def test_neighbours_slots_and_chunks(alone):
-    for options in ({'n_slots': 5, 'chunk': 32}, {'n_slots': 3, 'chunk': 512}):
+    for options in ({'n_slots': 2, 'chunk': 32}, {'n_slots': 5, 'chunk': 512}):
         for order in (slice(None), slice(None, None, -1)):
             _, rows = decode(*trained(), requests()[order], **options)
             assert_same(rows, alone[order])
@@ -77,7 +77,7 @@ def test_kept_prefixes_and_cancelled_rows(alone):
     assert [row.n_reused for row in strangers] == [64, 64, 0, 64]  # the third never entered
 
 
-@pytest.mark.parametrize('sizes', [(1, 4, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('sizes', [pytest.param((1, 4, 2), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_meshes(alone, sizes):
     with on_mesh(sizes):
         model, params = trained()

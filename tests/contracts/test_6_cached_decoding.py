@@ -69,7 +69,7 @@ def test_every_variant(name):
     check(tiny_config(**(LLAMA | VARIANTS[name])))
 
 
-@pytest.mark.parametrize('sizes', [None, (1, 4, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('sizes', [None, pytest.param((1, 4, 2), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_unrolled_and_on_meshes(sizes):
     check(tiny_config(**LLAMA, scan=False), sizes=sizes)
     if sizes:

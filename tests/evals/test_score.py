@@ -12,7 +12,9 @@ from llm_jax import tokenizer
 from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.evals import score
-from llm_jax.evals.run import Evaluation
+from llm_jax.evals.run import Evaluation, Options
+from llm_jax.evals.sources import Sources
+from llm_jax.evals.tasks import find_task
 from llm_jax.nn.transformer import build, init_params
 from llm_jax.runs import Loaded
 
@@ -63,7 +65,7 @@ def test_a_score_that_is_not_finite_names_its_item(loaded):
 def test_a_task_leaves_its_items_and_results_and_is_not_run_twice(loaded, tmp_path, monkeypatch):
     documents = [{'query': 'The cat', 'choices': ['sat.', 'on the mat.'], 'gold': 1}] * 3
     (tmp_path / 'openbook_qa_test.jsonl').write_text('\n'.join(map(json.dumps, documents)))
-    results = Evaluation(loaded, tmp_path, limit=2).run('openbookqa', tmp_path / 'evals')
+    results = Evaluation(loaded, Sources([tmp_path]), Options(2)).run(find_task('openbookqa'), tmp_path / 'evals')
     assert (results['n'], results['truncated'], results['bos'], results['dtype']) == (2, 0, True, 'float32')
     lines = gzip.decompress((tmp_path / 'evals/openbookqa/items.jsonl.gz').read_bytes()).decode().splitlines()
     item = json.loads(lines[0])
@@ -72,14 +74,16 @@ def test_a_task_leaves_its_items_and_results_and_is_not_run_twice(loaded, tmp_pa
     assert (request['context'], request['continuation']) == ('The cat', ' on the mat.')
     assert request['tokens'] == loaded.tokenizer.encode('The cat on the mat.')[-len(request['tokens']) :]
     monkeypatch.setattr(score.Scorer, 'score', lambda *args: pytest.fail('scored again'))
-    assert Evaluation(loaded, tmp_path, limit=2).run('openbookqa', tmp_path / 'evals') == results
+    assert (
+        Evaluation(loaded, Sources([tmp_path]), Options(2)).run(find_task('openbookqa'), tmp_path / 'evals') == results
+    )
 
 
 def test_mistakes_are_named(loaded, tmp_path):
-    evaluation = Evaluation(loaded, tmp_path, shots=1)
+    evaluation = Evaluation(loaded, Sources([tmp_path]), Options(shots=1))
     with pytest.raises(ConfigError, match="'helaswag', which is no task; did you mean 'hellaswag'"):
-        evaluation.run('helaswag', tmp_path)
+        find_task('helaswag')
     with pytest.raises(ConfigError, match='has no piqa_val.jsonl.gz'):
-        evaluation.run('piqa', tmp_path)
+        evaluation.run(find_task('piqa'), tmp_path)
     with pytest.raises(ConfigError, match='copa has no examples'):
-        evaluation.run('copa', tmp_path)
+        evaluation.run(find_task('copa'), tmp_path)

@@ -112,7 +112,7 @@ def test_a_prompt_does_not_depend_on_the_others(expected):
     same(beam.search(*trained(), PROMPTS[:1] * 20, **options)[16:], expected[:1] * 4)  # more than fit together
 
 
-@pytest.mark.parametrize('sizes', [(1, 4, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize('sizes', [pytest.param((1, 4, 2), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_same_on_every_mesh(expected, sizes):
     model, params = trained()
     with on_mesh(sizes):

@@ -75,7 +75,7 @@ def test_load_at_another_context(tmp_path):
         llm_jax.load(directory(tmp_path / 'gpt2', CASES['gpt2.tied']), max_seq_len=256)
 
 
-@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize('sizes', [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)])
 @pytest.mark.parametrize('case', ['gpt2.tied', 'llama.grouped_llama3_rope', 'deepseek_v3.grouped_yarn', 'gpt_oss.yarn'])
 def test_onto_a_mesh(tmp_path, case, sizes):
     """Arrays lie as fresh ones do, hold the same numbers, and give the same logits."""

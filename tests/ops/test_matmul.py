@@ -71,8 +71,7 @@ def test_same_step_on_a_mesh(kind):
     """Scales are those of the whole array however it is split: by rows, columns and the tokens of a row."""
     sequence = {'mesh__rules__residual_length': ('context', 'tensor')}
     meshes = [
-        ((1, 1, 1), {}), ((2, 2, 2), {}), ((1, 4, 2), {}), ({'fsdp': 2, 'context': 4}, {}),
-        ({'fsdp': 2, 'context': 2, 'tensor': 2}, sequence),
+        ((1, 1, 1), {}), ((2, 2, 2), {}), ({'fsdp': 2, 'context': 2, 'tensor': 2}, sequence),
     ]  # fmt: skip
     results = []
     for sizes, rules in meshes:
@@ -82,7 +81,7 @@ def test_same_step_on_a_mesh(kind):
             new, metrics = step(state, place(packed_tokens(8), config))
             assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)
             results.append(jax.device_get((metrics, new.params)))
-    for (metrics, params), (metrics_1, params_1) in zip(results[1:], results[:1] * 4, strict=True):
+    for (metrics, params), (metrics_1, params_1) in zip(results[1:], results[:1] * 2, strict=True):
         # A rounding error of float32 may take an entry over the border between two of float8; the norm of the gradients
         # then differs by up to .5 % between one kind of CPU and another.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), metrics, metrics_1)

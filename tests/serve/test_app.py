@@ -79,7 +79,7 @@ BAD = [
     ({'messages': HI, 'response_format': {'type': 'xml'}}, 'response_format.type'),
     ({'messages': HI, 'response_format': {'type': 'json_schema', 'json_schema': {'schema': {'type': 5}}}},
      'response_format'),
-    ({'messages': HI, 'tools': [5]}, 'tools'), ({'messages': HI, 'tool_choice': 'required'}, 'tool_choice'),
+    ({'messages': HI, 'tools': [5]}, 'tools'), ({'messages': HI, 'tool_choice': 'required'}, 'tools'),
     ({'messages': HI, 'chat_template_kwargs': {'weights': True}}, 'chat_template_kwargs'),
 ]  # fmt: skip
 

@@ -22,7 +22,8 @@ VALID = {
         'messages': [
             {'role': 'system', 'content': 'Be.'}, {'role': 'user', 'content': [{'type': 'text', 'text': 'Hi'}]},
         ],
-        'logprobs': True, 'top_logprobs': 2, 'tool_choice': 'auto', 'chat_template_kwargs': {'x': 1},
+        'logprobs': True, 'top_logprobs': 2, 'tool_choice': 'auto', 'parallel_tool_calls': True,
+        'chat_template_kwargs': {'x': 1},
         'response_format': {'type': 'json_schema', 'json_schema': {'name': 'a', 'schema': {'type': 'object'}}},
         'tools': [{'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}],
     },

@@ -129,8 +129,10 @@ def test_an_answer_appears_in_steps_and_stops(open_page, scripted):
     page = open_page()
     say(page, 'long')
     body, lengths = page.locator('.assistant .body'), set()
+    end = time.monotonic() + 20
     while len(lengths) < 4:
         lengths.add(len(body.inner_text()))
+        assert time.monotonic() < end, lengths
         page.wait_for_timeout(30)
     assert page.locator('#log').get_attribute('aria-busy') == 'true'
     page.click('#send')
@@ -310,6 +312,8 @@ def test_a_phone(open_page):
         say(page, said)
         wait(page)
         assert page.evaluate(widths) <= 360
+    code = page.locator('.code pre').first  # it scrolls within itself
+    assert code.evaluate('one => { one.scrollLeft = 50; return one.scrollLeft; }') == 50
     page.locator('.user .edit').last.click()
     assert page.evaluate(widths) <= 360
     page.keyboard.press('Escape')
@@ -466,6 +470,53 @@ def test_a_refusal_is_one_line_and_nothing_is_lost(open_page, scripted):
     playwright.expect(failure).to_contain_text('does not answer')
     assert questions(page)[-1] == 'z' * 5000
     assert failure.locator('span').count() == 1
+
+
+def event(**choice):
+    return f'data: {json.dumps({"choices": [{"delta": {}, "finish_reason": None} | choice]})}\n\n'
+
+
+@pytest.mark.parametrize(
+    ('rest', 'message'),
+    [
+        ('data: {"error": {"message": "the answer took longer than 600 s"}}\n\n', 'the answer took longer'),
+        ('', 'The connection ended before the answer did.'),
+    ],
+)
+def test_an_answer_that_breaks_off_stays(open_page, rest, message):
+    page = open_page()
+    body = event(delta={'content': 'Half an'}) + event(delta={'content': ' answer'}) + rest
+    page.route('**/v1/chat/completions', lambda route: route.fulfill(content_type='text/event-stream', body=body))
+    say(page, 'hi')
+    playwright.expect(page.locator('.failure')).to_contain_text(message)
+    assert answers(page) == ['Half an answer']
+    assert page.locator('.note').inner_text() == 'broken off'
+    page.unroute('**/v1/chat/completions')
+    page.get_by_role('button', name='Try again').click()
+    wait(page)
+    assert answers(page)[0].startswith('You said hi.')
+    assert page.locator('.failure').count() == 0
+
+
+def test_two_tabs_and_a_full_browser(open_page):
+    page = open_page()
+    other = page.context.new_page()
+    other.goto(page.url)
+    say(page, 'from the first')
+    wait(page)
+    say(other, 'from the second')
+    wait(other)
+    playwright.expect(page.locator('#conversations .open')).to_have_text(['from the second', 'from the first'])
+    other.locator('#conversations .open').last.click()
+    assert questions(other) == ['from the first']
+    page.evaluate('localStorage.setItem("other", "x".repeat(5 * 2 ** 20 - 2000))')
+    say(page, 'y' * 3000)
+    wait(page)
+    playwright.expect(page.locator('.failure')).to_contain_text('no room left')
+    assert answers(page)[1].startswith('You said yyy')
+    page.evaluate('localStorage.setItem("llm_jax.conversation.bad", "{")')
+    page.reload()
+    assert page.locator('#conversations .open').count() == 2
 
 
 def test_a_key_is_asked_for(browser, make_live, make_scripted):

@@ -10,6 +10,7 @@ import sys
 
 import documented
 import httpx2
+import jax
 import pytest
 from tiny import LLAMA, random_params, tiny_config
 
@@ -19,7 +20,9 @@ from llm_jax.config import schema
 from llm_jax.config.schema import ConfigError
 from llm_jax.generate.engine import generate
 from llm_jax.nn.transformer import build
+from llm_jax.serve.limits import Limits
 from llm_jax.serve.listen import bind, url_of
+from llm_jax.serve.run import make_server
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -93,6 +96,13 @@ def test_serves_a_mesh_until_sigterm_and_finishes_what_it_began(run_dir):
 def test_a_mistake_is_one_error(run_dir, arguments, message):
     with pytest.raises(ConfigError, match=message):
         documented.load_tool('serve').main([str(run_dir), '--port', '0', *arguments])
+
+
+def test_several_hosts_are_refused(run_dir, monkeypatch):
+    loaded = runs.load(run_dir)
+    monkeypatch.setattr(jax, 'process_count', lambda: 4)
+    with pytest.raises(ConfigError, match='answers from one host, and this job has 4; write the model with convert'):
+        make_server(loaded, 'small', Limits(slots=1))
 
 
 def test_a_port_is_taken_before_a_model_is_loaded():

@@ -17,7 +17,7 @@ let model = { id: '', max_model_len: 0 };
 let shown = store.newConversation();
 let running = null; // the AbortController of the answer that comes
 let edited = null; // the message whose editor is open
-let failure = null; // {text, actions}: the line below the conversation
+let notice = null; // {text, buttons, isFailure}: the line below the conversation
 
 // --- What is shown ---
 
@@ -34,8 +34,8 @@ function show() {
   $('send').title = label;
   $('send').setAttribute('aria-label', label);
   $('export').disabled = shown.messages.length === 0;
-  $('notice').replaceChildren(...(failure ? [
-    el('p', { class: 'failure', role: 'alert' }, el('span', {}, failure.text), ...failure.actions),
+  $('notice').replaceChildren(...(notice ? [
+    el('p', { class: notice.isFailure ? 'failure' : 'news', role: 'alert' }, el('span', {}, notice.text), ...notice.buttons),
   ] : []));
   showList();
 }
@@ -55,13 +55,17 @@ function say(text) {
 }
 
 function fail(text, ...buttons) {
-  failure = { text, actions: buttons };
+  notice = { text, buttons, isFailure: true };
+}
+
+function tell(text, ...buttons) {
+  notice = { text, buttons, isFailure: false };
 }
 
 async function findModel() {
   try {
     model = await fetchModel(store.loadKey());
-    failure = null;
+    notice = null;
   } catch (error) {
     fail(error.message, error.status === 401 ? textButton('Enter the key', openSettings) : textButton('Try again', findModel));
   }
@@ -80,7 +84,11 @@ function textButton(label, click) {
 
 function keep() {
   shown.draft = prompt.value;
-  if (!shown.messages.length && !shown.draft.trim() && !shown.system.trim()) return;
+  if (!shown.messages.length && !shown.draft.trim() && !shown.system.trim()) {
+    store.dropConversation(shown.id);
+    conversations = conversations.filter((one) => one.id !== shown.id);
+    return;
+  }
   const refused = store.keepConversation(shown);
   if (refused) fail(refused);
   if (!conversations.some((one) => one.id === shown.id)) conversations.unshift(shown);
@@ -90,7 +98,7 @@ function openConversation(conversation) {
   stop();
   closeEditor();
   keep();
-  failure = null;
+  notice = null;
   shown = conversation;
   prompt.value = shown.draft;
   prompt.dispatchEvent(new Event('input'));
@@ -112,12 +120,12 @@ function deleteConversation(conversation) {
   }
   const undo = textButton('Undo', () => {
     conversations.splice(place, 0, conversation);
-    failure = null;
+    notice = null;
     const refused = store.keepConversation(conversation);
     if (refused) fail(refused);
     openConversation(conversation);
   });
-  fail(`“${store.titleOf(conversation)}” is deleted.`, undo);
+  tell(`“${store.titleOf(conversation)}” is deleted.`, undo);
   show();
   prompt.focus();
 }
@@ -176,7 +184,7 @@ async function answer({ before = null, reopen = null } = {}) {
   const controller = new AbortController();
   const drawing = makeDrawing(conversation, reply);
   const pace = makePace();
-  failure = null;
+  notice = null;
   running = controller;
   conversation.messages = [...conversation.messages, reply];
   conversation.updated = Date.now();
@@ -219,7 +227,7 @@ function finish(reply, problem, reopen) {
   const buttons = isOpen && !reopen ? [textButton('Try again', retry)] : [];
   if (problem?.status === 401) buttons.unshift(textButton('Enter the key', openSettings));
   if (problem) fail(problem.message, ...buttons);
-  else if (!content && buttons.length) fail('Stopped before the answer began.', ...buttons);
+  else if (!content && buttons.length) tell('Stopped before the answer began.', ...buttons);
   say(problem ? '' : note.startsWith('stopped') ? 'Stopped' : 'The answer is complete');
   keepingEnd(() => {
     show();
