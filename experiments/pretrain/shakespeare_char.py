@@ -6,6 +6,9 @@
 The text comes with char-rnn and nanoGPT (1.1 MB); another file is --config.data.sources=text:FILE. Model, split (the
 last tenth of the text), batches and optimizer are those of nanoGPT's command for a laptop (4 layers, width 128, 2000
 steps).
+
+Held-out loss after them, nats per character: 1.881 and 1.890 here (seeds 0 and 1), 1.898 in nanoGPT (one seed, the same
+recipe and text).
 """
 
 import ml_collections
