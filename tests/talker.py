@@ -4,6 +4,7 @@ import functools
 import pathlib
 from typing import Any
 
+import jax
 from tiny import LLAMA, random_params, tiny_config
 
 from llm_jax import chat as chat_lib
@@ -31,9 +32,9 @@ def config() -> schema.Config:
 
 @functools.cache
 def model() -> tuple[Transformer, Any]:
-    """The model and its parameters."""
+    """The model and its parameters, committed to a device as those of a checkpoint are."""
     made = build(config().model, vocab_size=tokenizer().vocab_size, seq_len=CONTEXT)
-    return made, random_params(made)
+    return made, jax.device_put(random_params(made), jax.devices()[0])
 
 
 def save_run(directory: pathlib.Path) -> None:

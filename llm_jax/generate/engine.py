@@ -104,6 +104,11 @@ class Engine:
         self._draft = draft
         self._slots = slots.make_slots(self.model, draft, self.n_slots, self.context, self._pack({}), cache)
         self._pool = pages.make_pool(self.model, draft, n_pages * n_shards, cache) if n_pages else ()
+        if jax.sharding.get_abstract_mesh().empty:
+            # Weights of a checkpoint are committed to their device, and so is what programs make of them: arrays that
+            # are not would have each program compiled once more, after the first request.
+            (device,) = jax.tree.leaves(self._weights)[0].devices()
+            self._slots, self._pool = jax.device_put((self._slots, self._pool), device)
         self._sent: collections.deque[tuple[schedule.Prefill | schedule.Decode, slots.Drawn]] = collections.deque()
         self._all_allowed = np.full((self.n_slots, -(-config.vocab_size // 32)), 0xFFFFFFFF, np.uint32)
 
